@@ -1,0 +1,1 @@
+"""The domain: signal programs, observations, prompts, decisions, SUMO, replay, controllers, episodes."""

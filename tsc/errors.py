@@ -1,0 +1,51 @@
+"""Errors that name what went wrong, where, what is allowed and the remedy.
+
+Entry points catch `TscError`, print its message to standard error and exit with status 2. Anything else is a defect of
+ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class TscError(Exception):
+    """Base of every error that a user can act on."""
+
+
+class ConfigError(TscError):
+    """A configuration file, option or environment variable has a wrong value."""
+
+
+class ScenarioError(TscError):
+    """A SUMO scenario is missing, broken, or has nothing to control."""
+
+
+class SampleError(TscError):
+    """A sample of a dataset breaks the contract."""
+
+
+class StateError(TscError):
+    """A saved simulation state is missing, damaged, or belongs to other files or another SUMO."""
+
+
+class ReplayError(TscError):
+    """A replay could not be carried out. Never a number."""
+
+
+class UnknownJunction(TscError):
+    """A junction id that the net does not have, or that has no signal program with two stages."""
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Run an entry point; print a `TscError` as `error: …` and exit with status 2, with 130 on Ctrl-C."""
+    try:
+        sys.exit(main() or 0)
+    except TscError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
