@@ -1,0 +1,115 @@
+"""Read a YAML file into a pydantic model; what is wrong with it is told with file, key, value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from tsc.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _DuplicateKey(yaml.YAMLError):
+    pass
+
+
+class _Loader(yaml.SafeLoader):
+    """As safe_load, but a key given twice is an error: YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        line_of_key: dict[str, int] = {}
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                key, line = key_node.value, key_node.start_mark.line + 1
+                if key in line_of_key:
+                    raise _DuplicateKey(f"line {line}: key '{key}' is already given in line {line_of_key[key]}")
+                line_of_key[key] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+def load_yaml(path: Path, model: type[Model]) -> Model:
+    """The file `path` as a `model`. An empty file means all defaults.
+
+    Raises ConfigError that names the file and, for each fault, the key, the value and the allowed values; for a key
+    the model does not have, its nearest spelling.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}): is it a YAML file?") from error
+    try:
+        values = yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
+    except _DuplicateKey as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: broken YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: broken YAML: {error}") from error
+    return validate_values({} if values is None else values, model, where=str(path))
+
+
+def validate_values(values: object, model: type[Model], *, where: str) -> Model:
+    """`values` as a `model`; `where` (a file, say) opens the message of the ConfigError."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: holds a {type(values).__name__}, expected keys: {', '.join(_keys(model))}")
+    try:
+        return model.model_validate(values)
+    except ConfigError as error:  # a validator that builds one of our own checked objects
+        raise ConfigError(f"{where}: {error}") from error
+    except ValidationError as error:
+        faults = [_fault(detail, model) for detail in error.errors(include_url=False)]
+    raise ConfigError(f"{where}: {faults[0]}" if len(faults) == 1 else "\n  ".join([f"{where}:", *faults]))
+
+
+def nearest_spelling(word: str, known: Sequence[str]) -> str | None:
+    """The one of `known` that `word` was probably meant to be, None where none is close."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return close[0] if close else None
+
+
+def _fault(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    location = detail["loc"]
+    key = ".".join(str(part) for part in location) or "(top level)"
+    if detail["type"] == "extra_forbidden":
+        known = _keys(_model_at(model, location[:-1]))
+        nearest = nearest_spelling(str(location[-1]), known)
+        meant = f"did you mean '{nearest}'? " if nearest else ""
+        return f"unknown key '{key}': {meant}allowed: {', '.join(known)}"
+    if detail["type"] == "missing":
+        return f"key '{key}' is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    # a fault of a whole section is told by its message; repeating all its values would bury it
+    value = "" if isinstance(detail["input"], dict) else f" is {detail['input']!r}"
+    return f"{key}{value}: {message[:1].lower()}{message[1:]}"
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
+    """The model of the section at `location`; of a section of several possible models, the first that fits the path."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:  # an index of a list, or the tag of a union
+            continue
+        model = next(_models_in(field.annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)
