@@ -1,0 +1,378 @@
+"""Reading the samples of datasets and finding every fault in them: of the JSON, of a sample, of the files it names.
+
+A fault is one line that says where, which field, which value and what is allowed. Nothing stops at the first one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import html
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from data_tools.sumocfg import SumoConfig, sumo_input
+from tsc.sample import SCHEMA_VERSION, Sample, SumoInput
+
+_MAX_VALUE_CHARS = 80
+# SUMO writes its configuration as a comment ahead of the snapshot element
+_STATE_HEAD_BYTES = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedSample:
+    """A sample without fault. `sample` has its id, scenario, time and SUMO input filled in where another generator
+    left them out. `index` is 0-based in its file; `state` names the saved state's content, or its path if unread."""
+
+    file: Path
+    index: int
+    sample: Sample
+    state: str
+
+
+@dataclass
+class Fault:
+    """`message` without the place. A fault that lies in a file which many samples share is told once, with `count`."""
+
+    file: Path
+    message: str
+    index: int | None = None
+    sample_id: str | None = None
+    count: int = 1
+
+    def __str__(self) -> str:
+        where = str(self.file)
+        if self.index is not None:
+            where += f": sample {self.index}"
+            if self.sample_id:
+                where += f" ({self.sample_id})"
+            if self.count > 1:
+                where += f" and {self.count - 1:,} more"
+        return f"{where}: {self.message}"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 1] + "…"
+
+
+def _messages(error: ValidationError) -> Iterator[str]:
+    for detail in error.errors():
+        field = ".".join(str(part) for part in detail["loc"])
+        message = detail["msg"].removeprefix("Value error, ")
+        if field == "schema_version":
+            message = f"this version of tsc-grpo reads schema version {SCHEMA_VERSION}"
+        if detail["type"] == "missing":
+            yield f"{field} is missing"
+        elif detail["type"] == "value_error":
+            yield f"{field}: {message}" if field else message
+        elif not field:
+            yield f"the sample is {_shown(detail['input'])}: must be a JSON object"
+        else:
+            message = message[:1].lower() + message[1:] if message.startswith("Input") else message
+            yield f"{field} is {_shown(detail['input'])}: {message}"
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, object] | Fault]:
+    """The objects of a JSON array or of JSON Lines, each with its index, and a Fault for each place that is not JSON.
+
+    After a broken line reading goes on with the next; after a break in an array it cannot.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            head = file.read(1)
+            while head.isspace():
+                head = file.read(1)
+            file.seek(0)
+            yield from _read_array(path, file.read()) if head == "[" else _read_lines(path, file)
+    except OSError as error:
+        yield Fault(path, f"cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        yield Fault(path, f"is not UTF-8 text: {error.reason} at byte {error.start}; what follows was not read")
+
+
+def _read_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, object] | Fault]:
+    index = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield index, json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            column = getattr(error, "colno", 1)
+            yield Fault(Path(f"{path}:{number}:{column}"), f"broken JSON line: {getattr(error, 'msg', error)}")
+        index += 1
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _read_array(path: Path, text: str) -> Iterator[tuple[int, object] | Fault]:
+    # object by object: json.loads of the whole array would hold all objects at once
+    decoder = json.JSONDecoder()
+
+    def after_space(position: int) -> int:
+        return _SPACE.match(text, position).end()  # type: ignore[union-attr]  # matches the empty string too
+
+    def broken(message: str, position: int) -> Fault:
+        place = json.JSONDecodeError(message, text, min(position, len(text)))
+        return Fault(
+            Path(f"{path}:{place.lineno}:{place.colno}"), f"broken JSON array: {message}; what follows was not read"
+        )
+
+    position = after_space(text.index("[") + 1)
+    if text.startswith("]", position):
+        return
+    index = 0
+    while True:
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield broken(getattr(error, "msg", str(error)), getattr(error, "pos", position))
+            return
+        yield index, value
+        index += 1
+        position = after_space(position)
+        mark = text[position : position + 1]
+        if mark == "]":
+            rest = after_space(position + 1)
+            if rest != len(text):
+                yield broken("Extra data", rest)
+            return
+        if mark != ",":
+            yield broken("Expecting ',' delimiter", position)
+            return
+        position = after_space(position + 1)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_head(path: Path, num_bytes: int) -> bytes:
+    with path.open("rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        return gzip.GzipFile(fileobj=raw).read(num_bytes) if zipped else raw.read(num_bytes)
+
+
+def _version_numbers(version: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\d+", version)[:2])
+
+
+class DatasetChecker:
+    """Checks the samples of one input, that may be several dataset files. Faults are collected in `faults`, in the
+    order found; `num_faulty` counts samples (and broken places of JSON), each once."""
+
+    def __init__(self, *, installed_sumo: str, check_states: bool = True, sumocfg: SumoConfig | None = None) -> None:
+        self.installed_sumo = installed_sumo
+        self.check_states = check_states
+        self.sumocfg = sumocfg
+        self.faults: list[Fault] = []
+        self.num_faulty = 0
+        self.num_read = 0
+        self.num_with_sumocfg = 0
+        self._place_of_id: dict[str, tuple[Path, int]] = {}
+        self._digests: dict[Path, str | None] = {}
+        self._junctions: dict[Path, frozenset[str] | None] = {}
+        self._state_heads: dict[Path, tuple[str, float | None] | None] = {}
+        self._shared_faults: dict[tuple[Path, str], Fault] = {}
+        self._sumo_messages: dict[tuple[Path, str], list[str]] = {}
+
+    def check_file(self, path: Path, name: str) -> Iterator[CheckedSample]:
+        """The samples of dataset file `path` that have no fault. `name`: what to call the file in ids made here."""
+        folder = path.resolve().parent
+        for item in read_objects(path):
+            self.num_read += 1
+            if isinstance(item, Fault):
+                self.faults.append(item)
+                self.num_faulty += 1
+                continue
+            index, raw = item
+            checked = self._check(path, folder, name, index, raw)
+            if checked is None:
+                self.num_faulty += 1
+            else:
+                yield checked
+
+    def _check(self, path: Path, folder: Path, name: str, index: int, raw: object) -> CheckedSample | None:
+        raw_id = raw.get("id") if isinstance(raw, dict) else None
+        sample_id = raw_id if isinstance(raw_id, str) else None
+        try:
+            sample = Sample.model_validate(raw)
+        except ValidationError as error:
+            self.faults.extend(Fault(path, message, index, sample_id) for message in _messages(error))
+            return None
+
+        own: list[str] = []
+        filled = self._filled_in(sample, folder, name, index, own)
+        own.extend(self._faults_of_timing(filled))
+        state = self._check_state(filled, folder, own)
+        shared = [] if filled.sumo is None else self._faults_of_sumo(filled.sumo, folder)
+        if filled.sumo is not None and not shared:
+            own.extend(self._faults_of_junctions(filled, folder))
+        assert filled.id is not None
+        first = self._place_of_id.setdefault(filled.id, (path, index))
+        if first != (path, index):
+            own.append(f"id is that of sample {first[1]} of {first[0]} too: must be unique over the whole input")
+
+        self.faults.extend(Fault(path, message, index, sample_id) for message in own)
+        for message in shared:
+            fault = self._shared_faults.get((path, message))
+            if fault is None:
+                fault = self._shared_faults[path, message] = Fault(path, message, index, sample_id)
+                self.faults.append(fault)
+            else:
+                fault.count += 1
+        if own or shared:
+            return None
+        filled = self._with_digests(filled, folder, state)
+        return CheckedSample(file=path, index=index, sample=filled, state=state)
+
+    def _filled_in(self, sample: Sample, folder: Path, name: str, index: int, own: list[str]) -> Sample:
+        """What other generators leave out: id, scenario (the folder's name), time and SUMO version (from the state)."""
+        values: dict[str, Any] = {}
+        if sample.id is None:
+            values["id"] = f"{name}#{index}"
+        if "scenario" not in sample.model_fields_set:
+            values["scenario"] = folder.name
+        if sample.sumo is None or sample.time_s is None:
+            head = self._state_head(folder / sample.state_file)
+            if head is not None and sample.time_s is None:
+                values["time_s"] = head[1]
+            if sample.sumo is None and self.sumocfg is None:
+                own.append("sumo is missing: name the scenario that the state belongs to with --sumocfg FILE")
+            elif sample.sumo is None and self.sumocfg is not None and head is not None:
+                given = sumo_input(self.sumocfg, version=head[0], dataset_dir=folder)
+                values["sumo"] = SumoInput.model_validate(given)
+                self.num_with_sumocfg += 1
+            elif sample.sumo is None and (folder / sample.state_file).is_file():
+                own.append(f"state_file is {sample.state_file!r}: no SUMO state with a version in its snapshot element")
+        return sample.model_copy(update=values)
+
+    @staticmethod
+    def _faults_of_timing(sample: Sample) -> Iterator[str]:
+        for field in ("min_green", "max_green", "green_extension"):
+            value = getattr(sample, field)
+            if value != int(value):
+                yield f"{field} is {value:g}: must be a whole number of seconds"
+        clock = sample.clocks.get(sample.junction_id)
+        if sample.clocks and clock is None:
+            yield (
+                f"clocks has no entry for the sample's own junction {sample.junction_id!r}: "
+                f"has {_shown(sorted(sample.clocks))}"
+            )
+        if clock is not None and (clock.mode != "green" or clock.elapsed_green_s != sample.current_green_elapsed):
+            yield (
+                f"clocks.{sample.junction_id} says {clock.mode} for {clock.elapsed_green_s:g} s: must be green for "
+                f"current_green_elapsed {sample.current_green_elapsed:g} s"
+            )
+
+    def _digest(self, path: Path) -> str | None:
+        """None where there is no such file."""
+        if path not in self._digests:
+            try:
+                self._digests[path] = _sha256(path)
+            except OSError:
+                self._digests[path] = None
+        return self._digests[path]
+
+    def _state_head(self, path: Path) -> tuple[str, float | None] | None:
+        """SUMO version and time of a saved state; None where it is missing or no state."""
+        if path not in self._state_heads:
+            self._state_heads[path] = None
+            try:
+                head = _read_head(path, _STATE_HEAD_BYTES).decode(errors="replace")
+            except (OSError, EOFError, zlib.error):
+                return None
+            snapshot = re.search(r"<snapshot\b[^>]*>", head)
+            version = re.search(r'\bversion="([^"]+)"', snapshot[0]) if snapshot else None
+            time = re.search(r'\btime="(\d+(?:\.\d+)?)"', snapshot[0]) if snapshot else None
+            if version:
+                self._state_heads[path] = (version[1], float(time[1]) if time else None)
+        return self._state_heads[path]
+
+    def _check_state(self, sample: Sample, folder: Path, own: list[str]) -> str:
+        path = folder / sample.state_file
+        if not self.check_states:
+            return sample.state_sha256 or str(path)
+        digest = self._digest(path)
+        if digest is None:
+            own.append(f"state_file is {sample.state_file!r}: no such file in {folder}")
+        elif sample.state_sha256 not in (None, digest):
+            own.append(
+                f"state_sha256 is {sample.state_sha256}, but {sample.state_file} has {digest}: "
+                "the state was changed or belongs to another dataset; generate the dataset again"
+            )
+        return digest or str(path)
+
+    def _faults_of_sumo(self, sumo: SumoInput, folder: Path) -> list[str]:
+        key = (folder, sumo.model_dump_json())
+        if key not in self._sumo_messages:
+            self._sumo_messages[key] = list(self._find_faults_of_sumo(sumo, folder))
+        return self._sumo_messages[key]
+
+    def _find_faults_of_sumo(self, sumo: SumoInput, folder: Path) -> Iterator[str]:
+        wanted = _version_numbers(sumo.version)
+        if wanted != _version_numbers(self.installed_sumo):
+            yield (
+                f"sumo.version is {sumo.version!r}, but SUMO {self.installed_sumo} is installed, and a state loads "
+                "exactly only in the version that saved it: generate the dataset again, or install "
+                f"libsumo=={'.'.join(wanted)}.*"
+            )
+        digests = [None] * len(sumo.route_files) if sumo.route_sha256 is None else sumo.route_sha256
+        files = [("net_file", sumo.net_file, sumo.net_sha256)]
+        files += [(f"route_files.{i}", file, digests[i]) for i, file in enumerate(sumo.route_files)]
+        files += [(f"additional_files.{i}", file, None) for i, file in enumerate(sumo.additional_files)]
+        for field, file, expected in files:
+            digest = self._digest(folder / file)
+            if digest is None:
+                yield f"sumo.{field} is {file!r}: no such file in {folder}"
+            elif expected not in (None, digest):
+                yield (
+                    f"sumo.{field} is {file!r} with digest {expected}, but the file has {digest}: "
+                    "put the file back that the states were saved with, or generate the dataset again"
+                )
+
+    def _faults_of_junctions(self, sample: Sample, folder: Path) -> Iterator[str]:
+        assert sample.sumo is not None
+        path = folder / sample.sumo.net_file
+        if path not in self._junctions:
+            try:
+                net = _read_head(path, -1)
+            except (OSError, EOFError, zlib.error):
+                self._junctions[path] = None
+            else:
+                found = re.findall(rb'<tlLogic\b[^>]*?\bid="([^"]*)"', net)
+                self._junctions[path] = frozenset(html.unescape(name.decode()) for name in found)
+        known = self._junctions[path]
+        if known is None:
+            yield f"sumo.net_file is {sample.sumo.net_file!r}: cannot be unpacked"
+        elif sample.junction_id not in known:
+            yield (
+                f"junction_id is {sample.junction_id!r}: {sample.sumo.net_file} has no traffic light of that name, "
+                f"but {_shown(sorted(known))}"
+            )
+
+    def _with_digests(self, sample: Sample, folder: Path, state: str) -> Sample:
+        # the cache of outcomes goes by content: so that two files of one name are not mistaken for each other
+        assert sample.sumo is not None
+        values: dict[str, Any] = {}
+        if self.check_states and sample.state_sha256 is None:
+            values["state_sha256"] = state
+        if sample.sumo.net_sha256 is None or sample.sumo.route_sha256 is None:
+            values["sumo"] = sample.sumo.model_copy(
+                update={
+                    "net_sha256": self._digest(folder / sample.sumo.net_file),
+                    "route_sha256": [self._digest(folder / file) for file in sample.sumo.route_files],
+                }
+            )
+        return sample.model_copy(update=values) if values else sample

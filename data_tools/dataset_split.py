@@ -1,0 +1,107 @@
+"""Which samples train and which validate, without leakage.
+
+Neighbouring decisions are near-copies, so that a split by row would validate on what was trained. A group is one time
+block of one episode of one scenario; groups that share a saved state are joined. A group is never torn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tsc.errors import SampleError
+
+Group = tuple[str, int, int]
+"""(scenario, episode, time block); the block is -1 where the time is unknown, so that the episode stays whole."""
+
+TRAIN, VAL = "train", "val"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """What a split needs to know of a sample. state: names the saved state, the same for all samples on it.
+    side: `train` or `val` where the dataset has chosen already."""
+
+    scenario: str
+    episode: int
+    time_s: float | None
+    state: str
+    side: str | None = None
+
+    def group(self, block_s: float) -> Group:
+        return (self.scenario, self.episode, -1 if self.time_s is None else int(self.time_s // block_s))
+
+
+def describe(group: Group, block_s: float) -> str:
+    scenario, episode, block = group
+    when = "the whole episode" if block < 0 else f"{block * block_s:g} to {(block + 1) * block_s:g} s"
+    return f"scenario {scenario}, episode {episode}, {when}"
+
+
+def joined_groups(samples: Iterable[Placed], block_s: float) -> list[Group]:
+    """The group of each sample, in order. Groups that share a state carry the name of the smallest of them."""
+    parent: dict[Group, Group] = {}
+    group_of_state: dict[str, Group] = {}
+
+    def root(group: Group) -> Group:
+        while parent[group] != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    own = []
+    for sample in samples:
+        group = sample.group(block_s)
+        parent.setdefault(group, group)
+        own.append(group)
+        first, second = sorted((root(group_of_state.setdefault(sample.state, group)), root(group)))
+        parent[second] = first
+    return [root(group) for group in own]
+
+
+def chosen_groups(groups: Iterable[Group], fraction: float, *, seed: int, purpose: str) -> set[Group]:
+    """round(fraction · number of groups) of the groups, drawn by a hash of seed, purpose and group: at least one where
+    fraction > 0, and not all where fraction < 1 and there are two or more."""
+    unique = set(groups)
+    number = round(fraction * len(unique))
+    if fraction > 0:
+        number = max(number, 1)
+    if fraction < 1 and len(unique) > 1:
+        number = min(number, len(unique) - 1)
+    ranked = sorted(unique, key=lambda group: hashlib.sha256(repr((seed, purpose, group)).encode()).digest())
+    return set(ranked[:number])
+
+
+def split(
+    samples: Sequence[Placed], groups: Sequence[Group], *, val_fraction: float, seed: int, block_s: float
+) -> list[str]:
+    """`train` or `val` for each sample. `groups` comes from joined_groups of the same samples.
+
+    A group that the dataset has placed stays where it is; the others are drawn. Raises SampleError where the dataset
+    itself has one group on both sides, or where validation is wanted and one side would be empty.
+    """
+    side_of: dict[Group, str] = {}
+    for sample, group in zip(samples, groups, strict=True):
+        if sample.side is not None and side_of.setdefault(group, sample.side) != sample.side:
+            raise SampleError(
+                f"the dataset's own `split` puts near-copies on both sides ({describe(group, block_s)}): "
+                "pass --resplit to split by time block instead, or a smaller --block-s"
+            )
+    free = [group for group in dict.fromkeys(groups) if group not in side_of]
+    val = chosen_groups(free, val_fraction, seed=seed, purpose=VAL)
+    side_of.update((group, VAL if group in val else TRAIN) for group in free)
+    sides = [side_of[group] for group in groups]
+    missing = {TRAIN, VAL} - set(sides)
+    if samples and val_fraction > 0 and missing:
+        placed_by_dataset = any(sample.side is not None for sample in samples)
+        remedy = (
+            "pass --resplit to ignore the dataset's own `split`"
+            if placed_by_dataset
+            else f"choose a smaller --block-s than {block_s:g}, generate more episodes"
+        )
+        raise SampleError(
+            f"nothing is left for {' and '.join(sorted(missing))}: the samples form {len(set(groups))} group(s) that "
+            f"must not be torn: {remedy}, or pass --val-fraction 0 to go without validation"
+        )
+    return sides

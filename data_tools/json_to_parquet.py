@@ -1,0 +1,434 @@
+"""Convert datasets of decision points (JSON) to the Parquet files that verl trains on.
+
+    python data_tools/json_to_parquet.py --input data/demo --output data/demo/parquet
+
+writes to the output folder
+    train.parquet, val.parquet          for GRPO: a prompt, and in `ground_truth` what the reward needs to judge it
+    sft_train.parquet, sft_val.parquet  for SFT: the prompt with the better answer
+    summary.json                        the figures that are printed
+Every sample is checked, with the files it names, before anything is written. Faults are listed with file, sample and
+field, and end the conversion with status 2; `--on-error skip` leaves faulty samples out and says how many.
+Fields beyond those that training needs stay in the dataset; `extra_info.sample_id` leads back to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from data_tools.dataset_checks import CheckedSample, DatasetChecker
+from data_tools.dataset_split import TRAIN, VAL, Group, Placed, chosen_groups, joined_groups, split
+from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
+from data_tools.sumocfg import read_sumocfg
+from tsc.decision import Decision
+from tsc.errors import ConfigError, SampleError, run_main
+from tsc.replay_request import ReplayRequest
+from tsc.sample import find_dataset_files
+from tsc.sumo_version import installed_sumo_version
+
+ABILITY = "traffic_signal_control"
+ERRORS_FILE = "errors.txt"
+SUMMARY_FILE = "summary.json"
+MAX_PRINTED_FAULTS = 50
+_UNFINISHED = ".unfinished-"
+_ROW_GROUP = 10_000
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+GRPO_SCHEMA = pa.schema(
+    [
+        ("data_source", pa.string()),
+        ("prompt", _MESSAGES),
+        ("ability", pa.string()),
+        ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
+        ("extra_info", pa.struct([("index", pa.int64()), ("split", pa.string()), ("sample_id", pa.string())])),
+    ]
+)
+SFT_SCHEMA = pa.schema([("messages", _MESSAGES)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is kept of a sample once it is checked."""
+
+    sample_id: str
+    prompt: list[dict[str, str]]
+    ground_truth: str
+    placed: Placed
+    answer: Decision | None  # the better one; None on a tie, or where the outcomes are unknown
+    is_tie: bool
+
+    def grpo(self, index: int, side: str) -> dict[str, Any]:
+        return {
+            "data_source": f"tsc/{self.placed.scenario}",
+            "prompt": self.prompt,
+            "ability": ABILITY,
+            "reward_model": {"style": "rule", "ground_truth": self.ground_truth},
+            "extra_info": {"index": index, "split": side, "sample_id": self.sample_id},
+        }
+
+    def sft(self) -> dict[str, Any]:
+        assert self.answer is not None
+        return {"messages": [*self.prompt, {"role": "assistant", "content": self.answer.answer}]}
+
+
+def row_of(checked: CheckedSample) -> Row:
+    sample = checked.sample
+    request = ReplayRequest.from_sample(sample, checked.file.resolve().parent)
+    outcomes = sample.outcomes
+    better = outcomes.outcomes.better() if outcomes is not None else None
+    truth = {
+        "request": request.to_json(),
+        "outcomes": outcomes.model_dump(mode="json", include={"settings", "yes", "no"})
+        if outcomes is not None
+        else None,
+    }
+    return Row(
+        sample_id=request.sample_id,
+        # the system message is the same for all: keep it once
+        prompt=[{"role": message.role, "content": sys.intern(message.content)} for message in sample.prompt],
+        ground_truth=json.dumps(truth, separators=(",", ":"), ensure_ascii=False),
+        placed=Placed(
+            scenario=sample.scenario,
+            episode=sample.episode,
+            time_s=sample.time_s,
+            state=checked.state,
+            side=sample.split,
+        ),
+        answer=sample.expert_decision or better,
+        is_tie=outcomes is not None and better is None,
+    )
+
+
+def read_rows(files: Sequence[Path], root: Path, checker: DatasetChecker) -> list[list[Row]]:
+    """The good rows of each file; the faults of the others are in `checker`."""
+    rows = []
+    with tqdm(unit=" samples", desc="checking", disable=None) as progress:
+        for file in files:
+            name = str(file.relative_to(root)) if root.is_dir() else file.name
+            of_file = []
+            for checked in checker.check_file(file, name):
+                of_file.append(row_of(checked))
+                progress.update(checker.num_read - progress.n)
+            rows.append(of_file)
+    return rows
+
+
+def with_valid_split(rows: Sequence[Row], *, resplit: bool) -> list[Row]:
+    """The rows of one file. Their own split counts only where every one of them has it."""
+    if not resplit and all(row.placed.side is not None for row in rows):
+        return list(rows)
+    return [replace(row, placed=replace(row.placed, side=None)) for row in rows]
+
+
+@contextlib.contextmanager
+def written_together(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files move to `folder` when the block ends well: no half a file ever lies there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left_by_a_kill in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
+    try:
+        yield temporary
+        for file in sorted(temporary.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
+    rows = iter(rows)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        while chunk := list(itertools.islice(rows, _ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """Rows with the side of each, and the groups whose labels SFT gets."""
+
+    rows: list[Row]
+    sides: list[str]
+    groups: list[Group]
+    sft_groups: set[Group]
+
+    def on(self, side: str) -> Iterator[tuple[int, Row]]:
+        return ((i, row) for i, row in enumerate(self.rows) if self.sides[i] == side)
+
+    def labelled_on(self, side: str) -> Iterator[Row]:
+        return (
+            row
+            for i, row in self.on(side)
+            if row.answer is not None and (side == VAL or self.groups[i] in self.sft_groups)
+        )
+
+    def num_groups(self, side: str) -> int:
+        return len({group for group, own in zip(self.groups, self.sides, strict=True) if own == side})
+
+
+def arrange(rows: list[Row], *, val_fraction: float, sft_fraction: float, block_s: float, seed: int) -> Conversion:
+    placed = [row.placed for row in rows]
+    groups = joined_groups(placed, block_s)
+    sides = split(placed, groups, val_fraction=val_fraction, seed=seed, block_s=block_s)
+    labelled = {
+        group for row, group, side in zip(rows, groups, sides, strict=True) if side == TRAIN and row.answer is not None
+    }
+    sft_groups = chosen_groups(labelled, sft_fraction, seed=seed, purpose="sft")
+    return Conversion(rows=rows, sides=sides, groups=groups, sft_groups=sft_groups)
+
+
+def write_files(folder: Path, conversion: Conversion, summary: dict[str, Any]) -> None:
+    with written_together(folder) as temporary:
+        for side in (TRAIN, VAL):
+            write_parquet(
+                temporary / f"{side}.parquet", GRPO_SCHEMA, (row.grpo(i, side) for i, row in conversion.on(side))
+            )
+            write_parquet(
+                temporary / f"sft_{side}.parquet", SFT_SCHEMA, (row.sft() for row in conversion.labelled_on(side))
+            )
+        (temporary / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def _counts(rows: Iterable[Row]) -> dict[str, Any]:
+    rows = list(rows)
+    answers = Counter(row.answer.value for row in rows if row.answer is not None)
+    num_ties = sum(row.is_tie for row in rows)
+    return {
+        "samples": len(rows),
+        "yes": answers["yes"],
+        "no": answers["no"],
+        "ties": num_ties,
+        "unlabelled": len(rows) - answers.total() - num_ties,
+    }
+
+
+def summarise(
+    conversion: Conversion, *, ties_left_out: Counter[str], num_faulty: int, tokenizer: Any | None
+) -> dict[str, Any]:
+    lengths = prompt_tokens([row.prompt for row in conversion.rows], tokenizer)
+    files = {}
+    for side in (TRAIN, VAL):
+        files[f"{side}.parquet"] = {
+            **_counts(row for _, row in conversion.on(side)),
+            "groups": conversion.num_groups(side),
+        }
+    for side in (TRAIN, VAL):
+        num_sft_groups = len(conversion.sft_groups) if side == TRAIN else conversion.num_groups(VAL)
+        files[f"sft_{side}.parquet"] = {**_counts(conversion.labelled_on(side)), "groups": num_sft_groups}
+    scenarios: dict[str, dict[str, int]] = {}
+    for row, side in zip(conversion.rows, conversion.sides, strict=True):
+        of_scenario = scenarios.setdefault(row.placed.scenario, {TRAIN: 0, VAL: 0})
+        of_scenario[side] += 1
+    return {
+        "files": files,
+        "scenarios": {
+            name: {**counts, "ties_left_out": ties_left_out[name]} for name, counts in sorted(scenarios.items())
+        },
+        "ties_left_out": ties_left_out.total(),
+        "faulty_left_out": num_faulty,
+        "prompt_tokens": {**quantiles(lengths).as_dict(), "exact": tokenizer is not None},
+    }
+
+
+def print_summary(summary: dict[str, Any], folder: Path, tokenizer: Any | None) -> None:
+    print(f"  {'':<18}{'samples':>9}{'groups':>8}{'yes':>8}{'no':>8}{'tie':>8}{'unlabelled':>12}")
+    for name, counts in summary["files"].items():
+        num_samples = counts["samples"]
+
+        def share(key: str, counts: dict[str, Any] = counts, num_samples: int = num_samples) -> str:
+            return f"{100 * counts[key] / num_samples:.1f} %" if num_samples else "-"
+
+        print(
+            f"  {name:<18}{num_samples:>9,}{counts['groups']:>8,}{share('yes'):>8}{share('no'):>8}"
+            f"{share('ties'):>8}{share('unlabelled'):>12}"
+        )
+    for name, counts in summary["scenarios"].items():
+        print(
+            f"  scenario {name}: {counts[TRAIN]:,} train, {counts[VAL]:,} val, "
+            f"{counts['ties_left_out']:,} ties left out"
+        )
+    if summary["ties_left_out"]:
+        print("  ties: both answers cost the same, so no answer earns a reward; --ties keep keeps them for GRPO")
+    tokens = summary["prompt_tokens"]
+    print(
+        f"  prompt tokens: min {tokens['min']:g}, median {tokens['median']:g}, p95 {tokens['p95']:g}, "
+        f"max {tokens['max']:g} ({how_counted(tokenizer)})"
+    )
+    if not summary["files"]["sft_train.parquet"]["samples"]:
+        print("  sft_train.parquet is empty: no sample for it has a better answer, so SFT has nothing to learn from")
+    print(f"  written to {folder}")
+
+
+def report_faults(checker: DatasetChecker, folder: Path, *, skipping: bool) -> None:
+    """Print the first faults and write all of them to errors.txt, whose absence means that there was none."""
+    path = folder / ERRORS_FILE
+    if not checker.faults:
+        path.unlink(missing_ok=True)
+        return
+    with written_together(folder) as temporary:
+        text = "".join(f"{fault}\n" for fault in checker.faults)
+        (temporary / ERRORS_FILE).write_text(text, encoding="utf-8")
+    for fault in checker.faults[:MAX_PRINTED_FAULTS]:
+        print(fault, file=sys.stderr)
+    hidden = len(checker.faults) - MAX_PRINTED_FAULTS
+    if hidden > 0:
+        print(f"… and {hidden:,} more", file=sys.stderr)
+    verdict = "left out" if skipping else "nothing was converted: mend them, or leave them out with --on-error skip"
+    message = f"{checker.num_faulty:,} of {checker.num_read:,} samples have faults, listed in {path}: {verdict}"
+    if not skipping:
+        raise SampleError(message)
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def convert(options: argparse.Namespace) -> None:
+    started = time.monotonic()
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    sumocfg = read_sumocfg(options.sumocfg) if options.sumocfg else None
+    checker = DatasetChecker(
+        installed_sumo=installed_sumo_version(), check_states=options.check_states, sumocfg=sumocfg
+    )
+    files = find_dataset_files(options.input)
+    rows_of_files = read_rows(files, options.input, checker)
+    report_faults(checker, options.output, skipping=options.on_error == "skip")
+    split_is_given = False
+    rows = []
+    for file, of_file in zip(files, rows_of_files, strict=True):
+        num_placed = sum(row.placed.side is not None for row in of_file)
+        of_file = with_valid_split(of_file, resplit=options.resplit)
+        kept = sum(row.placed.side is not None for row in of_file)
+        split_is_given |= kept > 0
+        if num_placed > kept and not options.resplit:
+            print(f"note: {file}: {num_placed:,} of {len(of_file):,} samples have a split; none of them counts")
+        rows.extend(of_file)
+    ties_left_out: Counter[str] = Counter()
+    if options.ties == "drop":
+        ties_left_out.update(row.placed.scenario for row in rows if row.is_tie)
+        rows = [row for row in rows if not row.is_tie]
+    if not rows:
+        raise SampleError(
+            f"{options.input} has no sample to train on: {checker.num_read:,} read, {checker.num_faulty:,} faulty, "
+            f"{ties_left_out.total():,} ties"
+        )
+    conversion = arrange(
+        rows,
+        val_fraction=options.val_fraction,
+        sft_fraction=options.sft_fraction,
+        block_s=options.block_s,
+        seed=options.seed,
+    )
+    summary = summarise(conversion, ties_left_out=ties_left_out, num_faulty=checker.num_faulty, tokenizer=tokenizer)
+    write_files(options.output, conversion, summary)
+
+    seconds = time.monotonic() - started
+    print(
+        f"{options.input}: {checker.num_read:,} samples in {len(files)} file(s), converted in {seconds:.1f} s "
+        f"({checker.num_read / seconds:,.0f} samples/s)"
+    )
+    how = "as the dataset says" if split_is_given else f"by time blocks of {options.block_s:g} s"
+    print(f"  split {how}; no group (scenario, episode, time block) is on both sides")
+    if sumocfg is not None:
+        print(f"  {checker.num_with_sumocfg:,} samples named no SUMO files and got those of {sumocfg.path}")
+        if sumocfg.options_not_replayed:
+            print(f"  note: replays do not set these of its options: {', '.join(sumocfg.options_not_replayed)}")
+    print_summary(summary, options.output, tokenizer)
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Check datasets of decision points and convert them to the Parquet files that verl trains on.",
+        epilog="example: python data_tools/json_to_parquet.py --input data/demo --output data/demo/parquet",
+    )
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="a dataset (JSON array or JSON Lines), or a folder with grpo_dataset.json(l) in it or below",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the Parquet files")
+    parser.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="faulty samples: write nothing (fail, the default), or leave them out and say how many (skip)",
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=_fraction,
+        default=0.1,
+        metavar="F",
+        help="share of the groups that validate, where the dataset has no split of its own; 0: none (default 0.1)",
+    )
+    parser.add_argument(
+        "--sft-fraction",
+        type=_fraction,
+        default=0.5,
+        metavar="F",
+        help="share of the training groups whose better answers go to sft_train.parquet; GRPO gets all (default 0.5)",
+    )
+    parser.add_argument(
+        "--block-s",
+        type=float,
+        default=600,
+        metavar="S",
+        help="length of a time block in seconds: samples of one block of an episode stay together (default 600)",
+    )
+    parser.add_argument("--resplit", action="store_true", help="ignore the dataset's own `split`")
+    parser.add_argument("--seed", type=int, default=0, help="draws the groups for val and SFT (default 0)")
+    parser.add_argument(
+        "--ties",
+        choices=("drop", "keep"),
+        default="drop",
+        help="samples whose answers cost the same: leave them out (default), or keep them for GRPO; SFT never has them",
+    )
+    parser.add_argument(
+        "--sumocfg",
+        type=Path,
+        metavar="FILE",
+        help="the scenario of samples that name no SUMO files (datasets of other generators)",
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="a model's folder: count prompt tokens instead of estimating them"
+    )
+    parser.add_argument(
+        "--check-states",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="check that every state file is there and has the digest that the sample gives",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    if options.block_s <= 0:
+        raise ConfigError(f"--block-s is {options.block_s:g}: choose more than 0 seconds")
+    if options.val_fraction == 1:
+        raise ConfigError("--val-fraction is 1: nothing would be left to train on; choose less than 1")
+    convert(options)
+
+
+if __name__ == "__main__":
+    run_main(main)

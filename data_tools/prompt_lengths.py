@@ -1,0 +1,84 @@
+"""How many tokens prompts have: counted with a tokenizer, or estimated from their characters and called so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tsc.errors import ConfigError
+
+Messages = Sequence[dict[str, str]]
+
+# English with many numbers, under tokenizers that give every digit a token of its own
+CHARS_A_TOKEN = 3.5
+_TOKENS_A_MESSAGE = 5  # the chat template's marks around a message, in ChatML
+_BATCH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantiles:
+    """Of what is said beside it, each a value that occurs (nearest rank)."""
+
+    minimum: float
+    median: float
+    p95: float
+    maximum: float
+
+    def __str__(self) -> str:
+        return f"min {self.minimum:,g}, median {self.median:,g}, p95 {self.p95:,g}, max {self.maximum:,g}"
+
+    def as_dict(self) -> dict[str, float]:
+        return {"min": self.minimum, "median": self.median, "p95": self.p95, "max": self.maximum}
+
+
+def quantiles(values: Sequence[float]) -> Quantiles:
+    """Raises ValueError where there are no values."""
+    if not values:
+        raise ValueError("no values")
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+    return Quantiles(minimum=ordered[0], median=at(0.5), p95=at(0.95), maximum=ordered[-1])
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a model's folder. Raises ConfigError where there is none, or none with a chat template."""
+    if not folder.is_dir():
+        raise ConfigError(f"--tokenizer {folder}: no such folder: name one that holds a tokenizer.json")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ConfigError("--tokenizer needs the package transformers: run scripts/setup_env.sh") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--tokenizer {folder}: cannot be loaded: {error}") from error
+    if not tokenizer.chat_template:
+        raise ConfigError(f"--tokenizer {folder}: has no chat template, so prompts of messages have no length")
+    return tokenizer
+
+
+def prompt_tokens(prompts: Sequence[Messages], tokenizer: Any | None) -> list[int]:
+    """Tokens of each prompt with the generation prompt; estimated where tokenizer is None."""
+    if tokenizer is None:
+        return [
+            round(sum(len(message["content"]) / CHARS_A_TOKEN + _TOKENS_A_MESSAGE for message in messages))
+            for messages in prompts
+        ]
+    lengths: list[int] = []
+    for start in range(0, len(prompts), _BATCH):
+        texts = tokenizer.apply_chat_template(
+            [list(messages) for messages in prompts[start : start + _BATCH]], add_generation_prompt=True, tokenize=False
+        )
+        lengths.extend(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return lengths
+
+
+def how_counted(tokenizer: Any | None) -> str:
+    return (
+        "counted with the tokenizer" if tokenizer is not None else "estimated from characters; --tokenizer counts them"
+    )
