@@ -80,7 +80,7 @@ def nearest_spelling(word: str, known: Sequence[str]) -> str | None:
 
 def _fault(detail: ErrorDetails, model: type[BaseModel]) -> str:
     location = detail["loc"]
-    key = ".".join(str(part) for part in location) or "(top level)"
+    key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
         known = _keys(_model_at(model, location[:-1]))
         nearest = nearest_spelling(str(location[-1]), known)
@@ -89,6 +89,8 @@ def _fault(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if detail["type"] == "missing":
         return f"key '{key}' is missing"
     message = detail["msg"].removeprefix("Value error, ")
+    if not location:  # a check of several keys together names them itself
+        return message
     # a fault of a whole section is told by its message; repeating all its values would bury it
     value = "" if isinstance(detail["input"], dict) else f" is {detail['input']!r}"
     return f"{key}{value}: {message[:1].lower()}{message[1:]}"
