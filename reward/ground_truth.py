@@ -1,0 +1,69 @@
+"""The `ground_truth` of a Parquet row: the replay of one decision point, and its outcomes where they are known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from tsc.errors import SampleError
+from tsc.outcome import Outcomes, OutcomeSettings
+from tsc.replay_request import ReplayRequest
+from tsc.sample import SampleOutcomes
+from tsc.sumo_version import installed_sumo_version
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundTruth:
+    request: ReplayRequest
+    outcomes: Outcomes | None
+    outcome_settings: OutcomeSettings | None
+
+    def known_outcomes(self, settings: OutcomeSettings) -> Outcomes | None:
+        """The sample's own outcomes, None where it has none or they were computed under other settings."""
+        return self.outcomes if self.outcome_settings == settings else None
+
+    def digest(self, settings: OutcomeSettings) -> str:
+        """Names the outcomes of this decision point under `settings` and the installed SUMO."""
+        digest = self._digests.get(settings)
+        if digest is None:
+            digest = self._digests[settings] = self.request.digest(settings, installed_sumo_version())
+        return digest
+
+    @cached_property
+    def _digests(self) -> dict[OutcomeSettings, str]:
+        return {}
+
+
+# A group asks for the same row many times, and taking it apart costs more than all the arithmetic of a score.
+@lru_cache(maxsize=8192)
+def parse_ground_truth(text: str) -> GroundTruth:
+    """Raises SampleError where `text` is not what json_to_parquet writes."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SampleError(
+            f"ground_truth is not JSON ({error}): convert the dataset again with json_to_parquet"
+        ) from error
+    if not isinstance(values, dict) or not isinstance(values.get("request"), dict):
+        raise SampleError("ground_truth has no object 'request': convert the dataset again with json_to_parquet")
+    request = ReplayRequest.from_json(values["request"])
+    found = _sample_outcomes(values.get("outcomes"), request.sample_id)
+    return GroundTruth(
+        request=request,
+        outcomes=found.outcomes if found else None,
+        outcome_settings=found.outcome_settings if found else None,
+    )
+
+
+def _sample_outcomes(values: Any, sample_id: str) -> SampleOutcomes | None:
+    if values is None:
+        return None
+    try:
+        return SampleOutcomes.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        raise SampleError(f"outcomes of sample {sample_id!r} in ground_truth: {faults}") from error

@@ -1,0 +1,121 @@
+"""The reward's settings: configs/reward.yaml, checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from tsc.outcome import MAX_HORIZON_S, MEASURES, SCOPES, TAILS, OutcomeSettings
+from tsc.yaml_file import load_yaml, validate_values
+
+DEFAULT_SETTINGS_FILE = Path(__file__).resolve().parents[1] / "configs" / "reward.yaml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class OutcomeSection(_Section):
+    """See tsc.outcome.OutcomeSettings."""
+
+    horizon_s: int = Field(default=45, ge=1, le=MAX_HORIZON_S)
+    tail: str = "max_pressure"
+    measure: str = "queue_veh_s"
+    scope: str = "junction"
+
+    @field_validator("tail", "measure", "scope")
+    @classmethod
+    def _is_known(cls, value: str, info: ValidationInfo) -> str:
+        allowed = {"tail": TAILS, "measure": MEASURES, "scope": SCOPES}[info.field_name or ""]
+        if value not in allowed:
+            raise ValueError(f"choose one of {', '.join(allowed)}")
+        return value
+
+
+class WeightsSection(_Section):
+    traffic: float = Field(default=1.0, gt=0)
+    format: float = Field(default=1.0, ge=0)
+
+
+class FormatSection(_Section):
+    """Score of each form of an answer, see tsc.decision.AnswerForm."""
+
+    exact: float = 0.1
+    embedded: float = 0.05
+    invalid: float = -1.0
+
+
+class ReplaySection(_Section):
+    workers: int | None = Field(default=None, ge=1, le=1024)
+    timeout_s: float = Field(default=60.0, gt=0)
+    retries: int = Field(default=2, ge=0, le=10)
+
+    @property
+    def num_workers(self) -> int:
+        """The configured number, by default one for each CPU core that this process may use."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+class RewardSettings(_Section):
+    """configs/reward.yaml. The checks across keys keep a policy from gaining by form what it loses in traffic."""
+
+    outcome: OutcomeSection = OutcomeSection()
+    normalisation: Literal["relative", "sign", "clipped"] = "relative"
+    clipped_scale_veh_s: float = Field(default=60.0, gt=0)
+    tie_threshold_veh_s: float = Field(default=0.0, ge=0)
+    format: FormatSection = FormatSection()
+    weights: WeightsSection = WeightsSection()
+    audit_fraction: float = Field(default=0.02, ge=0, le=1)
+    replay: ReplaySection = ReplaySection()
+
+    @model_validator(mode="after")
+    def _format_does_not_outweigh_traffic(self) -> RewardSettings:
+        form, weights = self.format, self.weights
+        if not form.exact >= form.embedded >= form.invalid:
+            raise ValueError(
+                f"format scores are exact {form.exact:g}, embedded {form.embedded:g}, invalid {form.invalid:g}: "
+                "choose exact >= embedded >= invalid"
+            )
+        gain = weights.format * (form.exact - form.embedded)
+        if gain >= weights.traffic:
+            raise ValueError(
+                f"weights.format * (format.exact - format.embedded) is {gain:g}: must be below weights.traffic "
+                f"{weights.traffic:g}, or the form of an answer counts for more than what it does to the traffic"
+            )
+        worst_valid = weights.format * form.embedded - weights.traffic
+        if weights.format * form.invalid > worst_valid + 1e-9:
+            remedy = (
+                f"set format.invalid to at most {worst_valid / weights.format:g}"
+                if weights.format
+                else "set weights.format above 0"
+            )
+            raise ValueError(
+                f"weights.format * format.invalid is {weights.format * form.invalid:g}, above the score of the worst "
+                f"valid answer, {worst_valid:g}; a policy would learn to be unreadable where it is unsure: {remedy}"
+            )
+        return self
+
+    @property
+    def outcome_settings(self) -> OutcomeSettings:
+        return OutcomeSettings(**self.outcome.model_dump())
+
+
+def load_settings(path: Path = DEFAULT_SETTINGS_FILE, overrides: Mapping[str, Any] | None = None) -> RewardSettings:
+    """The settings in `path`, with `overrides` (same keys; sections are merged) on top.
+
+    Raises ConfigError with file, key, value and what is allowed.
+    """
+    settings = load_yaml(path, RewardSettings)
+    if not overrides:
+        return settings
+    values = settings.model_dump()
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
+            values[key] = {**values[key], **value}
+        else:
+            values[key] = value
+    return validate_values(values, RewardSettings, where=f"{path} with the overrides {', '.join(overrides)}")
