@@ -1,0 +1,247 @@
+"""Look at a dataset of decision points: what is in it, or one sample as a person reads it.
+
+python data_tools/inspect_dataset.py --input data/demo
+python data_tools/inspect_dataset.py --input data/demo --index 17
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from data_tools.dataset_checks import Fault, read_objects
+from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
+from tsc.errors import SampleError, run_main
+from tsc.outcome import Outcomes
+from tsc.sample import Sample, find_dataset_files
+
+_BAR_CHARS = 40
+
+
+@dataclass
+class Figures:
+    """What the summary tells, gathered sample by sample."""
+
+    episodes: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    junctions: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    num_samples: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    sides: Counter[str] = field(default_factory=Counter)
+    settings: Counter[str] = field(default_factory=Counter)
+    sumo_versions: Counter[str] = field(default_factory=Counter)
+    prompt_versions: Counter[str] = field(default_factory=Counter)
+    elapsed_green_s: Counter[float] = field(default_factory=Counter)
+    yes_at_elapsed_green_s: Counter[float] = field(default_factory=Counter)
+    gaps_veh_s: list[float] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    prompts: list[list[dict[str, str]]] = field(default_factory=list)
+    num_broken: int = 0
+
+    def add(self, sample: Sample) -> None:
+        self.num_samples[sample.scenario] += 1
+        self.episodes[sample.scenario].add(sample.episode)
+        self.junctions[sample.scenario].add(sample.junction_id)
+        answer = answer_of(sample)
+        self.answers[answer] += 1
+        self.sides[sample.split or "not placed"] += 1
+        self.elapsed_green_s[sample.current_green_elapsed] += 1
+        self.yes_at_elapsed_green_s[sample.current_green_elapsed] += answer == "yes"
+        if sample.outcomes is not None:
+            self.settings[described_settings(sample)] += 1
+            self.gaps_veh_s.append(abs(sample.outcomes.yes - sample.outcomes.no))
+        if sample.sumo is not None:
+            self.sumo_versions[sample.sumo.version] += 1
+        if sample.time_s is not None:
+            self.times_s.append(sample.time_s)
+        self.prompt_versions[sample.prompt_version or "unknown"] += 1
+        self.prompts.append([{"role": m.role, "content": sys.intern(m.content)} for m in sample.prompt])
+
+
+def answer_of(sample: Sample) -> str:
+    """yes, no, tie, or unlabelled."""
+    if sample.outcomes is not None:
+        better = sample.outcomes.outcomes.better()
+        return better.value if better is not None else "tie"
+    return sample.expert_decision.value if sample.expert_decision is not None else "unlabelled"
+
+
+def described_settings(sample: Sample) -> str:
+    assert sample.outcomes is not None
+    settings = sample.outcomes.outcome_settings
+    return f"{settings.measure} over {settings.horizon_s} s, {settings.tail} tail, scope {settings.scope}"
+
+
+def gather(files: Sequence[Path]) -> Figures:
+    """Samples that break the contract are counted, not shown: json_to_parquet names each of them."""
+    figures = Figures()
+    for file in files:
+        for item in read_objects(file):
+            if isinstance(item, Fault):
+                figures.num_broken += 1
+                continue
+            try:
+                figures.add(Sample.model_validate(item[1]))
+            except ValidationError:
+                figures.num_broken += 1
+    return figures
+
+
+def _counted(counts: Counter[Any]) -> str:
+    total = counts.total()
+    return ", ".join(f"{name} {count:,} ({100 * count / total:.1f} %)" for name, count in sorted(counts.items()))
+
+
+def summary_lines(figures: Figures, tokenizer: Any | None) -> Iterator[str]:
+    total = figures.num_samples.total()
+    yield f"{total:,} decisions"
+    if figures.num_broken:
+        yield f"  {figures.num_broken:,} more break the contract: json_to_parquet.py lists them"
+    if not total:
+        return
+    for name, count in sorted(figures.num_samples.items()):
+        yield (
+            f"  scenario {name}: {count:,} decisions, {len(figures.episodes[name]):,} episode(s), "
+            f"{len(figures.junctions[name]):,} junction(s)"
+        )
+    yield f"  better answer: {_counted(figures.answers)}"
+    yield f"  split: {_counted(figures.sides)}"
+    if figures.gaps_veh_s:
+        yield f"  outcomes: {_counted(figures.settings)}"
+        yield f"  gap between the two answers, vehicle-seconds: {quantiles(figures.gaps_veh_s)}"
+    if figures.times_s:
+        yield f"  time of decision, s: {quantiles(figures.times_s)}"
+    yield f"  prompt tokens: {quantiles(prompt_tokens(figures.prompts, tokenizer))} ({how_counted(tokenizer)})"
+    yield f"  prompt version: {_counted(figures.prompt_versions)}"
+    if figures.sumo_versions:
+        yield f"  saved with SUMO: {_counted(figures.sumo_versions)}"
+    yield "  elapsed green at the decision, and how often it had better be extended:"
+    most = max(figures.elapsed_green_s.values())
+    for elapsed_s, count in sorted(figures.elapsed_green_s.items()):
+        bar = "#" * max(1, round(_BAR_CHARS * count / most))
+        share = figures.yes_at_elapsed_green_s[elapsed_s] / count
+        yield f"    {elapsed_s:>5g} s {count:>8,}  yes {100 * share:>5.1f} %  {bar}"
+
+
+def find_sample(files: Sequence[Path], *, index: int | None, sample_id: str | None) -> tuple[Path, int, Any]:
+    """File, index and raw object of the one sample that is asked for. Raises SampleError where there is none."""
+    if index is not None and len(files) > 1:
+        raise SampleError(
+            f"--index counts within a file, but there are {len(files)}: name one with --input, or use --id: "
+            + ", ".join(map(str, files))
+        )
+    num_seen = 0
+    for file in files:
+        for item in read_objects(file):
+            if isinstance(item, Fault):
+                continue
+            found, raw = item
+            num_seen += 1
+            if found == index or (sample_id is not None and isinstance(raw, dict) and raw.get("id") == sample_id):
+                return file, found, raw
+    if index is not None:
+        raise SampleError(f"{files[0]} has no sample {index}: it holds {num_seen:,}, counted from 0")
+    raise SampleError(f"no sample has the id {sample_id!r} among the {num_seen:,} read")
+
+
+def _outcome_line(outcomes: Outcomes) -> str:
+    better = outcomes.better()
+    if better is None:
+        return f"  both answers cost {outcomes.yes:g} vehicle-seconds: a tie"
+    return f"  {better.answer} saves {outcomes.saving(better):g} vehicle-seconds"
+
+
+def sample_lines(sample: Sample, file: Path, index: int) -> Iterator[str]:
+    yield f"sample {index} of {file}" + (f": {sample.id}" if sample.id else "")
+    time = "unknown time" if sample.time_s is None else f"{sample.time_s:g} s"
+    yield (
+        f"  scenario {sample.scenario}, episode {sample.episode}, {time}, split {sample.split or 'not placed'}, "
+        f"prompt version {sample.prompt_version or 'unknown'}"
+    )
+    stages = "" if sample.stage is None else f": stage {sample.stage}, next {sample.next_stage}"
+    yield f"  junction {sample.junction_id}{stages}"
+    yield (
+        f"  green for {sample.current_green_elapsed:g} s (min {sample.min_green:g} s, max {sample.max_green:g} s, "
+        f"extension {sample.green_extension:g} s)"
+    )
+    for message in sample.prompt:
+        yield f"\n[{message.role}]"
+        yield message.content
+    yield "\n[outcomes]"
+    if sample.outcomes is None:
+        yield "  none in the dataset: they are replayed when the reward needs them"
+    else:
+        yield f"  {described_settings(sample)}"
+        for answer in ("yes", "no"):
+            yield (
+                f'  {{"extend": "{answer}"}}'.ljust(22) + f"costs {getattr(sample.outcomes, answer):g} vehicle-seconds"
+            )
+        yield _outcome_line(sample.outcomes.outcomes)
+    yield "\n[clocks]"
+    for name, clock in sample.clocks.items():
+        what = "green for" if clock.mode == "green" else "clearing after a green of"
+        rest = "" if clock.mode == "green" else f", {clock.phase_remaining_s:g} s of this phase to go"
+        yield f"  {name}: stage {clock.stage}, {what} {clock.elapsed_green_s:g} s{rest}"
+    if not sample.clocks:
+        yield "  none"
+    yield "\n[files]"
+    yield _file_line("state", file.parent / sample.state_file)
+    if sample.sumo is not None:
+        yield _file_line("net", file.parent / sample.sumo.net_file)
+        for route_file in sample.sumo.route_files:
+            yield _file_line("routes", file.parent / route_file)
+        yield f"  SUMO {sample.sumo.version}, seed {sample.sumo.seed}, step {sample.sumo.step_length_s:g} s"
+    if sample.observation is not None:
+        yield "\n[observation]"
+        yield json.dumps(sample.observation, indent=2, ensure_ascii=False)
+
+
+def _file_line(what: str, path: Path) -> str:
+    size = f"{path.stat().st_size:,} bytes" if path.is_file() else "MISSING"
+    return f"  {what} {path} ({size})"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Summarise a dataset of decision points, or show one sample in full.",
+        epilog="example: python data_tools/inspect_dataset.py --input data/demo --index 17",
+    )
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="PATH", help="a dataset file, or a folder with datasets"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--index", type=int, metavar="N", help="show sample N of the file, counted from 0")
+    which.add_argument("--id", dest="sample_id", metavar="ID", help="show the sample of this id")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="a model's folder: count prompt tokens instead of estimating them"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    files = find_dataset_files(options.input)
+    if options.index is None and options.sample_id is None:
+        lines = summary_lines(gather(files), tokenizer)
+    else:
+        file, index, raw = find_sample(files, index=options.index, sample_id=options.sample_id)
+        try:
+            sample = Sample.model_validate(raw)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+            raise SampleError(f"sample {index} of {file} breaks the contract: {problems}") from error
+        lines = sample_lines(sample, file, index)
+    for line in lines:
+        print(line)
+
+
+if __name__ == "__main__":
+    run_main(main)

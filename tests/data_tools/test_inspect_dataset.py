@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from data_tools import inspect_dataset
+from tsc.errors import SampleError
+
+
+def shown(capsys, *arguments):
+    inspect_dataset.main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+def test_the_summary_counts_decisions_answers_and_ties(write_dataset, capsys):
+    printed = shown(capsys, "--input", write_dataset().parent)
+    assert printed.startswith("36 decisions\n")
+    for part in (
+        "scenario demo: 36 decisions, 2 episode(s), 1 junction(s)",
+        "better answer: no 12 (33.3 %), tie 12 (33.3 %), yes 12 (33.3 %)",
+        "queue_veh_s over 45 s, max_pressure tail, scope junction 36",
+        "vehicle-seconds: min 0, median 19.5, p95 30, max 30",
+        "15 s       36  yes  33.3 %",
+    ):
+        assert part in printed
+
+
+def test_the_summary_says_how_many_samples_break_the_contract(write_dataset, capsys):
+    printed = shown(capsys, "--input", write_dataset(change=lambda samples: samples[4].pop("prompt")))
+    assert printed.startswith("35 decisions\n  1 more break the contract")
+
+
+@pytest.mark.parametrize("which", [("--index", 1), ("--id", "demo-e000-t00200-A0")])
+def test_one_sample_is_shown_as_a_person_reads_it(write_dataset, capsys, which):
+    path = write_dataset()
+    printed = shown(capsys, "--input", path, *which)
+    for part in (
+        f"sample 1 of {path}: demo-e000-t00200-A0",
+        "[user]\nGreen for 15 s. Queue 1 veh. Extend?",
+        '{"extend": "no"}    costs 90 vehicle-seconds',
+        '{"extend": "yes"} saves 30 vehicle-seconds',
+        "A0: stage 0, green for 15 s",
+        "t00200.xml (",
+    ):
+        assert part in printed
+
+
+def test_a_tie_and_a_missing_state_are_said(write_dataset, capsys):
+    path = write_dataset()
+    (path.parent / "states/e000/t00300.xml").unlink()
+    printed = shown(capsys, "--input", path, "--index", 2)
+    assert "both answers cost 50 vehicle-seconds: a tie" in printed
+    assert "t00300.xml (MISSING)" in printed
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [(("--index", "36"), "has no sample 36: it holds 36"), (("--id", "x"), "no sample has the id 'x' among the 36")],
+)
+def test_a_sample_that_is_not_there_is_refused(write_dataset, which, message):
+    with pytest.raises(SampleError, match=message):
+        inspect_dataset.main(["--input", str(write_dataset()), *which])
+
+
+def test_an_index_among_several_files_is_refused(write_dataset):
+    write_dataset("all/a")
+    folder = write_dataset("all/b").parents[1]
+    with pytest.raises(SampleError, match="--index counts within a file, but there are 2"):
+        inspect_dataset.main(["--input", str(folder), "--index", "3"])
