@@ -1,0 +1,88 @@
+"""Folders with a language model in the Hugging Face layout: written whole or not at all, checked before use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tsc.errors import ConfigError
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+ADAPTER_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+@contextmanager
+def new_model_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` when the block ends, and vanishes when it fails."""
+    out = out.absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists already: choose another place with --out, or remove it")
+    # Beside `out`, because a folder can only be renamed within one file system.
+    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(out)
+    except OSError as error:
+        raise ConfigError(f"cannot write the model to {out}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def no_progress_bars_in_logs() -> Iterator[None]:
+    """Without transformers' progress bars in the block, unless a person watches."""
+    from transformers.utils import logging
+
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def missing_parts(path: Path) -> list[str]:
+    """What a model folder lacks to be loaded with its tokenizer; empty when it is complete."""
+    parts = (("config.json",), TOKENIZER_FILES, WEIGHT_FILES)
+    return [" or ".join(names) for names in parts if not any((path / name).is_file() for name in names)]
+
+
+def check_model_folder(path: Path) -> None:
+    """Raise ConfigError unless `path` is a complete model folder."""
+    if not path.is_dir():
+        raise ConfigError(f"there is no model folder {path}")
+    missing = missing_parts(path)
+    if not missing:
+        return
+    remedy = "give the folder of a model saved with its tokenizer (save_pretrained)"
+    if (path / "adapter_config.json").is_file():
+        remedy = "this is a LoRA adapter: give its base model as the model, and this folder as the adapter"
+    elif (path / "huggingface").is_dir() or any(path.glob("fsdp_config.json")):
+        remedy = "this is a checkpoint of a training run: merge it first (python -m verl.model_merger merge)"
+    raise ConfigError(f"the model folder {path} has no {', no '.join(missing)}: {remedy}")
+
+
+def check_adapter_folder(path: Path) -> None:
+    """Raise ConfigError unless `path` is a LoRA adapter as PEFT saves it."""
+    if not path.is_dir():
+        raise ConfigError(f"there is no adapter folder {path}")
+    parts = (("adapter_config.json",), ADAPTER_WEIGHT_FILES)
+    missing = [" or ".join(names) for names in parts if not any((path / name).is_file() for name in names)]
+    if missing:
+        raise ConfigError(
+            f"the adapter folder {path} has no {', no '.join(missing)}: give a LoRA adapter as PEFT saves it, "
+            "such as the lora_adapter folder of a merged checkpoint"
+        )
