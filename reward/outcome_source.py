@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from reward.ground_truth import GroundTruth
 from reward.outcome_cache import OutcomeCache
-from reward.replay_pool import REPLAY_FUNCTION, ReplayPool
+from reward.replay_pool import ReplayPool
 from reward.settings import RewardSettings
 from tsc.outcome import Outcomes
 
@@ -36,11 +36,11 @@ class FoundOutcomes:
 class OutcomeSource:
     """Safe from many threads. Which outcomes are found never depends on the order of the calls."""
 
-    def __init__(self, settings: RewardSettings, *, replay_function: str = REPLAY_FUNCTION) -> None:
+    def __init__(self, settings: RewardSettings) -> None:
         self._settings = settings
         self._outcome_settings = settings.outcome_settings
         self._cache = OutcomeCache()
-        self._pool = ReplayPool(settings.replay, replay_function=replay_function)
+        self._pool = ReplayPool(settings.replay)
         self._lock = threading.Lock()
         self._totals: Counter[str] = Counter()
         self._disagreed: set[str] = set()

@@ -13,17 +13,18 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tsc.errors
+from reward.machine_slots import MachineSlots
 from reward.settings import ReplaySection
 from tsc.errors import ReplayError, TscError
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.replay_request import ReplayRequest
-
-REPLAY_FUNCTION = "tsc.replay:replay"
 
 # Start of Python and import of libsumo take about a second, but many may start at once on a busy machine.
 _START_TIMEOUT_S = 120.0
@@ -146,16 +147,16 @@ class _Worker:
 
 
 class ReplayPool:
-    """Up to settings.num_workers processes, started when needed. Safe from many threads.
+    """Up to settings.num_workers processes, started when needed. Safe from many threads. Of all pools on this machine
+    together no more than that many replay at once.
 
-    replay_function: "module:function" with the signature of tsc.replay.replay, imported in the workers only.
     The workers end with `close()`, with the interpreter, and when this process ends in any way.
     """
 
-    def __init__(self, settings: ReplaySection, *, replay_function: str = REPLAY_FUNCTION) -> None:
+    def __init__(self, settings: ReplaySection) -> None:
         self._settings = settings
-        self._replay_function = replay_function
         self._free_slots = threading.BoundedSemaphore(settings.num_workers)
+        self._machine_slots = MachineSlots(settings.num_workers)
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
@@ -177,7 +178,7 @@ class ReplayPool:
             "timeout_s": self._settings.timeout_s,
         }
         causes: list[str] = []
-        with self._free_slots:
+        with self._place():
             for _ in range(1 + self._settings.retries):
                 try:
                     reply = self._run(job)
@@ -197,6 +198,18 @@ class ReplayPool:
             f"replay of state {request.state_path} at junction {request.junction_id!r} (sample {request.sample_id}) "
             f"failed {len(causes)} times: {'; then '.join(dict.fromkeys(causes))}"
         )
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """A place in this process and on this machine."""
+        with self._free_slots, ExitStack() as stack:
+            try:
+                stack.enter_context(self._machine_slots.taken())
+            except OSError as error:
+                raise ReplayError(
+                    f"cannot count the replays on this machine: {error}: set TMPDIR to a folder that you may write to"
+                ) from error
+            yield
 
     def _run(self, job: dict[str, Any]) -> dict[str, Any]:
         worker = self._take()
@@ -226,7 +239,7 @@ class ReplayPool:
                     return worker
                 worker.kill()
             try:
-                worker = _Worker(self._replay_function)
+                worker = _Worker(self._settings.function)
             except OSError as error:
                 raise ReplayError(f"cannot start a replay worker: {error}") from error
             self._counts["started"] += 1

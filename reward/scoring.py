@@ -14,7 +14,7 @@ answer is better than the right one in the exact form, and a constant answer gai
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from reward.settings import RewardSettings
 from tsc.decision import Answer, AnswerForm, Decision
@@ -36,7 +36,7 @@ class Score:
     tie: float
 
     def as_dict(self) -> dict[str, float]:
-        return asdict(self)
+        return dict(vars(self))  # in the order above; asdict() copies each number deeply, at four times the cost
 
 
 def traffic_score(decision: Decision, outcomes: Outcomes, settings: RewardSettings) -> float:

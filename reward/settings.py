@@ -50,9 +50,13 @@ class FormatSection(_Section):
 
 
 class ReplaySection(_Section):
+    """function: what replays, "module:function" with the signature of tsc.replay.replay, imported in the workers only;
+    another one is for tests and other simulators, so the file does not show it."""
+
     workers: int | None = Field(default=None, ge=1, le=1024)
     timeout_s: float = Field(default=60.0, gt=0)
     retries: int = Field(default=2, ge=0, le=10)
+    function: str = Field(default="tsc.replay:replay", pattern=r"^[\w.]+:\w+$")
 
     @property
     def num_workers(self) -> int:

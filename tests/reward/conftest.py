@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reward.compute_score
+from reward.replay_pool import ReplayPool
+from reward.settings import ReplaySection
+from tsc.outcome import Outcomes, OutcomeSettings
+from tsc.replay_request import ReplayRequest
+
+MakeRequest = Callable[..., ReplayRequest]
+
+
+@pytest.fixture
+def make_request(tmp_path: Path) -> MakeRequest:
+    """A request for a state of this name, in the test's own folder; its name tells the stand-ins what to do."""
+
+    def make(state_file: str) -> ReplayRequest:
+        return ReplayRequest(
+            sample_id=f"sample of {state_file}",
+            dataset_dir=str(tmp_path),
+            junction_id="J4",
+            state_file=state_file,
+            state_sha256=None,
+            current_green_elapsed_s=15.0,
+            min_green_s=10,
+            max_green_s=60,
+            green_extension_s=5,
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_ground_truth(make_request: MakeRequest) -> Callable[..., str]:
+    """The text of a Parquet row, with outcomes under the default settings where `outcomes` are given."""
+
+    def make(
+        state_file: str = "ok",
+        outcomes: Outcomes | None = None,
+        settings: OutcomeSettings | None = None,
+        **changes: Any,
+    ) -> str:
+        values: dict[str, Any] = {"request": make_request(state_file).to_json(), "outcomes": None}
+        if outcomes is not None:
+            values["outcomes"] = {"settings": (settings or OutcomeSettings()).as_dict(), **outcomes.as_dict()}
+        return json.dumps(values | changes)
+
+    return make
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The stand-in replay function, importable by the workers."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
+    return "replay_stand_ins:replay"
+
+
+@pytest.fixture
+def make_pool(stand_ins: str) -> Iterator[Callable[..., ReplayPool]]:
+    pools: list[ReplayPool] = []
+
+    def make(**settings: Any) -> ReplayPool:
+        pools.append(ReplayPool(ReplaySection(**{"workers": 2, "timeout_s": 30.0, "function": stand_ins} | settings)))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_outlives_its_test() -> Iterator[None]:
+    yield
+    reward.compute_score.close()
