@@ -170,15 +170,25 @@ class Conversion:
     def on(self, side: str) -> Iterator[tuple[int, Row]]:
         return ((i, row) for i, row in enumerate(self.rows) if self.sides[i] == side)
 
-    def labelled_on(self, side: str) -> Iterator[Row]:
+    def labelled_on(self, side: str) -> Iterator[tuple[int, Row]]:
         return (
-            row
+            (i, row)
             for i, row in self.on(side)
             if row.answer is not None and (side == VAL or self.groups[i] in self.sft_groups)
         )
 
-    def num_groups(self, side: str) -> int:
-        return len({group for group, own in zip(self.groups, self.sides, strict=True) if own == side})
+    def counts(self, rows: Iterable[tuple[int, Row]]) -> dict[str, int]:
+        rows = list(rows)
+        answers = Counter(row.answer.value for _, row in rows if row.answer is not None)
+        num_ties = sum(row.is_tie for _, row in rows)
+        return {
+            "samples": len(rows),
+            "groups": len({self.groups[i] for i, _ in rows}),
+            "yes": answers["yes"],
+            "no": answers["no"],
+            "ties": num_ties,
+            "unlabelled": len(rows) - answers.total() - num_ties,
+        }
 
 
 def arrange(rows: list[Row], *, val_fraction: float, sft_fraction: float, block_s: float, seed: int) -> Conversion:
@@ -199,22 +209,9 @@ def write_files(folder: Path, conversion: Conversion, summary: dict[str, Any]) -
                 temporary / f"{side}.parquet", GRPO_SCHEMA, (row.grpo(i, side) for i, row in conversion.on(side))
             )
             write_parquet(
-                temporary / f"sft_{side}.parquet", SFT_SCHEMA, (row.sft() for row in conversion.labelled_on(side))
+                temporary / f"sft_{side}.parquet", SFT_SCHEMA, (row.sft() for _, row in conversion.labelled_on(side))
             )
         (temporary / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-
-
-def _counts(rows: Iterable[Row]) -> dict[str, Any]:
-    rows = list(rows)
-    answers = Counter(row.answer.value for row in rows if row.answer is not None)
-    num_ties = sum(row.is_tie for row in rows)
-    return {
-        "samples": len(rows),
-        "yes": answers["yes"],
-        "no": answers["no"],
-        "ties": num_ties,
-        "unlabelled": len(rows) - answers.total() - num_ties,
-    }
 
 
 def summarise(
@@ -223,13 +220,9 @@ def summarise(
     lengths = prompt_tokens([row.prompt for row in conversion.rows], tokenizer)
     files = {}
     for side in (TRAIN, VAL):
-        files[f"{side}.parquet"] = {
-            **_counts(row for _, row in conversion.on(side)),
-            "groups": conversion.num_groups(side),
-        }
+        files[f"{side}.parquet"] = conversion.counts(conversion.on(side))
     for side in (TRAIN, VAL):
-        num_sft_groups = len(conversion.sft_groups) if side == TRAIN else conversion.num_groups(VAL)
-        files[f"sft_{side}.parquet"] = {**_counts(conversion.labelled_on(side)), "groups": num_sft_groups}
+        files[f"sft_{side}.parquet"] = conversion.counts(conversion.labelled_on(side))
     scenarios: dict[str, dict[str, int]] = {}
     for row, side in zip(conversion.rows, conversion.sides, strict=True):
         of_scenario = scenarios.setdefault(row.placed.scenario, {TRAIN: 0, VAL: 0})
