@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from tsc.decision import Decision
 from tsc.errors import ConfigError
+from tsc.yaml_file import load_yaml
 
 TAILS = ("static", "gap_out", "max_pressure")
 MEASURES = ("queue_veh_s",)
@@ -42,6 +46,17 @@ class OutcomeSettings:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class _OutcomeFile(BaseModel):
+    """The one section of configs/reward.yaml that labels depend on; the others are the reward's."""
+
+    outcome: OutcomeSettings = OutcomeSettings()
+
+
+def load_outcome_settings(path: Path) -> OutcomeSettings:
+    """The section `outcome` of configs/reward.yaml. Raises ConfigError."""
+    return load_yaml(path, _OutcomeFile).outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,9 @@ class ReplayRequest:
         try:
             return cls(**values)
         except TypeError as error:
-            raise SampleError(f"not a replay request: {error}: convert the dataset again with json_to_parquet") from error
+            raise SampleError(
+                f"not a replay request: {error}: convert the dataset again with json_to_parquet"
+            ) from error
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,6 +77,9 @@ class ReplayRequest:
 
     def digest(self, settings: OutcomeSettings, sumo_version: str) -> str:
         """SHA-256 over exactly what decides the outcomes: not the sample's id, nor where the folder lies."""
+        sumo = self.sumo
+        # without digests, the names are all there is to tell one net from another
+        named = None if sumo.get("net_sha256") else [self.dataset_dir, sumo.get("net_file"), sumo.get("route_files")]
         what = {
             "schema_version": SCHEMA_VERSION,
             "sumo_version": sumo_version,
@@ -83,8 +88,8 @@ class ReplayRequest:
             "current_green_elapsed_s": self.current_green_elapsed_s,
             "timing": asdict(self.timing),
             "clocks": self.clocks,
-            "sumo": {k: v for k, v in self.sumo.items() if k not in ("version", "net_file", "route_files")},
-            "files": [self.sumo.get("net_file"), self.sumo.get("route_files")] if not self.sumo.get("net_sha256") else [],
+            "sumo": {key: value for key, value in sumo.items() if key not in ("version", "net_file", "route_files")},
+            "files": named,
             "settings": settings.as_dict(),
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

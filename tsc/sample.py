@@ -58,7 +58,9 @@ class SumoInput(_Record):
     @model_validator(mode="after")
     def _one_digest_a_route_file(self) -> SumoInput:
         if self.route_sha256 is not None and len(self.route_sha256) != len(self.route_files):
-            raise ValueError(f"route_sha256 has {len(self.route_sha256)} digests for {len(self.route_files)} route_files")
+            raise ValueError(
+                f"route_sha256 has {len(self.route_sha256)} digests for {len(self.route_files)} route_files"
+            )
         return self
 
 

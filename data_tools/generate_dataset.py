@@ -1,0 +1,337 @@
+"""Run SUMO episodes, save states at decision points, and label both answers by forking the live simulation.
+
+Example:
+    python data_tools/generate_dataset.py --scenario configs/scenarios/four_way.yaml --out data/four_way \\
+        --episodes 12 --validation-episodes 1 --workers 2
+
+Writes OUT/grpo_dataset.json, OUT/scenario/ (the net) and OUT/episodes/ (demand, states, samples of each episode).
+The same arguments give the same bytes, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from tqdm import tqdm
+
+from tsc.continuation import outcomes_by_fork
+from tsc.controllers import Controller, Random, tail_controller
+from tsc.decision import Decision
+from tsc.errors import ConfigError, TscError, run_main
+from tsc.files import sha256_of, write_atomically
+from tsc.observation import observe
+from tsc.outcome import OutcomeSettings, load_outcome_settings
+from tsc.prompt import PROMPT_VERSION, messages
+from tsc.sample import SCHEMA_VERSION
+from tsc.scenario import Scenario, build_demand, build_net, load_scenario
+from tsc.signal_control import SignalControl
+from tsc.simulation import Simulation, SumoFiles
+from tsc.sumo_version import installed_sumo_version
+from tsc.yaml_file import load_yaml
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+class DatasetConfig(BaseModel):
+    """configs/dataset.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    behaviours: dict[Literal["static", "gap_out", "max_pressure", "lookahead", "random"], float]
+    behaviour_block_s: int = Field(gt=0)
+    warm_up_s: int = Field(ge=0)
+    sample_share: float = Field(gt=0, le=1)
+
+    @field_validator("behaviours")
+    @classmethod
+    def _shares_sum_to_one(cls, value: dict[str, float]) -> dict[str, float]:
+        if not value or min(value.values()) < 0 or abs(sum(value.values()) - 1) > 1e-6:
+            raise ValueError("shares must be at least 0 and sum to 1")
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One episode to run; everything a worker process needs."""
+
+    scenario: Scenario
+    number: int
+    split: Literal["train", "val"]
+    seed: int
+    out: Path
+    config: DatasetConfig
+    outcome: OutcomeSettings
+
+    @property
+    def folder(self) -> Path:
+        return self.out / "episodes" / f"{self.scenario.name}-seed{self.seed:04d}"
+
+    @property
+    def samples_file(self) -> Path:
+        """Written last: an episode that has it is complete."""
+        return self.folder / "samples.jsonl"
+
+    @property
+    def net_file(self) -> Path:
+        return self.out / "scenario" / f"{self.scenario.name}.net.xml"
+
+
+_decisions_done: Synchronized[int]
+_seconds_done: Synchronized[int]
+
+
+def _share_counters(decisions: Synchronized[int], seconds: Synchronized[int]) -> None:
+    global _decisions_done, _seconds_done
+    _decisions_done, _seconds_done = decisions, seconds
+
+
+def run_episode(episode: Episode) -> None:
+    """Run one episode in this process and write its folder; the samples file comes last."""
+    shutil.rmtree(episode.folder, ignore_errors=True)
+    (episode.folder / "states").mkdir(parents=True)
+    route_file = episode.folder / "demand.rou.xml"
+    build_demand(episode.scenario, episode.net_file, episode.seed, route_file)
+    files = SumoFiles(net_file=episode.net_file, route_files=(route_file,), seed=episode.seed)
+    lines = [json.dumps(sample, separators=(",", ":")) for sample in _samples(episode, files)]
+    write_atomically(episode.samples_file, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _samples(episode: Episode, files: SumoFiles) -> Iterator[dict[str, Any]]:
+    config = episode.config
+    # behaviour and sampling have generators of their own: another sample_share leaves the traffic as it was
+    behaviour_draw = random.Random(f"behaviour/{episode.scenario.name}/{episode.seed}")
+    sample_draw = random.Random(f"sample/{episode.scenario.name}/{episode.seed}")
+    random_controller = Random(episode.seed)
+    sumo = {
+        "version": installed_sumo_version(),
+        "net_file": str(files.net_file.relative_to(episode.out)),
+        "route_files": [str(path.relative_to(episode.out)) for path in files.route_files],
+        "additional_files": [],
+        "net_sha256": sha256_of(files.net_file),
+        "route_sha256": [sha256_of(path) for path in files.route_files],
+        "seed": files.seed,
+        "step_length_s": files.step_length_s,
+        "time_to_teleport_s": files.time_to_teleport_s,
+    }
+    simulation = Simulation(files)
+    control = SignalControl(simulation, episode.scenario.timing)
+    control.start()
+    behaviour = ""
+    for second in range(episode.scenario.duration_s):
+        if second % config.behaviour_block_s == 0:
+            (behaviour,) = behaviour_draw.choices(list(config.behaviours), weights=list(config.behaviours.values()))
+        due = control.due_junctions()
+        chosen = [name for name in due if sample_draw.random() < config.sample_share]
+        # the horizon of every sample lies within the episode
+        if not config.warm_up_s <= second <= episode.scenario.duration_s - episode.outcome.horizon_s:
+            chosen = []
+        to_label = due if behaviour == "lookahead" else chosen
+        outcomes = {name: outcomes_by_fork(control, name, episode.outcome) for name in to_label}
+        if chosen:
+            state_file = episode.folder / "states" / f"t{second:05d}.xml.gz"
+            simulation.save_state(state_file)
+            shared = {
+                "schema_version": SCHEMA_VERSION,
+                "scenario": episode.scenario.name,
+                "episode": episode.number,
+                "split": episode.split,
+                "behaviour": behaviour,
+                "time_s": float(second),
+                "prompt_version": PROMPT_VERSION,
+                "state_file": str(state_file.relative_to(episode.out)),
+                "state_sha256": sha256_of(state_file),
+                "clocks": control.stored_clocks(),
+                "sumo": sumo,
+            }
+            for name in chosen:
+                observation = observe(control, name)
+                better = outcomes[name].better()
+                clock = control.clocks[name]
+                yield {
+                    **shared,
+                    "id": f"{episode.scenario.name}-seed{episode.seed:04d}-t{second:05d}-{name}",
+                    "junction_id": name,
+                    "prompt": messages(observation),
+                    "current_green_elapsed": clock.elapsed_green_s,
+                    "min_green": float(control.timing.min_green_s),
+                    "max_green": float(control.timing.max_green_s),
+                    "green_extension": float(control.timing.green_extension_s),
+                    "stage": clock.stage,
+                    "next_stage": control.program(name).next_stage(clock.stage),
+                    "observation": observation.as_dict(),
+                    "outcomes": {"settings": episode.outcome.as_dict(), **outcomes[name].as_dict()},
+                    **({"expert_decision": better.value} if better else {}),
+                }
+        if behaviour == "lookahead":
+            decisions = {name: outcomes[name].better() or Decision.YES for name in due}
+        else:
+            controller: Controller = random_controller if behaviour == "random" else tail_controller(behaviour)
+            decisions = controller.decide(control, due)
+        control.advance(decisions)
+        with _decisions_done.get_lock():
+            _decisions_done.value += len(chosen)
+            _seconds_done.value += 1
+    simulation.close()
+
+
+def plan_episodes(
+    scenarios: list[Scenario], arguments: argparse.Namespace, config: DatasetConfig, outcome: OutcomeSettings
+) -> list[Episode]:
+    """Training and validation episodes of every scenario, in the order of the dataset."""
+    counts = (("train", "train", arguments.episodes), ("validation", "val", arguments.validation_episodes))
+    return [
+        Episode(
+            scenario=scenario,
+            number=number,
+            split=split,  # type: ignore[arg-type]
+            seed=scenario.seeds.episode_seed(seeds, number),  # type: ignore[arg-type]
+            out=arguments.out,
+            config=config,
+            outcome=outcome,
+        )
+        for scenario in scenarios
+        for seeds, split, count in counts
+        for number in range(count)
+    ]
+
+
+def prepare_folder(out: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Write the settings beside the episodes, or check that a folder to resume was begun under the same.
+
+    Raises ConfigError.
+    """
+    path = out / "generation.json"
+    text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
+    if path.exists():
+        if not resume:
+            raise ConfigError(f"{out} already holds a dataset: continue it with --resume, or choose another --out")
+        begun = json.loads(path.read_text())
+        differing = sorted(key for key in settings.keys() | begun.keys() if settings.get(key) != begun.get(key))
+        if differing:
+            raise ConfigError(
+                f"{out} was begun with another {', '.join(differing)} (see {path}): choose another --out, or delete it"
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.encode())
+
+
+def run_episodes(episodes: list[Episode], workers: int) -> None:
+    """Run what is not complete yet, each episode in a process of its own. Raises what an episode raises."""
+    context = multiprocessing.get_context("spawn")
+    decisions, seconds = context.Value("l", 0), context.Value("l", 0)
+    total_s = sum(episode.scenario.duration_s for episode in episodes)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_share_counters, initargs=(decisions, seconds), max_tasks_per_child=1
+    )
+    bar = tqdm(total=total_s, unit=" s simulated", unit_scale=True, disable=None, mininterval=0.5)
+    begin = time.monotonic()
+    with pool, bar:
+        running: dict[Future[None], Episode] = {pool.submit(run_episode, episode): episode for episode in episodes}
+        pending = set(running)
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
+                bar.update(seconds.value - bar.n)
+                bar.set_postfix_str(f"{decisions.value / (time.monotonic() - begin):.1f} decisions/s", refresh=False)
+                for future in done:
+                    _raise_failure(future, running[future])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            raise
+    elapsed_s = time.monotonic() - begin
+    print(f"labelled {decisions.value} decisions in {elapsed_s:.0f} s ({decisions.value / elapsed_s:.1f} decisions/s)")
+
+
+def _raise_failure(future: Future[None], episode: Episode) -> None:
+    try:
+        future.result()
+    except BrokenProcessPool as error:
+        raise TscError(
+            f"a worker died, perhaps in episode {episode.folder.name} (out of memory or killed): "
+            "run the same command with --resume"
+        ) from error
+
+
+def write_dataset(episodes: list[Episode], out: Path) -> int:
+    """Join the episodes' samples into OUT/grpo_dataset.json, in order. Returns the number of samples."""
+    path = out / "grpo_dataset.json"
+    temporary = out / ".grpo_dataset.json.tmp"
+    count = 0
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for episode in episodes:
+            with episode.samples_file.open(encoding="utf-8") as lines:
+                for line in lines:
+                    file.write(("," if count else "") + "\n" + line.rstrip("\n"))
+                    count += 1
+        file.write("\n]\n")
+    temporary.replace(path)
+    return count
+
+
+def _at_least(lowest: int) -> Any:
+    def whole_number(text: str) -> int:
+        if not text.isdigit() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
+        return int(text)
+
+    return whole_number
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenario", type=Path, action="append", required=True, help="a scenario file; repeatable")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
+    parser.add_argument("--episodes", type=_at_least(1), default=12, help="for training (default: %(default)s)")
+    parser.add_argument("--validation-episodes", type=_at_least(0), default=1, help="(default: %(default)s)")
+    parser.add_argument("--workers", type=_at_least(1), default=multiprocessing.cpu_count(), help="default: all cores")
+    parser.add_argument("--config", type=Path, default=CONFIGS / "dataset.yaml", help="behaviours and sampling")
+    parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="its section `outcome` is used")
+    parser.add_argument("--resume", action="store_true", help="continue an earlier run of the same command")
+    arguments = parser.parse_args()
+    arguments.out = arguments.out.resolve()
+
+    scenarios = [load_scenario(path) for path in arguments.scenario]
+    config = load_yaml(arguments.config, DatasetConfig)
+    outcome = load_outcome_settings(arguments.reward)
+    episodes = plan_episodes(scenarios, arguments, config, outcome)
+    settings = {
+        "scenarios": [scenario.model_dump(mode="json") for scenario in scenarios],
+        "episodes": arguments.episodes,
+        "validation_episodes": arguments.validation_episodes,
+        "config": config.model_dump(mode="json"),
+        "outcome": asdict(outcome),
+        "prompt_version": PROMPT_VERSION,
+        "sumo_version": installed_sumo_version(),
+    }
+    prepare_folder(arguments.out, settings, arguments.resume)
+    for episode in episodes:
+        if not episode.net_file.exists():
+            build_net(episode.scenario, episode.net_file)
+    missing = [episode for episode in episodes if not episode.samples_file.exists()]
+    if len(missing) < len(episodes):
+        print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")
+    if missing:
+        run_episodes(missing, min(arguments.workers, len(missing)))
+    count = write_dataset(episodes, arguments.out)
+    print(f"{count} samples of {len(episodes)} episodes in {arguments.out / 'grpo_dataset.json'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

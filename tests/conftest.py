@@ -1,0 +1,32 @@
+"""Fixtures that tests of several packages share."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def short_scenario(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """four_way cut to 300 s with its rush in the middle, as a scenario file."""
+    text = (repo_root / "configs/scenarios/four_way.yaml").read_text()
+    text = text.replace("duration_s: 3600", "duration_s: 300").replace("[0, 900, 1800, 2700]", "[0, 60, 120, 240]")
+    path = tmp_path_factory.mktemp("scenario") / "four_way.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_dataset(repo_root: Path, short_scenario: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the grpo_dataset.json of two short training episodes and one for validation, some 60 samples."""
+    folder = tmp_path_factory.mktemp("dataset") / "four_way"
+    command = [sys.executable, str(repo_root / "data_tools/generate_dataset.py"), "--scenario", str(short_scenario)]
+    command += ["--out", str(folder), "--episodes", "2", "--validation-episodes", "1", "--workers", "2"]
+    subprocess.run(command, check=True, timeout=300)
+    return folder

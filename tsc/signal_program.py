@@ -1,0 +1,89 @@
+"""Stages of a junction's signal program.
+
+A stage is a phase with green, no yellow, and a duration of at least MIN_STAGE_DURATION_S: shorter greens are
+turn-clearance slivers that belong to the way from one stage to the next. The phases between two stages (yellow,
+all-red, slivers) are the program's own and run as it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MIN_STAGE_DURATION_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A phase as in SUMO: one letter a link (G, g, y, r, …), and its duration in the program."""
+
+    state: str
+    duration_s: float
+
+    @property
+    def is_stage(self) -> bool:
+        letters = set(self.state)
+        return bool(letters & set("Gg")) and not letters & set("yY") and self.duration_s >= MIN_STAGE_DURATION_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One green choice. Lanes are those of the links that are green (G or g), in link order, each once."""
+
+    phase_index: int
+    duration_s: float
+    incoming_lanes: tuple[str, ...]
+    outgoing_lanes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalProgram:
+    """The stages of one junction in the order of its program, and all its incoming lanes in link order."""
+
+    junction_id: str
+    program_id: str
+    stages: tuple[Stage, ...]
+    incoming_lanes: tuple[str, ...]
+
+    def stage_of_phase(self, phase_index: int) -> int | None:
+        """The stage that this phase is, None for a phase between two stages."""
+        for number, stage in enumerate(self.stages):
+            if stage.phase_index == phase_index:
+                return number
+        return None
+
+    def next_stage(self, stage: int) -> int:
+        return (stage + 1) % len(self.stages)
+
+    @property
+    def is_controllable(self) -> bool:
+        """With fewer than two stages there is nothing to decide."""
+        return len(self.stages) >= 2
+
+
+def build_program(
+    junction_id: str, program_id: str, phases: Sequence[Phase], links: Sequence[Sequence[tuple[str, str]]]
+) -> SignalProgram:
+    """links: for each signal index, its (incoming lane, outgoing lane) pairs; one index may control several links."""
+
+    def lanes_of(indices: Sequence[int], side: int) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(link[side] for index in indices for link in links[index]))
+
+    stages = []
+    for number, phase in enumerate(phases):
+        if phase.is_stage:
+            green = [index for index in range(min(len(links), len(phase.state))) if phase.state[index] in "Gg"]
+            stages.append(
+                Stage(
+                    phase_index=number,
+                    duration_s=phase.duration_s,
+                    incoming_lanes=lanes_of(green, 0),
+                    outgoing_lanes=lanes_of(green, 1),
+                )
+            )
+    return SignalProgram(
+        junction_id=junction_id,
+        program_id=program_id,
+        stages=tuple(stages),
+        incoming_lanes=lanes_of(range(len(links)), 0),
+    )

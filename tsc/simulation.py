@@ -1,0 +1,217 @@
+"""The running SUMO simulation. The only module that imports libsumo.
+
+libsumo runs one simulation per process and is not thread-safe. `libsumo.load` in a used process behaves as a new
+process does (measured), so opening another simulation in the same process is sound; `simulation.loadState` into a
+running one is not (it keeps the demand loader where it was) and is never used here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tsc.errors import ScenarioError, StateError
+from tsc.files import strip_generated_comment, write_atomically
+from tsc.signal_program import Phase, SignalProgram, build_program
+
+
+def _import_libsumo() -> Any:
+    # libsumo prints a warning about the installed pyarrow, which is never loaded beside it; this variable quiets it
+    before = os.environ.get("LIBSUMO_AS_TRACI")
+    os.environ["LIBSUMO_AS_TRACI"] = "quiet"
+    try:
+        import libsumo
+    finally:
+        if before is None:
+            del os.environ["LIBSUMO_AS_TRACI"]
+        else:
+            os.environ["LIBSUMO_AS_TRACI"] = before
+    return libsumo
+
+
+libsumo = _import_libsumo()
+
+# setPhaseDuration sets the remaining time; a held green ends when we say so
+HOLD_S = 1e6
+STATE_PRECISION = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumoFiles:
+    """What a simulation is started from; paths are absolute or relative to the working folder."""
+
+    net_file: Path
+    route_files: tuple[Path, ...]
+    additional_files: tuple[Path, ...] = ()
+    seed: int = 0
+    step_length_s: float = 1.0
+    time_to_teleport_s: float = -1.0
+
+    def options(self) -> list[str]:
+        options = ["--net-file", str(self.net_file), "--seed", str(self.seed)]
+        if self.route_files:
+            options += ["--route-files", ",".join(map(str, self.route_files))]
+        if self.additional_files:
+            options += ["--additional-files", ",".join(map(str, self.additional_files))]
+        options += ["--step-length", f"{self.step_length_s:g}", "--time-to-teleport", f"{self.time_to_teleport_s:g}"]
+        return options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approaching:
+    """A vehicle on a lane: distance to the lane's end (m), speed (m/s), present wait (s, SUMO's waiting time)."""
+
+    distance_m: float
+    speed_m_per_s: float
+    waiting_time_s: float
+
+
+class Simulation:
+    """The one simulation of this process; opening another closes the one before."""
+
+    def __init__(self, files: SumoFiles, *, state_file: Path | None = None, outputs: Sequence[str] = ()) -> None:
+        """Start at begin, or from a saved state. `outputs`: further SUMO options, for output files.
+
+        Raises ScenarioError or StateError with SUMO's own words where SUMO refuses.
+        """
+        for path in (files.net_file, *files.route_files, *files.additional_files):
+            if not path.is_file():
+                raise ScenarioError(f"{path} does not exist: build the scenario again, or name the right folder")
+        options = [*files.options(), "--no-step-log", "--no-warnings", "--duration-log.disable", *outputs]
+        # SUMO leaves the random number generators out of a state by default; a reloaded run then diverges
+        options += ["--save-state.rng", "--save-state.precision", str(STATE_PRECISION)]
+        if state_file is not None:
+            if not state_file.is_file():
+                raise StateError(f"state {state_file} does not exist: generate the dataset again, or move it back")
+            options += ["--load-state", str(state_file)]
+        try:
+            if libsumo.isLoaded():
+                libsumo.load(options)
+            else:
+                libsumo.start(["sumo", *options])
+        except libsumo.TraCIException as error:
+            if state_file is not None:
+                raise StateError(f"SUMO cannot load state {state_file}: {error}") from error
+            raise ScenarioError(f"SUMO cannot load {files.net_file}: {error}") from error
+        self.files = files
+
+    def close(self) -> None:
+        if libsumo.isLoaded():
+            libsumo.close()
+
+    @property
+    def time_s(self) -> float:
+        return float(libsumo.simulation.getTime())
+
+    def step(self) -> None:
+        """One simulation step. Raises ScenarioError where SUMO stops with an error."""
+        try:
+            libsumo.simulationStep()
+        except libsumo.TraCIException as error:
+            raise ScenarioError(f"SUMO stopped at {self.time_s:g} s in {self.files.net_file}: {error}") from error
+
+    def not_inserted_veh(self) -> int:
+        """Vehicles whose departure has come but for which their first lane has had no room."""
+        return len(libsumo.simulation.getPendingVehicles())
+
+    def save_state(self, path: Path) -> None:
+        """Write the state as .xml.gz, without time stamps: same simulation, same bytes. Appears atomically."""
+        raw = path.with_name(f".{path.name}.raw.xml")
+        libsumo.simulation.saveState(str(raw))
+        data = strip_generated_comment(raw.read_bytes())
+        raw.unlink()
+        write_atomically(path, gzip.compress(data, compresslevel=6, mtime=0))
+
+    # Signals
+
+    def junction_ids(self) -> tuple[str, ...]:
+        return tuple(libsumo.trafficlight.getIDList())
+
+    def program(self, junction_id: str) -> SignalProgram:
+        """The running program. Raises ScenarioError for a program that SUMO itself switches by detectors."""
+        program_id = libsumo.trafficlight.getProgram(junction_id)
+        logic = next(
+            logic for logic in libsumo.trafficlight.getAllProgramLogics(junction_id) if logic.programID == program_id
+        )
+        if logic.type != 0:
+            raise ScenarioError(
+                f"the program {program_id!r} of junction {junction_id!r} is not of type static, so SUMO switches it: "
+                "give the junction a static program (netconvert --tls.default-type static)"
+            )
+        phases = [Phase(state=phase.state, duration_s=phase.duration) for phase in logic.phases]
+        links = [
+            [(incoming, outgoing) for incoming, outgoing, _ in group]
+            for group in libsumo.trafficlight.getControlledLinks(junction_id)
+        ]
+        return build_program(junction_id, program_id, phases, links)
+
+    def phase_index(self, junction_id: str) -> int:
+        return int(libsumo.trafficlight.getPhase(junction_id))
+
+    def phase_remaining_s(self, junction_id: str) -> float:
+        return float(libsumo.trafficlight.getNextSwitch(junction_id)) - self.time_s
+
+    def set_phase_remaining(self, junction_id: str, remaining_s: float) -> None:
+        """0 ends the phase with the next step; the program's own next phase follows."""
+        libsumo.trafficlight.setPhaseDuration(junction_id, remaining_s)
+
+    # Lanes
+
+    def queue_veh(self, lanes: Sequence[str]) -> int:
+        """Halting vehicles (speed < 0.1 m/s) on the lanes."""
+        halting = libsumo.lane.getLastStepHaltingNumber
+        return sum(halting(lane) for lane in lanes)
+
+    def vehicles_veh(self, lanes: Sequence[str]) -> int:
+        count = libsumo.lane.getLastStepVehicleNumber
+        return sum(count(lane) for lane in lanes)
+
+    def free_space_veh(self, lanes: Sequence[str]) -> int:
+        """How many more vehicles of 7.5 m (5 m and SUMO's default gap of 2.5 m) fit on the lanes."""
+        free = 0
+        for lane in lanes:
+            room = int(libsumo.lane.getLength(lane) // 7.5)
+            free += max(0, room - libsumo.lane.getLastStepVehicleNumber(lane))
+        return free
+
+    def approaching(self, lane: str) -> list[Approaching]:
+        """The vehicles on a lane, in SUMO's order (from the lane's begin)."""
+        length_m = libsumo.lane.getLength(lane)
+        vehicle = libsumo.vehicle
+        return [
+            Approaching(
+                distance_m=length_m - vehicle.getLanePosition(name),
+                speed_m_per_s=vehicle.getSpeed(name),
+                waiting_time_s=vehicle.getWaitingTime(name),
+            )
+            for name in libsumo.lane.getLastStepVehicleIDs(lane)
+        ]
+
+
+def detach_outputs_of_fork() -> None:
+    """In a forked child: turn every regular file open for writing (SUMO's outputs) into /dev/null.
+
+    Parent and child share file offsets, so what the child's SUMO flushes would end up in the parent's files.
+    Standard input, output and error stay.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    for name in os.listdir("/dev/fd"):
+        descriptor = int(name)
+        if descriptor <= 2 or descriptor == null:
+            continue
+        try:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        except OSError:  # the descriptor of the listing itself, closed by now
+            continue
+        if regular and _is_writable(descriptor):
+            os.dup2(null, descriptor)
+
+
+def _is_writable(descriptor: int) -> bool:
+    return (fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE) != os.O_RDONLY
