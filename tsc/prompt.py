@@ -10,6 +10,9 @@ from tsc.observation import Observation, StageObservation
 
 PROMPT_VERSION = "1"
 
+# more room than this downstream decides nothing, and a third digit would cost every prompt a token a stage
+MAX_SPACE_VEH = 99
+
 SYSTEM_MESSAGE = (
     "You run the traffic signal of one junction and keep its queues short. "
     "Shall the current green be extended? "
@@ -18,18 +21,19 @@ SYSTEM_MESSAGE = (
 
 
 def _stage_line(label: str, stage: StageObservation) -> str:
+    space = min(stage.downstream_space_veh, MAX_SPACE_VEH)
     return (
         f"{label}: queue {stage.queue_veh}, moving near {stage.moving_near_veh} mid {stage.moving_mid_veh} "
-        f"far {stage.moving_far_veh}, wait {stage.longest_wait_s} s, space {stage.downstream_space_veh}"
+        f"far {stage.moving_far_veh}, wait {stage.longest_wait_s} s, space {space}"
     )
 
 
 def user_message(observation: Observation) -> str:
-    """Counts are vehicles; the current stage first, then the red ones in the order they will be served."""
+    """Counts are vehicles, space at most MAX_SPACE_VEH; the current stage first, then the red ones in the order they will be served."""
     current, *red = observation.stages
     lines = [
-        f"green for {observation.elapsed_green_s} s (min {observation.min_green_s} s, max {observation.max_green_s} s); "
-        f"extend by {observation.green_extension_s} s? Counts in vehicles:",
+        f"Green for {observation.elapsed_green_s} s ({observation.min_green_s} to {observation.max_green_s} s). "
+        f"Extend by {observation.green_extension_s} s? Vehicles:",
         _stage_line("green", current),
     ]
     lines += [_stage_line("next" if number == 0 else "red", stage) for number, stage in enumerate(red)]
