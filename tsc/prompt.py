@@ -23,13 +23,14 @@ SYSTEM_MESSAGE = (
 def _stage_line(label: str, stage: StageObservation) -> str:
     space = min(stage.downstream_space_veh, MAX_SPACE_VEH)
     return (
-        f"{label}: queue {stage.queue_veh}, moving near {stage.moving_near_veh} mid {stage.moving_mid_veh} "
-        f"far {stage.moving_far_veh}, wait {stage.longest_wait_s} s, space {space}"
+        f"{label}: queue {stage.queue_veh} moving near {stage.moving_near_veh} mid {stage.moving_mid_veh} "
+        f"far {stage.moving_far_veh} wait {stage.longest_wait_s} s space {space}"
     )
 
 
 def user_message(observation: Observation) -> str:
-    """Counts are vehicles, space at most MAX_SPACE_VEH; the current stage first, then the red ones in the order they will be served."""
+    """Counts are vehicles, space at most MAX_SPACE_VEH; the current stage first, then the red ones in the order they
+    will be served."""
     current, *red = observation.stages
     lines = [
         f"Green for {observation.elapsed_green_s} s ({observation.min_green_s} to {observation.max_green_s} s). "
