@@ -26,8 +26,10 @@ lock=.venv.lock              # held while working; its text is "unfinished" unti
 log=.venv.log                # what uv says; kept after a failure
 tsc_uv=.uv                   # our own uv, where PATH has none
 
-# Unpacked packages with their byte code, and uv's download cache, which shares its files with .venv on the same disk.
-declare -A need_gb=([cpu]=7 [gpu]=22)
+# Free disk for the unpacked packages with their byte code (4 and about 13 GB) and some air for what is run afterwards.
+# uv's cache takes no more on the same disk, where it shares its files with .venv.
+declare -A need_gb=([cpu]=6 [gpu]=16)
+declare -A download=([cpu]='1 GB' [gpu]='4.6 GB')
 
 # ---------------------------------------------------------------------------------------------- messages
 
@@ -238,7 +240,7 @@ if [[ $profile == cpu ]]; then
     done
 fi
 
-begin "$num_packages packages ($profile$( ((dev)) && echo ', with the test tools')); the first time takes minutes"
+begin "$num_packages packages ($profile$( ((dev)) && echo ', with the test tools')); the first time downloads ${download[$profile]}"
 # The files are complete sets, so nothing is left to resolve (--no-deps); the overrides already had their effect on them.
 "$uv" pip install --python "$venv/bin/python" --no-config --no-deps --compile-bytecode \
     "${find_links[@]}" "${torch_backend[@]}" "${files[@]/#/--requirement=}" >"$log" 2>&1 ||

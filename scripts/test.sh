@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Every check of the repository: set-up, lint, formatting, shell scripts, types, tests.
+#
+#   bash scripts/test.sh                      all of it, about 20 minutes on 2 cores
+#   bash scripts/test.sh -m "not slow"        options for pytest
+#   bash scripts/test.sh tests/tsc -x         one folder, up to the first failure
+#
+# Stops at the first stage that fails, with its exit status.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+DEV=1 bash scripts/setup_env.sh
+export PATH="$PWD/.venv/bin:$PATH"
+# The tests start many Python processes; each would compile the project's modules again.
+unset PYTHONDONTWRITEBYTECODE
+
+stage() {  # stage NAME COMMAND...
+    local name=$1 start=$SECONDS status=0
+    shift
+    "$@" || status=$?
+    if ((status)); then
+        printf 'test: %s: FAILED after %d s (exit status %d)\n' "$name" $((SECONDS - start)) "$status" >&2
+        exit "$status"
+    fi
+    printf 'test: %s: passed in %d s\n' "$name" $((SECONDS - start))
+}
+
+check_shell_scripts() {
+    local -a scripts
+    mapfile -t scripts < <(git ls-files --cached --others --exclude-standard -- '*.sh' .ci/run)
+    shellcheck -x "${scripts[@]}"
+}
+
+stage 'lint' ruff check --quiet
+stage 'formatting' ruff format --check --quiet
+stage 'shell scripts' check_shell_scripts
+stage 'types' mypy
+stage 'tests' pytest "$@"
+printf 'test: everything passed in %d s\n' "$SECONDS"

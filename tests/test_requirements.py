@@ -1,0 +1,56 @@
+"""The compiled pins fit each other and pyproject.toml, and hold nothing of the machine they were compiled on."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+REQUIREMENTS = REPO_ROOT / "requirements"
+SETS = ("cpu", "gpu")
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (REQUIREMENTS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    requirements = [Requirement(line) for line in lines if line and not line.lstrip().startswith("#")]
+    assert all(str(requirement.specifier).startswith("==") for requirement in requirements)
+    return {requirement.name: str(requirement.specifier).removeprefix("==") for requirement in requirements}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_pins_satisfy_the_distribution(name: str) -> None:
+    pinned = pins(name)
+    project = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for requirement in map(Requirement, project["dependencies"]):
+        assert requirement.specifier.contains(pinned[requirement.name]), str(requirement)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_test_tools_go_with_either_set(name: str) -> None:
+    training, tools = pins(name), pins("dev")
+    assert {package for package in training.keys() & tools.keys() if training[package] != tools[package]} == set()
+
+
+def test_the_cpu_set_has_no_gpu_package() -> None:
+    pinned = pins("cpu")
+    assert pinned["torch"].endswith("+cpu")
+    assert [package for package in pinned if re.match("nvidia|cuda|cupy|flash", package)] == []
+    assert not {"vllm", "torchvision", "torchaudio", "torchcodec"} & pinned.keys()
+
+
+def test_both_sets_train_with_the_same_verl() -> None:
+    assert pins("cpu")["verl"] == pins("gpu")["verl"]
+
+
+@pytest.mark.parametrize("path", sorted(REQUIREMENTS.iterdir()), ids=lambda path: path.name)
+def test_requirement_files_hold_no_address_and_no_folder(path: Path) -> None:
+    assert re.findall(r"\w+://\S*|--(?:\w+-)*index\S*|--find-links.*|(?<![\w.])/[\w/]+", path.read_text("utf-8")) == []
+
+
+def test_every_override_has_its_reason() -> None:
+    blocks = (REQUIREMENTS / "overrides.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    overrides = [block for block in blocks if not all(line.startswith("#") for line in block.splitlines())]
+    assert overrides
+    assert [block for block in overrides if not block.startswith("# ")] == []
