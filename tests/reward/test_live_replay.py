@@ -1,0 +1,179 @@
+"""compute_score with SUMO itself, on states of the four-way junction."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reward.compute_score as module
+from reward.compute_score import compute_score
+from tsc.errors import ScenarioError, StateError, TscError, UnknownJunction
+from tsc.replay_request import ReplayRequest
+from tsc.sample import Sample, load_objects
+
+YES, NO = '{"extend": "yes"}', '{"extend": "no"}'
+REPLAY = {"workers": 2, "timeout_s": 60.0}
+
+
+@pytest.fixture(scope="session")
+def samples(small_dataset: Path) -> list[Sample]:
+    return [Sample.model_validate(values) for _, values in load_objects(small_dataset / "grpo_dataset.json")]
+
+
+@pytest.fixture(scope="session")
+def truths(small_dataset: Path, samples: list[Sample]) -> list[str]:
+    """Rows with their labels."""
+    return [
+        json.dumps(
+            {
+                "request": ReplayRequest.from_sample(sample, small_dataset).to_json(),
+                "outcomes": sample.outcomes.model_dump() if sample.outcomes else None,
+            }
+        )
+        for sample in samples
+    ]
+
+
+@pytest.fixture(scope="session")
+def unlabelled(truths: list[str]) -> list[str]:
+    return [json.dumps(json.loads(truth) | {"outcomes": None}) for truth in truths[:24]]
+
+
+def live_score(truth: str, answer: str = YES) -> float:
+    return compute_score("tsc/four_way", answer, truth, {}, replay=REPLAY)["score"]
+
+
+def live_scores(truths: list[str]) -> list[float]:
+    return [live_score(truth) for truth in truths]
+
+
+def test_labels_and_live_replays_agree(truths: list[str]) -> None:
+    scores = [compute_score("tsc/four_way", YES, truth, {}, audit_fraction=1.0, replay=REPLAY) for truth in truths]
+    assert all(score["audited"] == score["outcome_from_sample"] == 1.0 for score in scores)
+    # vehicles that wait inside the junction start to move when a state is loaded, so a few may differ
+    disagreed = sum(score["audit_disagreed"] for score in scores)
+    print(f"{disagreed:g} of {len(scores)} labels have another better answer when replayed")
+    assert disagreed <= 0.05 * len(scores)
+
+
+def test_most_live_scores_equal_those_of_the_labels(truths: list[str], unlabelled: list[str]) -> None:
+    labelled = [compute_score("tsc/four_way", YES, truth, {}, audit_fraction=0.0)["score"] for truth in truths]
+    equal = sum(live == label for live, label in zip(live_scores(unlabelled), labelled, strict=False))
+    print(f"{equal} of {len(unlabelled)} scores are equal")
+    assert equal >= 0.8 * len(unlabelled)
+
+
+def test_live_scores_are_the_same_in_any_order_from_threads_in_another_process_and_after_a_kill(
+    unlabelled: list[str],
+) -> None:
+    first = live_scores(unlabelled)
+    assert len(set(first)) > len(first) / 2  # scores that are all alike would show nothing
+
+    module.close()
+    assert live_scores(unlabelled[::-1])[::-1] == first
+
+    module.close()
+    with ThreadPoolExecutor(64) as threads:
+        assert list(threads.map(live_score, unlabelled)) == first
+
+    module.close()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
+        there = processes.map(compute_score, repeat("tsc/four_way"), repeat(YES), unlabelled, timeout=240)
+        assert [score["score"] for score in there] == first
+
+    half = len(unlabelled) // 2
+    assert live_scores(unlabelled[:half]) == first[:half]
+    for pid in module.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+    assert live_scores(unlabelled[half:]) == first[half:]
+
+
+def test_the_two_answers_score_opposite_traffic(unlabelled: list[str]) -> None:
+    for truth in unlabelled:
+        yes, no = (compute_score("tsc/four_way", answer, truth, {}, replay=REPLAY)["traffic"] for answer in (YES, NO))
+        assert yes == -no
+
+
+def test_this_process_never_loads_libsumo(unlabelled: list[str]) -> None:
+    live_score(unlabelled[0])
+    assert "libsumo" not in sys.modules
+
+
+def changed(truth: str, **changes: Any) -> str:
+    values = json.loads(truth)
+    sumo_changes = changes.pop("sumo", {})
+    values["request"] |= changes
+    values["request"]["sumo"] |= sumo_changes
+    return json.dumps(values)
+
+
+def missing_state(truth: str, _: Path) -> str:
+    return changed(truth, state_file="states/gone.xml.gz")
+
+
+def altered_state(truth: str, folder: Path) -> str:
+    request = json.loads(truth)["request"]
+    copy = folder / "altered.xml.gz"
+    copy.write_bytes(Path(request["dataset_dir"], request["state_file"]).read_bytes() + b"\0")
+    return changed(truth, state_file=str(copy))
+
+
+def truncated_state(truth: str, folder: Path) -> str:
+    request = json.loads(truth)["request"]
+    copy = folder / "truncated.xml.gz"
+    whole = gzip.decompress(Path(request["dataset_dir"], request["state_file"]).read_bytes())
+    copy.write_bytes(gzip.compress(whole[: len(whole) // 2]))
+    return changed(truth, state_file=str(copy), state_sha256=None)
+
+
+def missing_net(truth: str, _: Path) -> str:
+    return changed(truth, sumo={"net_file": "scenario/gone.net.xml"})
+
+
+def changed_net(truth: str, _: Path) -> str:
+    return changed(truth, sumo={"net_sha256": "0" * 64})
+
+
+def state_of_another_sumo(truth: str, _: Path) -> str:
+    return changed(truth, sumo={"version": "1.20.0"})
+
+
+def unknown_junction(truth: str, _: Path) -> str:
+    return changed(truth, junction_id="J99")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error_class", "told"),
+    [
+        (missing_state, StateError, r"gone\.xml\.gz does not exist"),
+        (altered_state, StateError, r"altered\.xml\.gz has SHA-256 .* changed or damaged"),
+        (truncated_state, TscError, r"truncated\.xml\.gz"),
+        (missing_net, ScenarioError, r"gone\.net\.xml"),
+        (changed_net, ScenarioError, r"its SHA-256 differs"),
+        (state_of_another_sumo, StateError, r"saved by SUMO 1\.20\.0, but .* is installed"),
+        (unknown_junction, UnknownJunction, r"'J99'"),
+    ],
+)
+def test_what_cannot_be_replayed_is_named_and_scores_nothing(
+    unlabelled: list[str],
+    tmp_path: Path,
+    spoil: Callable[[str, Path], str],
+    error_class: type[TscError],
+    told: str,
+) -> None:
+    with pytest.raises(error_class, match=told):
+        live_score(spoil(unlabelled[0], tmp_path))
+    # and the next one is scored as if nothing had been
+    assert module.totals()["crashed"] == 0
+    assert -1.0 <= live_score(unlabelled[1]) <= 1.1
