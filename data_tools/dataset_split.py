@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tsc.errors import SampleError
+from tsc.sample import Sample
 
-Group = tuple[str, int, int]
+Group = tuple[str, str, int]
 """(scenario, episode, time block); the block is -1 where the time is unknown, so that the episode stays whole."""
 
 TRAIN, VAL = "train", "val"
@@ -20,17 +21,30 @@ TRAIN, VAL = "train", "val"
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """What a split needs to know of a sample. state: names the saved state, the same for all samples on it.
-    side: `train` or `val` where the dataset has chosen already."""
+    """What a split needs to know of a sample.
+
+    episode: as of `episode_key`. state: names the saved state, the same for all samples on it. side: `train` or `val`
+    where the dataset has chosen already.
+    """
 
     scenario: str
-    episode: int
+    episode: str
     time_s: float | None
     state: str
     side: str | None = None
 
     def group(self, block_s: float) -> Group:
         return (self.scenario, self.episode, -1 if self.time_s is None else int(self.time_s // block_s))
+
+
+def episode_key(sample: Sample) -> str:
+    """Names the simulation run that a sample comes from: its episode number, and the seed and demand it ran with,
+    since numbers may start anew for validation or in another dataset."""
+    if sample.sumo is None:
+        return str(sample.episode)
+    demand = sample.sumo.route_sha256 if sample.sumo.route_sha256 is not None else sample.sumo.route_files
+    digest = hashlib.sha256(repr(demand).encode()).hexdigest()
+    return f"{sample.episode} (seed {sample.sumo.seed}, demand {digest[:8]})"
 
 
 def describe(group: Group, block_s: float) -> str:

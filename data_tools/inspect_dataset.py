@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_tools.dataset_checks import Fault, read_objects
+from data_tools.dataset_split import episode_key
 from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
 from tsc.errors import SampleError, run_main
 from tsc.outcome import Outcomes
@@ -30,7 +31,7 @@ _BAR_CHARS = 40
 class Figures:
     """What the summary tells, gathered sample by sample."""
 
-    episodes: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    episodes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     junctions: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     num_samples: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
@@ -47,7 +48,7 @@ class Figures:
 
     def add(self, sample: Sample) -> None:
         self.num_samples[sample.scenario] += 1
-        self.episodes[sample.scenario].add(sample.episode)
+        self.episodes[sample.scenario].add(episode_key(sample))
         self.junctions[sample.scenario].add(sample.junction_id)
         answer = answer_of(sample)
         self.answers[answer] += 1

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_tools.dataset_checks import CheckedSample, DatasetChecker
-from data_tools.dataset_split import TRAIN, VAL, Group, Placed, chosen_groups, joined_groups, split
+from data_tools.dataset_split import TRAIN, VAL, Group, Placed, chosen_groups, episode_key, joined_groups, split
 from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
 from data_tools.sumocfg import read_sumocfg
 from tsc.decision import Decision
@@ -105,7 +105,7 @@ def row_of(checked: CheckedSample) -> Row:
         ground_truth=json.dumps(truth, separators=(",", ":"), ensure_ascii=False),
         placed=Placed(
             scenario=sample.scenario,
-            episode=sample.episode,
+            episode=episode_key(sample),
             time_s=sample.time_s,
             state=checked.state,
             side=sample.split,
@@ -289,8 +289,8 @@ def report_faults(checker: DatasetChecker, folder: Path, *, skipping: bool) -> N
 
 
 def convert(options: argparse.Namespace) -> None:
-    started = time.monotonic()
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    started = time.monotonic()
     sumocfg = read_sumocfg(options.sumocfg) if options.sumocfg else None
     checker = DatasetChecker(
         installed_sumo=installed_sumo_version(), check_states=options.check_states, sumocfg=sumocfg

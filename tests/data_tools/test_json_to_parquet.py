@@ -504,6 +504,19 @@ def test_a_split_of_the_dataset_is_kept_where_every_sample_has_one(write_dataset
     assert "split as the dataset says" in capsys.readouterr().out
 
 
+def test_episode_numbers_may_start_anew_for_validation(write_dataset, out):
+    """Episode 0 of training and episode 0 of validation ran with different seeds: they are two episodes."""
+
+    def change(samples):
+        for sample in samples:
+            sample["split"] = "val" if sample["episode"] == 1 else "train"
+            sample["sumo"] = {**sample["sumo"], "seed": 100 + sample["episode"]}
+            sample["episode"] = 0
+
+    convert(write_dataset(change=change), out, "--ties", "keep")
+    assert len(rows(out, "train.parquet")) == len(rows(out, "val.parquet")) == 18
+
+
 def test_a_split_of_only_some_samples_does_not_count_and_this_is_said(write_dataset, out, capsys):
     convert(write_dataset(change=put(0, split="val")), out)
     assert "1 of 36 samples have a split; none of them counts" in capsys.readouterr().out
@@ -542,7 +555,7 @@ def test_a_single_group_cannot_be_split_and_the_remedy_is_named(write_dataset, o
 _PLACED = st.builds(
     Placed,
     scenario=st.sampled_from(["a", "b"]),
-    episode=st.integers(0, 2),
+    episode=st.sampled_from(["0", "1", "2"]),
     time_s=st.one_of(st.none(), st.floats(0, 4000)),
     state=st.integers(0, 40).map(str),
 )
