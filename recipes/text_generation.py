@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,10 @@ Conversation = Sequence[Mapping[str, str]]
 
 # Under this size one CPU thread is faster than several, which spend more time on meeting than on multiplying.
 ONE_THREAD_MAX_PARAMETERS = 20_000_000
-# Answers remembered as guesses for the next ones. There are two answers in the format, and a few ways to miss it.
-MAX_GUESSES = 16
 
 
 class LocalModel:
     """Greedy (temperature 0) answers of a model folder, optionally with a LoRA adapter, which is merged into it.
-
-    Tokens are not generated one by one where that can be avoided: the model's own earlier answers are taken as guesses,
-    checked in one pass, and kept as far as the model would have said the same. The answers are those of plain greedy
-    decoding.
 
     The answer to a prompt is remembered, since at temperature 0 the same prompt has the same answer. Which prompts
     share a batch changes the logits in their last digits (about 1e-6 in fp32); an answer could depend on its batch only
@@ -85,13 +79,7 @@ class LocalModel:
         self._pad_token: int = (
             self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else min(self._end_tokens)
         )
-        # A rejected guess is masked out of attention; a recurrent state could not be taken back.
-        layer_types = getattr(self._model.config.get_text_config(), "layer_types", None) or []
-        self._may_guess = all(layer_type.endswith("attention") for layer_type in layer_types) and not any(
-            layer_type.startswith("linear") for layer_type in layer_types
-        )
         self._answers: dict[str, str] = {}
-        self._guesses: Counter[tuple[int, ...]] = Counter()
 
     def generate(self, conversations: Sequence[Conversation]) -> list[str]:
         """The answer to each conversation, in order, without special tokens. Cut off after max_new_tokens."""
@@ -99,8 +87,6 @@ class LocalModel:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._answers]
         if new:
             answers = self._decode_greedily(self._tokenizer(new, add_special_tokens=False)["input_ids"])
-            if self._may_guess:
-                self._guesses.update(tuple(answer) for answer in answers)
             texts = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
             self._answers.update(zip(new, texts, strict=True))
         return [self._answers[prompt] for prompt in prompts]
@@ -122,85 +108,43 @@ class LocalModel:
             )
         return found
 
-    def _guess_after(self, said: list[int]) -> tuple[int, ...]:
-        """How the commonest earlier answer that begins with `said` goes on."""
-        for guess, _ in self._guesses.most_common(MAX_GUESSES):
-            if len(guess) > len(said) and list(guess[: len(said)]) == said:
-                return guess[len(said) :]
-        return ()
-
     def _decode_greedily(self, prompts: list[list[int]]) -> list[list[int]]:
-        """The answers' tokens, end token included.
-
-        Every pass feeds each unfinished row what the model has not read yet (at first the prompt) and then a guess of
-        how the answer goes on. The tokens of the guess that the model would have said itself are kept, and the token it
-        says after them is new. Rejected tokens stay in the cache, masked out; positions are counted without them.
-        """
+        """The answers' tokens, without the end token. Stops when the last answer has ended."""
         import torch
         from transformers import DynamicCache
 
-        rows = list(range(len(prompts)))
-        answers: list[list[int]] = [[] for _ in rows]
-        unread = [list(prompt) for prompt in prompts]
-        num_read = [0 for _ in rows]
-        # Which slots of the cache count, per row.
-        mask = torch.zeros((len(prompts), 0), dtype=torch.long)
+        width = max(len(prompt) for prompt in prompts)
+        padding = [width - len(prompt) for prompt in prompts]
+        # Padded on the left, so that all answers begin at the same place; positions are counted without the padding.
+        tokens = torch.tensor([[self._pad_token] * n + prompt for n, prompt in zip(padding, prompts, strict=True)])
+        mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        tokens, mask, positions = (each.to(self._device) for each in (tokens, mask, positions))
+        ends = torch.tensor(sorted(self._end_tokens), device=self._device)
+        ended = torch.zeros(len(prompts), dtype=torch.bool, device=self._device)
         cache = DynamicCache(config=self._model.config)
+        said = []
         with torch.inference_mode():
-            while rows:
-                guesses = [
-                    self._guess_after(answers[row])[: self.max_new_tokens - len(answers[row]) - 1] for row in rows
-                ]
-                # Aligned where the answers begin: padding left of what is unread and right of the guess.
-                num_left = max(len(unread[row]) for row in rows)
-                num_right = max(len(guess) for guess in guesses)
-                tokens, positions, fed_mask = [], [], []
-                for row, guess in zip(rows, guesses, strict=True):
-                    left = num_left - len(unread[row])
-                    right = num_right - len(guess)
-                    num_fed = len(unread[row]) + len(guess)
-                    tokens.append([self._pad_token] * left + unread[row] + list(guess) + [self._pad_token] * right)
-                    positions.append([0] * left + list(range(num_read[row], num_read[row] + num_fed)) + [0] * right)
-                    fed_mask.append([0] * left + [1] * num_fed + [0] * right)
-                num_slots = mask.shape[1]
-                mask = torch.cat([mask, torch.tensor(fed_mask)], dim=1)
+            for _ in range(self.max_new_tokens):
                 logits = self._model(
-                    input_ids=torch.tensor(tokens, device=self._device),
-                    attention_mask=mask.to(self._device),
-                    position_ids=torch.tensor(positions, device=self._device),
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    position_ids=positions,
                     past_key_values=cache,
                     use_cache=True,
-                    # Not the logits of the prompt: those are most of the work of a large vocabulary.
-                    logits_to_keep=num_right + 1,
+                    # Not those of the prompt's other tokens: with a large vocabulary they are most of the work.
+                    logits_to_keep=1,
                 ).logits
-                best = logits.argmax(dim=-1).tolist()
-
-                unfinished = []
-                for index, (row, guess) in enumerate(zip(rows, guesses, strict=True)):
-                    num_kept = 0
-                    while num_kept < len(guess) and best[index][num_kept] == guess[num_kept]:
-                        num_kept += 1
-                    mask[index, num_slots + num_left + num_kept :] = 0
-                    num_read[row] += len(unread[row]) + num_kept
-                    said = best[index][: num_kept + 1]
-                    unread[row] = said[-1:]
-                    answers[row] += said
-                    if not self._is_finished(answers[row]):
-                        unfinished.append(index)
-                if len(unfinished) < len(rows):
-                    rows = [rows[index] for index in unfinished]
-                    mask = mask[unfinished]
-                    if rows:
-                        cache.batch_select_indices(torch.tensor(unfinished, device=self._device))
-        return answers
-
-    def _is_finished(self, answer: list[int]) -> bool:
-        """Cuts `answer` after its first end token."""
-        for index, token in enumerate(answer):
-            if token in self._end_tokens:
-                del answer[index + 1 :]
-                return True
-        return len(answer) >= self.max_new_tokens
+                tokens = logits[:, -1].argmax(dim=-1, keepdim=True)
+                said.append(tokens)
+                ended |= torch.isin(tokens[:, 0], ends)
+                if bool(ended.all()):
+                    break
+                mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+                positions = positions[:, -1:] + 1
+        return [
+            list(takewhile(lambda token: token not in self._end_tokens, row)) for row in torch.hstack(said).tolist()
+        ]
 
 
 def _default_dtype(device: torch.device) -> torch.dtype:
