@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from data_tools import inspect_dataset
@@ -66,3 +69,21 @@ def test_an_index_among_several_files_is_refused(write_dataset):
     folder = write_dataset("all/b").parents[1]
     with pytest.raises(SampleError, match="--index counts within a file, but there are 2"):
         inspect_dataset.main(["--input", str(folder), "--index", "3"])
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(write_dataset, repo_root):
+    run = subprocess.run(
+        f"{sys.executable} -m data_tools.inspect_dataset --input {write_dataset()} --index 1 | head -n 1",
+        cwd=repo_root,
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.startswith("sample 1 of ") and run.stderr == ""
+
+
+def test_a_generated_dataset_is_summarised(small_dataset, capsys):
+    printed = shown(capsys, "--input", small_dataset)
+    assert "scenario four_way" in printed and "3 episode(s), 1 junction(s)" in printed
+    assert "break the contract" not in printed

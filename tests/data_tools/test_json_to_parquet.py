@@ -22,6 +22,7 @@ from tsc.errors import ConfigError, SampleError, ScenarioError
 from tsc.replay_request import ReplayRequest
 from tsc.sumo_version import installed_sumo_version
 
+REPO_ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("train.parquet", "val.parquet", "sft_train.parquet", "sft_val.parquet")
 
 
@@ -237,7 +238,7 @@ def test_the_program_ends_with_status_2_and_its_message(tmp_path):
             "--output",
             tmp_path / "out",
         ],
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=REPO_ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -381,8 +382,8 @@ def test_a_kill_while_writing_leaves_no_file_and_the_next_run_cleans_up(write_da
     )
     run = subprocess.run(
         [sys.executable, "-c", program, "--input", str(path), "--output", str(out)],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        cwd=REPO_ROOT,
+        env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
         check=False,
     )
     assert run.returncode == -signal.SIGKILL
@@ -472,6 +473,64 @@ def test_fields_beyond_the_contract_do_no_harm(write_dataset, out):
     found = rows(out, "train.parquet") + rows(out, "val.parquet")
     row = next(row for row in found if row["extra_info"]["sample_id"] == "demo-e000-t00200-A0")
     assert json.loads(row["reward_model"]["ground_truth"])["request"]["sumo"]["weather"] == "rain"
+
+
+# -- real states -------------------------------------------------------------------------------------------------------
+
+
+def replayed(truths):
+    """Costs of both answers, replayed in a process of its own: libsumo and pyarrow do not share one."""
+    program = (
+        "import json, sys\n"
+        "from tsc.outcome import OutcomeSettings\n"
+        "from tsc.replay import replay\n"
+        "from tsc.replay_request import ReplayRequest\n"
+        "requests = [ReplayRequest.from_json(truth['request']) for truth in json.load(sys.stdin)]\n"
+        "print(json.dumps([replay(request, OutcomeSettings()).as_dict() for request in requests]))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPO_ROOT,
+        input=json.dumps(truths),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_a_generated_dataset_converts_without_a_fault_and_keeps_its_split(small_dataset, out, capsys):
+    convert(small_dataset, out, "--ties", "keep")
+    samples = json.loads((small_dataset / "grpo_dataset.json").read_text())
+    for side in ("train", "val"):
+        expected = [sample["id"] for sample in samples if sample["split"] == side]
+        assert [row["extra_info"]["sample_id"] for row in rows(out, f"{side}.parquet")] == expected
+    assert capsys.readouterr().err == ""
+
+
+def test_a_minimal_sample_replays_like_the_full_one(small_dataset, tmp_path):
+    """Its SUMO input from a sumocfg, and no clocks: the state says which stage is green."""
+    samples = json.loads((small_dataset / "grpo_dataset.json").read_text())
+    samples = [sample for sample in samples if sample["sumo"] == samples[0]["sumo"]][:5]
+    sumo = samples[0]["sumo"]
+    sumocfg = tmp_path / "four_way.sumocfg"
+    sumocfg.write_text(
+        f'<configuration><input><net-file value="{small_dataset / sumo["net_file"]}"/>'
+        f'<route-files value="{small_dataset / sumo["route_files"][0]}"/></input>'
+        f'<seed value="{sumo["seed"]}"/><time-to-teleport value="{sumo["time_to_teleport_s"]}"/></configuration>'
+    )
+    foreign = [{name: sample[name] for name in FOREIGN_FIELDS} for sample in samples]
+    for sample in foreign:
+        sample["state_file"] = str(small_dataset / sample["state_file"])
+    (tmp_path / "foreign.json").write_text(json.dumps(foreign))
+    truths = {}
+    for name, dataset in (("foreign", tmp_path / "foreign.json"), ("full", small_dataset)):
+        convert(dataset, tmp_path / name, "--sumocfg", str(sumocfg), "--val-fraction", "0", "--ties", "keep")
+        found = rows(tmp_path / name, "train.parquet")[: len(samples)]
+        truths[name] = [json.loads(row["reward_model"]["ground_truth"]) for row in found]
+    costs = replayed(truths["foreign"])
+    assert costs == replayed(truths["full"])
+    assert len({cost["yes"] for cost in costs}) > 1
 
 
 # -- the split ---------------------------------------------------------------------------------------------------------
