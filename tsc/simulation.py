@@ -37,6 +37,8 @@ def _import_libsumo() -> Any:
 
 libsumo = _import_libsumo()
 
+_simulations_opened = 0
+
 # setPhaseDuration sets the remaining time; a held green ends when we say so
 HOLD_S = 1e6
 STATE_PRECISION = 8
@@ -100,6 +102,9 @@ class Simulation:
                 raise StateError(f"SUMO cannot load state {state_file}: {error}") from error
             raise ScenarioError(f"SUMO cannot load {files.net_file}: {error}") from error
         self.files = files
+        global _simulations_opened
+        _simulations_opened += 1
+        self._is_first_of_process = _simulations_opened == 1
 
     def close(self) -> None:
         if libsumo.isLoaded():
@@ -121,7 +126,14 @@ class Simulation:
         return len(libsumo.simulation.getPendingVehicles())
 
     def save_state(self, path: Path) -> None:
-        """Write the state as .xml.gz, without time stamps: same simulation, same bytes. Appears atomically."""
+        """Write the state as .xml.gz, without time stamps: same simulation, same bytes. Appears atomically.
+
+        Only the first simulation of a process can be saved: SUMO stores its random number generators as counts of
+        numbers drawn, and goes on counting where the simulation before left off, so that a later state would be
+        restored with other random numbers. Raises StateError.
+        """
+        if not self._is_first_of_process:
+            raise StateError("only the first simulation of a process can be saved faithfully: use a new process")
         raw = path.with_name(f".{path.name}.raw.xml")
         libsumo.simulation.saveState(str(raw))
         data = strip_generated_comment(raw.read_bytes())

@@ -1,0 +1,105 @@
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tsc.errors import SampleError
+from tsc.replay_request import ReplayRequest
+from tsc.sample import Sample, find_dataset_files, load_objects
+
+MINIMAL: dict[str, Any] = {
+    "prompt": [{"role": "user", "content": "extend?"}],
+    "state_file": "states/a.xml.gz",
+    "junction_id": "J",
+    "current_green_elapsed": 15,
+    "min_green": 10,
+    "max_green": 60,
+}
+
+
+def test_the_fields_of_other_generators_are_enough() -> None:
+    sample = Sample.model_validate(MINIMAL)
+    assert sample.clocks == {} and sample.outcomes is None and sample.timing.green_extension_s == 5
+
+
+def test_fields_beyond_the_contract_are_kept() -> None:
+    assert Sample.model_validate({**MINIMAL, "weather": "rain"}).to_json()["weather"] == "rain"
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"current_green_elapsed": 5}, "no decision point"),
+        ({"current_green_elapsed": 60}, "no decision point"),
+        ({"max_green": 10}, "does not exceed"),
+        ({"junction_id": ""}, "junction_id"),
+        ({"prompt": []}, "prompt"),
+        ({"schema_version": 2}, "schema_version"),
+        ({"state_sha256": "abc"}, "state_sha256"),
+        ({"outcomes": {"settings": {"tail": "x"}, "yes": 1, "no": 2}}, "tail"),
+        ({"outcomes": {"settings": {}, "yes": 1, "no": 2}, "expert_decision": "no"}, "expert_decision"),
+        ({"outcomes": {"settings": {}, "yes": float("nan"), "no": 2}}, "yes"),
+    ],
+)
+def test_a_faulty_field_is_named(change: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValidationError, match=word):
+        Sample.model_validate({**MINIMAL, **change})
+
+
+def test_a_sample_without_its_sumo_files_says_how_to_name_them() -> None:
+    with pytest.raises(SampleError, match="--sumocfg"):
+        ReplayRequest.from_sample(Sample.model_validate(MINIMAL), Path("."))
+
+
+def test_a_request_survives_json(small_dataset: Path) -> None:
+    _, first = next(load_objects(small_dataset / "grpo_dataset.json"))
+    sample = Sample.model_validate(first)
+    request = ReplayRequest.from_sample(sample, small_dataset)
+    again = ReplayRequest.from_json(json.loads(json.dumps(request.to_json())))
+    assert again == request
+    assert sample.outcomes is not None
+    settings = sample.outcomes.outcome_settings
+    assert again.digest(settings, "1.28.0") == request.digest(settings, "1.28.0")
+
+
+def test_the_digest_changes_with_what_decides_the_outcome_and_with_nothing_else(small_dataset: Path) -> None:
+    _, first = next(load_objects(small_dataset / "grpo_dataset.json"))
+    sample = Sample.model_validate(first)
+    assert sample.outcomes is not None
+    settings = sample.outcomes.outcome_settings
+    base = ReplayRequest.from_sample(sample, small_dataset).to_json()
+
+    def digest(**changes: Any) -> str:
+        return ReplayRequest.from_json({**copy.deepcopy(base), **changes}).digest(settings, "1.28.0")
+
+    assert digest(sample_id="other", dataset_dir="/elsewhere") == digest()
+    for changes in ({"state_sha256": "0" * 64}, {"current_green_elapsed_s": 20.0}, {"max_green_s": 90}, {"clocks": {}}):
+        assert digest(**changes) != digest()
+    longer = type(settings)(**{**settings.as_dict(), "horizon_s": 60})
+    request = ReplayRequest.from_json(base)
+    assert request.digest(longer, "1.28.0") != request.digest(settings, "1.28.0")
+    assert request.digest(settings, "1.29.0") != request.digest(settings, "1.28.0")
+
+
+def test_json_lines_and_arrays_give_the_same_objects(tmp_path: Path) -> None:
+    array, lines = tmp_path / "grpo_dataset.json", tmp_path / "more" / "grpo_dataset.jsonl"
+    lines.parent.mkdir()
+    array.write_text(json.dumps([MINIMAL, MINIMAL]))
+    lines.write_text(f"{json.dumps(MINIMAL)}\n\n{json.dumps(MINIMAL)}\n")
+    assert list(load_objects(array)) == list(load_objects(lines)) == [(0, MINIMAL), (1, MINIMAL)]
+    assert find_dataset_files(tmp_path) == [array, lines]
+
+
+def test_broken_json_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "grpo_dataset.jsonl"
+    path.write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(SampleError, match=r"grpo_dataset\.jsonl:2:"):
+        list(load_objects(path))
+
+
+def test_a_folder_without_a_dataset_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match="generate_dataset"):
+        find_dataset_files(tmp_path)
