@@ -8,6 +8,7 @@ with digits in groups and without the special tokens, and says nothing about it.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -85,6 +86,11 @@ def download_from_hub(folder: Path) -> None:
         raise HubUnreachable(first_line(error)) from error
     # snapshot_download keeps its own records there.
     shutil.rmtree(folder / ".cache", ignore_errors=True)
+    # The hub's file names GPT2Tokenizer, for which transformers 5 takes GPT-2's word splitting instead of the one in
+    # tokenizer.json. This class takes tokenizer.json as it is.
+    config_file = folder / "tokenizer_config.json"
+    config = json.loads(config_file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def download_gguf(folder: Path) -> Path:

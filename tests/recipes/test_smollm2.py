@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 
 from recipes import smollm2
@@ -129,6 +132,25 @@ def test_an_offline_hub_counts_as_unreachable(tmp_path, monkeypatch):
     with pytest.raises(HubUnreachable):
         smollm2.download_from_hub(target)
     assert list(target.iterdir()) == []
+
+
+def test_the_hubs_tokenizer_is_loaded_as_its_file_describes_it(model_folder, tokenizer, tmp_path, monkeypatch):
+    import huggingface_hub
+    from transformers import AutoTokenizer
+
+    def fake_hub(name, *, local_dir, **options):
+        assert options["revision"] == smollm2.HUB_REVISION
+        for file in ("config.json", "tokenizer.json"):
+            shutil.copy(model_folder / file, local_dir)
+        (local_dir / ".cache").mkdir()
+        hub_config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>", "vocab_size": 49152}
+        (local_dir / "tokenizer_config.json").write_text(json.dumps(hub_config))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake_hub)
+    smollm2.download_from_hub(tmp_path)
+    text = "two  12\n\n3 blanks before digits"
+    assert AutoTokenizer.from_pretrained(tmp_path)(text).input_ids == tokenizer(text).input_ids
+    assert not (tmp_path / ".cache").exists()
 
 
 def test_a_package_that_no_registry_has_is_reported_in_one_line(tmp_path, monkeypatch):
