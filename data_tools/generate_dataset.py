@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import time
@@ -91,11 +92,21 @@ class Episode:
 
 _decisions_done: Synchronized[int]
 _seconds_done: Synchronized[int]
+_parent_id: int
 
 
-def _share_counters(decisions: Synchronized[int], seconds: Synchronized[int]) -> None:
-    global _decisions_done, _seconds_done
-    _decisions_done, _seconds_done = decisions, seconds
+def _prepare_worker(decisions: Synchronized[int], seconds: Synchronized[int], parent_id: int) -> None:
+    global _decisions_done, _seconds_done, _parent_id
+    _decisions_done, _seconds_done, _parent_id = decisions, seconds, parent_id
+
+
+def _count_second(decisions: int) -> None:
+    """Report progress, and end this worker when its parent was killed and so nobody waits for the episode."""
+    if os.getppid() != _parent_id:
+        os._exit(1)
+    with _decisions_done.get_lock():
+        _decisions_done.value += decisions
+        _seconds_done.value += 1
 
 
 def run_episode(episode: Episode) -> None:
@@ -181,9 +192,7 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[dict[str, Any]]:
             controller: Controller = random_controller if behaviour == "random" else tail_controller(behaviour)
             decisions = controller.decide(control, due)
         control.advance(decisions)
-        with _decisions_done.get_lock():
-            _decisions_done.value += len(chosen)
-            _seconds_done.value += 1
+        _count_second(len(chosen))
     simulation.close()
 
 
@@ -235,7 +244,11 @@ def run_episodes(episodes: list[Episode], workers: int) -> None:
     decisions, seconds = context.Value("l", 0), context.Value("l", 0)
     total_s = sum(episode.scenario.duration_s for episode in episodes)
     pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_share_counters, initargs=(decisions, seconds), max_tasks_per_child=1
+        workers,
+        mp_context=context,
+        initializer=_prepare_worker,
+        initargs=(decisions, seconds, os.getpid()),
+        max_tasks_per_child=1,
     )
     bar = tqdm(total=total_s, unit=" s simulated", unit_scale=True, disable=None, mininterval=0.5)
     begin = time.monotonic()

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tsc.scenario import build_demand, build_net, load_scenario
+from tsc.simulation import SumoFiles
+
 
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
@@ -30,3 +33,12 @@ def small_dataset(repo_root: Path, short_scenario: Path, tmp_path_factory: pytes
     command += ["--out", str(folder), "--episodes", "2", "--validation-episodes", "1", "--workers", "2"]
     subprocess.run(command, check=True, timeout=300)
     return folder
+
+
+@pytest.fixture(scope="session")
+def files(short_scenario: Path, tmp_path_factory: pytest.TempPathFactory) -> SumoFiles:
+    folder = tmp_path_factory.mktemp("net")
+    scenario = load_scenario(short_scenario)
+    build_net(scenario, folder / "net.xml")
+    build_demand(scenario, folder / "net.xml", 1, folder / "rou.xml")
+    return SumoFiles(net_file=folder / "net.xml", route_files=(folder / "rou.xml",), seed=1)

@@ -1,0 +1,122 @@
+"""Generation as a user runs it: the command, its files, and what it says."""
+
+import filecmp
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsc.sample import Sample
+
+BASE = ["--episodes", "2", "--validation-episodes", "1"]
+
+
+def command(repo_root: Path, scenario: Path, out: Path, *options: str) -> list[str]:
+    program = str(repo_root / "data_tools/generate_dataset.py")
+    return [sys.executable, program, "--scenario", str(scenario), "--out", str(out), *BASE, *options]
+
+
+def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, check=False)
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def assert_same_tree(one: Path, other: Path) -> None:
+    names = files_below(one)
+    assert names == files_below(other)
+    assert filecmp.cmpfiles(one, other, names, shallow=False) == (names, [], [])
+
+
+@pytest.fixture(scope="module")
+def samples(small_dataset: Path) -> list[dict[str, Any]]:
+    return list(json.loads((small_dataset / "grpo_dataset.json").read_text()))
+
+
+def test_one_worker_writes_the_same_bytes_as_two(
+    repo_root: Path, short_scenario: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    done = run(repo_root, short_scenario, tmp_path / "one", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert_same_tree(tmp_path / "one", small_dataset)
+
+
+def test_a_killed_generation_resumes_to_the_same_bytes(
+    repo_root: Path, short_scenario: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(repo_root, short_scenario, out, "--workers", "1"), stdout=subprocess.DEVNULL)
+    while not list(out.glob("episodes/*/samples.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "grpo_dataset.json").exists()
+    again = run(repo_root, short_scenario, out)
+    assert again.returncode == 2 and "--resume" in again.stderr
+    resumed = run(repo_root, short_scenario, out, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "of 3 episodes are complete" in resumed.stdout
+    assert_same_tree(out, small_dataset)
+
+
+def test_a_folder_begun_with_other_settings_is_not_mixed(
+    repo_root: Path, short_scenario: Path, small_dataset: Path
+) -> None:
+    program = command(repo_root, short_scenario, small_dataset, "--resume", "--episodes", "5")
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "begun with another episodes" in done.stderr
+
+
+def test_every_sample_keeps_the_contract(small_dataset: Path, samples: list[dict[str, Any]]) -> None:
+    assert len(samples) > 30
+    for values in samples:
+        sample = Sample.model_validate(values)
+        assert (small_dataset / sample.state_file).is_file()
+        assert sample.outcomes is not None
+        assert sample.expert_decision == sample.outcomes.outcomes.better()
+        assert sample.clocks[sample.junction_id].elapsed_green_s == sample.current_green_elapsed
+    assert len({values["id"] for values in samples}) == len(samples)
+
+
+def test_validation_has_demand_of_its_own(samples: list[dict[str, Any]]) -> None:
+    seeds = {split: {s["sumo"]["seed"] for s in samples if s["split"] == split} for split in ("train", "val")}
+    assert seeds == {"train": {1, 2}, "val": {501}}
+
+
+def test_no_file_holds_the_time_of_day_or_a_path_of_this_machine(small_dataset: Path) -> None:
+    assert b"generated on" not in (small_dataset / "scenario/four_way.net.xml").read_bytes()
+    assert str(small_dataset) not in (small_dataset / "grpo_dataset.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("min_green_s: 10", "min_green: 10", ["min_green"]),
+        ("duration_s: 300", "duration_s: long", ["duration_s", "long"]),
+        ("left0A0:   [", "left0B0:   [", ["left0A0"]),
+        ("  left0A0:   {A0right0: 0.70", "  left0A0:   {A0right0: 0.80", ["left0A0", "sum to 1"]),
+        ("tls.layout: opposites", "tls.layouts: opposites", ["netgenerate", "tls.layouts"]),
+        ("max_green_s: 60", "max_green_s: 8", ["max_green_s of 8 s"]),
+    ],
+)
+def test_a_wrong_scenario_file_fails_with_key_and_value(
+    repo_root: Path, short_scenario: Path, tmp_path: Path, old: str, new: str, words: list[str]
+) -> None:
+    text = short_scenario.read_text()
+    assert old in text
+    scenario = tmp_path / "wrong.yaml"
+    scenario.write_text(text.replace(old, new))
+    done = run(repo_root, scenario, tmp_path / "out")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
