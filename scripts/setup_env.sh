@@ -174,7 +174,7 @@ explain_failure() {  # explain_failure WHAT
     fail "$1" \
         "Check the network and the proxy settings (HTTPS_PROXY, SSL_CERT_FILE), then call again: finished downloads are kept." \
         "A slow line: UV_HTTP_TIMEOUT=600. Another registry: PIP_INDEX_URL=URL. Wheels in a folder: PIP_FIND_LINKS=DIR." \
-        "A wheel that does not fit this Python: PYTHON=python3.11 (and rm -rf $venv)."
+        "A wheel that does not fit this Python: PYTHON=python3.11."
 }
 
 uv_works() { [[ $("$1" --version 2>/dev/null) =~ ^uv\ (0\.(9|[1-9][0-9]+)|[1-9])\. ]]; }
