@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -18,6 +19,7 @@ import pytest
 
 import reward.compute_score as module
 from reward.compute_score import compute_score
+from tsc.decision import Decision
 from tsc.errors import ScenarioError, StateError, TscError, UnknownJunction
 from tsc.replay_request import ReplayRequest
 from tsc.sample import Sample, load_objects
@@ -105,9 +107,12 @@ def test_the_two_answers_score_opposite_traffic(unlabelled: list[str]) -> None:
         assert yes == -no
 
 
-def test_this_process_never_loads_libsumo(unlabelled: list[str]) -> None:
-    live_score(unlabelled[0])
-    assert "libsumo" not in sys.modules
+def test_the_scoring_process_never_loads_libsumo(unlabelled: list[str]) -> None:
+    program = (
+        "import sys, reward.compute_score as c; c.compute_score('tsc', sys.argv[1], sys.argv[2]); c.close(); "
+        "sys.exit('libsumo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, Decision.YES.answer, unlabelled[0]], check=True, timeout=120)
 
 
 def changed(truth: str, **changes: Any) -> str:
