@@ -1,0 +1,138 @@
+"""Check the knobs of scripts/train_grpo.sh and scripts/train_sft.sh before anything expensive starts.
+
+Example:
+    python recipes/check_run.py --hardware cpu --batch-prompts 64 --rollout-n 4 --model models/tiny --train data/demo/parquet/train.parquet
+
+Prints nothing when all is well (with --epochs: the number of steps they take), else one error and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from pathlib import Path
+
+from tsc.errors import ConfigError, run_main
+
+HARDWARE = Path(__file__).resolve().parents[1] / "configs" / "hardware"
+# What verl reads of each kind of row.
+COLUMNS = {"train": {"data_source", "prompt", "reward_model"}, "sft": {"messages"}}
+
+
+def check_hardware(name: str) -> dict[str, object]:
+    """The values of configs/hardware/<name>.yaml. Raises ConfigError with the allowed names."""
+    import yaml
+
+    file = HARDWARE / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(path.stem for path in HARDWARE.glob("*.yaml"))
+        nearest = difflib.get_close_matches(name, known, n=1)
+        meant = f" (did you mean {nearest[0]}?)" if nearest else ""
+        raise ConfigError(f"HARDWARE={name} is unknown{meant}: choose auto, {', '.join(known)}")
+    values: dict[str, object] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return values
+
+
+def check_number(knob: str, text: str, least: float, whole: bool, above: bool = False) -> float:
+    """The number a knob holds. Raises ConfigError where it is none, or out of bounds."""
+    kind = "a whole number" if whole else "a number"
+    bound = f"{'above' if above else 'of at least'} {least:g}"
+    try:
+        value: float = int(text) if whole else float(text)
+    except ValueError:
+        raise ConfigError(f"{knob}={text} is not a number: choose {kind} {bound}") from None
+    if value < least or (above and value == least):
+        raise ConfigError(f"{knob}={text} is too small: choose {kind} {bound}")
+    return value
+
+
+def check_batches(batch_prompts: int, rollout_n: int, micro_batch: int, num_devices: int) -> None:
+    """A step's answers must fill the workers' micro-batches evenly, or verl stops in the middle of the first update."""
+    answers = batch_prompts * rollout_n
+    if answers % num_devices:
+        raise ConfigError(
+            f"BATCH_PROMPTS × ROLLOUT_N = {batch_prompts} × {rollout_n} = {answers} answers cannot be shared evenly "
+            f"among {num_devices} workers: choose BATCH_PROMPTS so that they can"
+        )
+    per_worker = answers // num_devices
+    if per_worker % micro_batch:
+        raise ConfigError(
+            f"BATCH_PROMPTS × ROLLOUT_N = {batch_prompts} × {rollout_n} = {answers} answers, {per_worker} a worker, are no "
+            f"multiple of the micro-batch of {micro_batch}: choose a product that is one, or set MICRO_BATCH"
+        )
+
+
+def check_model(folder: Path) -> None:
+    """A model folder in Hugging Face format with a tokenizer. Raises ConfigError."""
+    if not folder.is_dir():
+        raise ConfigError(f"MODEL_PATH={folder} is no folder: give one in Hugging Face format, smollm2, or nothing")
+    for name, alternatives in {
+        "a configuration": ["config.json"],
+        "weights": ["*.safetensors", "pytorch_model*.bin"],
+        "a tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json"],
+    }.items():
+        if not any(any(folder.glob(pattern)) for pattern in alternatives):
+            raise ConfigError(f"MODEL_PATH={folder} has no {name} ({' or '.join(alternatives)}): is it the right folder?")
+
+
+def check_parquet(file: Path, kind: str, batch: int) -> int:
+    """Number of rows; the file is there, has verl's columns and at least one batch. Raises ConfigError."""
+    import pyarrow.parquet
+
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist: make it with data_tools/json_to_parquet.py, or leave DATA empty")
+    try:
+        parquet = pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowInvalid as error:
+        raise ConfigError(f"{file} is no Parquet file ({error}): make it again with data_tools/json_to_parquet.py") from None
+    missing = COLUMNS[kind] - set(parquet.schema_arrow.names)
+    if missing:
+        raise ConfigError(
+            f"{file} lacks the column {', '.join(sorted(missing))}: make it with data_tools/json_to_parquet.py"
+        )
+    rows = int(parquet.metadata.num_rows)
+    if rows < batch:
+        raise ConfigError(f"{file} has {rows} rows, fewer than one batch of {batch}: make more data or choose a smaller batch")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hardware", required=True, help="name of a file in configs/hardware")
+    parser.add_argument("--batch-prompts", default="64", help="prompts (GRPO) or chats (SFT) a step")
+    parser.add_argument("--rollout-n", default="1", help="answers to a prompt; at least 2 for GRPO")
+    parser.add_argument("--micro-batch", default="", help="sequences in one pass; empty: the hardware file's")
+    parser.add_argument("--lora-rank", default="0")
+    parser.add_argument("--learning-rate", default="1e-4")
+    parser.add_argument("--temperature", default="1")
+    parser.add_argument("--kl", default="0")
+    parser.add_argument("--steps", default="1")
+    parser.add_argument("--model", type=Path, help="folder of the model to start from")
+    parser.add_argument("--train", type=Path, help="Parquet file with prompts")
+    parser.add_argument("--sft", type=Path, help="Parquet file with chats")
+    parser.add_argument("--epochs", help="passes over the chats")
+    options = parser.parse_args()
+    hardware = check_hardware(options.hardware)
+    batch = int(check_number("BATCH_PROMPTS", options.batch_prompts, 1, whole=True))
+    grpo = options.sft is None
+    rollout_n = int(check_number("ROLLOUT_N", options.rollout_n, 2 if grpo else 1, whole=True))
+    micro_text = options.micro_batch or str(hardware["micro_batch_size"])
+    micro_batch = int(check_number("MICRO_BATCH", micro_text, 1, whole=True))
+    check_number("LORA_RANK", options.lora_rank, 0, whole=True)
+    check_number("LEARNING_RATE", options.learning_rate, 0, whole=False, above=True)
+    check_number("TEMPERATURE", options.temperature, 0, whole=False, above=True)
+    check_number("KL", options.kl, 0, whole=False)
+    check_number("STEPS", options.steps, 1, whole=True)
+    check_batches(batch, rollout_n, micro_batch, int(str(hardware["num_devices"])))
+    if options.model is not None:
+        check_model(options.model)
+    if options.train is not None:
+        check_parquet(options.train, "train", batch)
+    if options.sft is not None:
+        rows = check_parquet(options.sft, "sft", batch)
+        if options.epochs is not None:
+            print(rows // batch * int(check_number("EPOCHS", options.epochs, 1, whole=True)))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,205 @@
+#!/usr/bin/env bash
+# Trains a language model to run traffic lights with GRPO in verl, from nothing to a table beside the classical controllers.
+#
+#   bash scripts/train_grpo.sh                                     the demo: scenario four_way, tiny model
+#   DATA=data/mine MODEL_PATH=models/mine bash scripts/train_grpo.sh [HYDRA OVERRIDE...]
+#
+# Ctrl-C or a kill leaves no process; the same command goes on where it stopped. Everything lands in runs/$RUN_NAME.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# ---- what to train on what
+MODEL_PATH=${MODEL_PATH:-}              # folder in Hugging Face format; smollm2: SmolLM2-135M-Instruct; empty: a tiny new model
+DATA=${DATA:-}                          # dataset (JSON file or folder) or folder with train.parquet; empty: made from SCENARIO
+SCENARIO=${SCENARIO:-configs/scenarios/four_way.yaml}   # for the data where DATA is empty, and for the evaluation
+EPISODES=${EPISODES:-12}                # simulated hours to draw training data from, where DATA is empty
+HARDWARE=${HARDWARE:-auto}              # auto, or the name of a file in configs/hardware
+# ---- GRPO
+STEPS=${STEPS:-100}                     # training steps in all; raise it and run again to train on
+BATCH_PROMPTS=${BATCH_PROMPTS:-64}      # prompts a step
+ROLLOUT_N=${ROLLOUT_N:-4}               # answers to each prompt, which are compared with each other (≥ 2)
+LEARNING_RATE=${LEARNING_RATE:-}        # empty: 1e-3 for the tiny model, 1e-5 for others
+LORA_RANK=${LORA_RANK:-16}              # rank of the trained adapter; 0: train all weights
+LORA_ALPHA=${LORA_ALPHA:-32}            # scale of the adapter: alpha / rank
+KL=${KL:-0}                             # weight of the KL loss against the starting model; 0: none
+NORMALISE_STD=${NORMALISE_STD:-True}    # divide a group's advantages by their standard deviation: True (verl's default), False
+TEMPERATURE=${TEMPERATURE:-1.0}         # of sampling during training (> 0)
+MICRO_BATCH=${MICRO_BATCH:-}            # sequences in one pass; must divide BATCH_PROMPTS × ROLLOUT_N; empty: the hardware file's
+SAVE_EVERY=${SAVE_EVERY:-25}            # steps between checkpoints
+VALIDATE_EVERY=${VALIDATE_EVERY:--1}    # steps between validations; -1: none, the evaluation judges
+# ---- SFT before it
+SFT=${SFT:-auto}                        # yes, no, auto: yes for the tiny model and smollm2, which do not know the answer format
+SFT_LEARNING_RATE=${SFT_LEARNING_RATE:-} # empty: 1e-3 for the tiny model, 2e-5 for others
+SFT_EPOCHS=${SFT_EPOCHS:-3}             # passes over the labels
+# ---- evaluation
+EVAL_SEEDS=${EVAL_SEEDS:-5}             # simulated hours with demand that training never saw; 0: no evaluation
+EVAL_CONTROLLERS=${EVAL_CONTROLLERS:-static gap_out max_pressure lookahead}   # to stand beside the models
+# ---- where to
+RUN_NAME=${RUN_NAME:-demo}              # runs/$RUN_NAME
+WORKERS=${WORKERS:-$(nproc)}            # processes for simulation (data and evaluation)
+WANDB=${WANDB:-auto}                    # auto (online where a key is present), online, offline, off
+WANDB_PROJECT=${WANDB_PROJECT:-tsc-grpo}
+
+# shellcheck source=scripts/launch.sh
+source scripts/launch.sh
+prepare
+
+out=runs/$RUN_NAME
+grpo=$out/grpo
+checkpoints=$grpo/checkpoints
+case $SFT in yes | no | auto) ;; *) fail "SFT=$SFT is unknown: choose yes, no or auto" ;; esac
+case $NORMALISE_STD in True | False) ;; *) fail "NORMALISE_STD=$NORMALISE_STD is unknown: choose True or False" ;; esac
+[[ -f $SCENARIO ]] || fail "SCENARIO=$SCENARIO does not exist: give a file like configs/scenarios/four_way.yaml"
+[[ -z $DATA || -e $DATA ]] || fail "DATA=$DATA does not exist: give a dataset, a folder with train.parquet, or nothing"
+
+default_rate=1e-5 default_sft_rate=2e-5
+if [[ -z $MODEL_PATH ]]; then default_rate=1e-3 default_sft_rate=1e-3; fi
+LEARNING_RATE=${LEARNING_RATE:-$default_rate}
+CHECK=(
+    --hardware "$HARDWARE" --batch-prompts "$BATCH_PROMPTS" --rollout-n "$ROLLOUT_N" --micro-batch "$MICRO_BATCH"
+    --lora-rank "$LORA_RANK" --learning-rate "$LEARNING_RATE" --temperature "$TEMPERATURE" --kl "$KL" --steps "$STEPS"
+)
+if [[ -n $MODEL_PATH && $MODEL_PATH != smollm2 ]]; then CHECK+=(--model "$MODEL_PATH"); fi
+"$PYTHON" recipes/check_run.py "${CHECK[@]}"
+mkdir -p "$grpo"
+
+# ---------------------------------------------------------------------------------------------- data
+
+if [[ -n $DATA && -f $DATA/train.parquet ]]; then
+    parquet=$DATA
+else
+    dataset=${DATA:-data/demo}
+    parquet=data/demo/parquet
+    if [[ -n $DATA ]]; then parquet=$out/parquet; fi
+    if [[ -f $parquet/train.parquet ]]; then
+        skipped 'Data' "$parquet"
+    else
+        stage "Data: states of $SCENARIO with the outcome of both answers"
+        if [[ -z $DATA ]]; then
+            run --name 'data_tools/generate_dataset.py' -- "$PYTHON" data_tools/generate_dataset.py \
+                --scenario "$SCENARIO" --out "$dataset" --episodes "$EPISODES" --workers "$WORKERS" --resume
+        fi
+        run --name 'data_tools/json_to_parquet.py' -- \
+            "$PYTHON" data_tools/json_to_parquet.py --input "$dataset" --output "$parquet"
+        stage_done "$parquet"
+    fi
+fi
+"$PYTHON" recipes/check_run.py "${CHECK[@]}" --train "$parquet/train.parquet"
+
+# ---------------------------------------------------------------------------------------------- model
+
+start=$MODEL_PATH
+if [[ -z $MODEL_PATH ]]; then
+    start=models/tiny
+    # The tokenizer learns from the chats, so a model belongs to its data.
+    if [[ $parquet != data/demo/parquet ]]; then start=$out/tiny; fi
+    if [[ -f $start/config.json ]]; then
+        skipped 'Model' "$start"
+    else
+        stage 'Model: a tiny one with random weights'
+        run --name 'recipes/tiny_model.py' -- \
+            "$PYTHON" recipes/tiny_model.py --texts "$parquet/sft_train.parquet" --out "$start"
+        stage_done "$start"
+    fi
+elif [[ $MODEL_PATH == smollm2 ]]; then
+    start=models/smollm2
+    stage 'Model: SmolLM2-135M-Instruct'
+    run --name 'recipes/smollm2.py' -- "$PYTHON" recipes/smollm2.py --out "$start"
+    stage_done "$start"
+fi
+offline_models
+
+models=()
+if [[ $SFT == auto ]]; then
+    if [[ -z $MODEL_PATH || $MODEL_PATH == smollm2 ]]; then SFT=yes; else SFT=no; fi
+fi
+if [[ $SFT == yes ]]; then
+    MODEL_PATH=$start DATA=$parquet HARDWARE=$HARDWARE RUN_NAME=$RUN_NAME MICRO_BATCH=$MICRO_BATCH \
+        LEARNING_RATE=${SFT_LEARNING_RATE:-$default_sft_rate} EPOCHS=$SFT_EPOCHS LORA_RANK=0 \
+        WANDB=$WANDB WANDB_PROJECT=$WANDB_PROJECT run --name 'scripts/train_sft.sh' -- bash scripts/train_sft.sh
+    start=$out/sft/merged
+    models+=("llm:sft=$start")
+else
+    models+=("llm:start=$start")
+fi
+
+# ---------------------------------------------------------------------------------------------- GRPO
+
+done_steps=$(cat "$checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || echo 0)
+if ((done_steps >= STEPS)); then
+    skipped 'GRPO' "$done_steps steps in $checkpoints"
+else
+    stage "GRPO of $start: steps $((done_steps + 1)) to $STEPS of $BATCH_PROMPTS prompts × $ROLLOUT_N answers (log: $grpo/train.log)"
+    choose_loggers "$grpo" "$RUN_NAME-grpo"
+    ray_folder
+    val_file=$parquet/val.parquet
+    [[ -f $val_file ]] || val_file=$parquet/train.parquet
+    use_kl=False
+    if [[ ! $KL =~ ^[0.]+$ ]]; then use_kl=True; fi
+    DATA_ARGS=(
+        data.train_files="$parquet/train.parquet"
+        data.val_files="$val_file"
+        data.train_batch_size="$BATCH_PROMPTS"
+    )
+    MODEL_ARGS=(
+        actor_rollout_ref.model.path="$start"
+        actor_rollout_ref.model.lora_rank="$LORA_RANK"
+        actor_rollout_ref.model.lora_alpha="$LORA_ALPHA"
+    )
+    ACTOR_ARGS=(
+        actor_rollout_ref.actor.optim.lr="$LEARNING_RATE"
+        actor_rollout_ref.actor.use_kl_loss="$use_kl"
+        actor_rollout_ref.actor.kl_loss_coef="$KL"
+        algorithm.norm_adv_by_std_in_grpo="$NORMALISE_STD"
+    )
+    ROLLOUT_ARGS=(
+        actor_rollout_ref.rollout.n="$ROLLOUT_N"
+        actor_rollout_ref.rollout.temperature="$TEMPERATURE"
+    )
+    TRAINER_ARGS=(
+        hardware="$HARDWARE"
+        trainer.total_training_steps="$STEPS"
+        trainer.save_freq="$SAVE_EVERY"
+        trainer.test_freq="$VALIDATE_EVERY"
+        trainer.default_local_dir="$PWD/$checkpoints"
+        trainer.project_name="$WANDB_PROJECT"
+        trainer.experiment_name="$RUN_NAME-grpo"
+        "trainer.logger=[$LOGGERS]"
+        ray_kwargs.ray_init._temp_dir="$ray_dir"
+    )
+    if [[ -n $MICRO_BATCH ]]; then TRAINER_ARGS+=("hardware.micro_batch_size=$MICRO_BATCH"); fi
+
+    run --name 'verl (GRPO)' --log "$grpo/train.log" --metrics "$METRICS_FILE" --watch-workers -- \
+        "$PYTHON" -u -m verl.trainer.main_ppo --config-path "$PWD/recipes" --config-name grpo \
+        "${DATA_ARGS[@]}" "${MODEL_ARGS[@]}" "${ACTOR_ARGS[@]}" "${ROLLOUT_ARGS[@]}" "${TRAINER_ARGS[@]}" "$@"
+    stage_done "checkpoints in $checkpoints"
+fi
+
+done_steps=$(cat "$checkpoints/latest_checkpointed_iteration.txt")
+if [[ -f $grpo/exported_step && $(<"$grpo/exported_step") == "$done_steps" ]]; then
+    skipped 'Merge' "$grpo/merged"
+else
+    stage 'Merge: the adapter, and the model with it folded in'
+    run --name 'recipes/export_model.py' -- "$PYTHON" recipes/export_model.py \
+        --checkpoints "$checkpoints" --part actor --base "$start" --out "$grpo"
+    rm -f "$out/results.json"
+    stage_done "$grpo/merged"
+fi
+
+# ---------------------------------------------------------------------------------------------- evaluation
+
+if [[ $EVAL_SEEDS != 0 ]]; then
+    stage "Evaluation on $EVAL_SEEDS unseen hours"
+    read -ra controllers <<<"$EVAL_CONTROLLERS"
+    run --name 'scripts/evaluate.py' -- "$PYTHON" scripts/evaluate.py --scenario "$SCENARIO" --seeds "$EVAL_SEEDS" \
+        --workers "$WORKERS" --out "$out/eval" --controllers "${controllers[@]}" "${models[@]}" "llm:grpo=$grpo/merged"
+    cp "$out/eval/results.json" "$out/results.json"
+    stage_done "$out/results.json"
+fi
+
+printf '\nFinished in %s.\n' "$(total_time)"
+printf 'model     %s/merged\n' "$grpo"
+if [[ -d $grpo/adapter ]]; then printf 'adapter   %s/adapter, for %s\n' "$grpo" "$start"; fi
+if [[ $EVAL_SEEDS != 0 ]]; then printf 'results   %s/results.json\n' "$out"; fi
+printf 'metrics   %s/metrics/*.jsonl; tensorboard --logdir %s\n' "$grpo" "$out"
+if [[ $SFT == yes ]]; then wandb_hint "$out/sft" "$grpo"; else wandb_hint "$grpo"; fi
