@@ -1,7 +1,8 @@
 """Check the knobs of scripts/train_grpo.sh and scripts/train_sft.sh before anything expensive starts.
 
 Example:
-    python recipes/check_run.py --hardware cpu --batch-prompts 64 --rollout-n 4 --model models/tiny --train data/demo/parquet/train.parquet
+    python recipes/check_run.py --hardware cpu --batch-prompts 64 --rollout-n 4 --model models/tiny \\
+        --train data/demo/parquet/train.parquet
 
 Prints nothing when all is well (with --epochs: the number of steps they take), else one error and exits with status 2.
 """
@@ -12,6 +13,7 @@ import argparse
 import difflib
 from pathlib import Path
 
+from recipes.model_folder import check_model_folder
 from tsc.errors import ConfigError, run_main
 
 HARDWARE = Path(__file__).resolve().parents[1] / "configs" / "hardware"
@@ -57,22 +59,9 @@ def check_batches(batch_prompts: int, rollout_n: int, micro_batch: int, num_devi
     per_worker = answers // num_devices
     if per_worker % micro_batch:
         raise ConfigError(
-            f"BATCH_PROMPTS × ROLLOUT_N = {batch_prompts} × {rollout_n} = {answers} answers, {per_worker} a worker, are no "
-            f"multiple of the micro-batch of {micro_batch}: choose a product that is one, or set MICRO_BATCH"
+            f"BATCH_PROMPTS × ROLLOUT_N = {batch_prompts} × {rollout_n} = {answers} answers, {per_worker} a worker, "
+            f"are no multiple of the micro-batch of {micro_batch}: choose a product that is one, or set MICRO_BATCH"
         )
-
-
-def check_model(folder: Path) -> None:
-    """A model folder in Hugging Face format with a tokenizer. Raises ConfigError."""
-    if not folder.is_dir():
-        raise ConfigError(f"MODEL_PATH={folder} is no folder: give one in Hugging Face format, smollm2, or nothing")
-    for name, alternatives in {
-        "a configuration": ["config.json"],
-        "weights": ["*.safetensors", "pytorch_model*.bin"],
-        "a tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json"],
-    }.items():
-        if not any(any(folder.glob(pattern)) for pattern in alternatives):
-            raise ConfigError(f"MODEL_PATH={folder} has no {name} ({' or '.join(alternatives)}): is it the right folder?")
 
 
 def check_parquet(file: Path, kind: str, batch: int) -> int:
@@ -84,7 +73,9 @@ def check_parquet(file: Path, kind: str, batch: int) -> int:
     try:
         parquet = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"{file} is no Parquet file ({error}): make it again with data_tools/json_to_parquet.py") from None
+        raise ConfigError(
+            f"{file} is no Parquet file ({error}): make it again with data_tools/json_to_parquet.py"
+        ) from None
     missing = COLUMNS[kind] - set(parquet.schema_arrow.names)
     if missing:
         raise ConfigError(
@@ -92,7 +83,9 @@ def check_parquet(file: Path, kind: str, batch: int) -> int:
         )
     rows = int(parquet.metadata.num_rows)
     if rows < batch:
-        raise ConfigError(f"{file} has {rows} rows, fewer than one batch of {batch}: make more data or choose a smaller batch")
+        raise ConfigError(
+            f"{file} has {rows} rows, fewer than one batch of {batch}: make more data or choose a smaller batch"
+        )
     return rows
 
 
@@ -125,7 +118,7 @@ def main() -> None:
     check_number("STEPS", options.steps, 1, whole=True)
     check_batches(batch, rollout_n, micro_batch, int(str(hardware["num_devices"])))
     if options.model is not None:
-        check_model(options.model)
+        check_model_folder(options.model)
     if options.train is not None:
         check_parquet(options.train, "train", batch)
     if options.sft is not None:

@@ -1,25 +1,33 @@
 """Make usable models of verl's latest checkpoint: a LoRA adapter where one was trained, and the whole model.
 
 Example:
-    python recipes/export_model.py --checkpoints runs/mine/grpo/checkpoints --part actor --base models/tiny --out runs/mine/grpo
+    python recipes/export_model.py --checkpoints runs/mine/grpo/checkpoints --part actor --base runs/mine/sft/merged \\
+        --out runs/mine/grpo
 
 Writes OUT/merged (Hugging Face format, adapter folded in) and, with LoRA, OUT/adapter (PEFT format, to be put on the
-base model). verl.model_merger reads the checkpoint; what it leaves is base model and adapter side by side.
+base model), both in the base model's own precision. verl.model_merger would round every weight to bfloat16
+(verl/model_merger/fsdp_model_merger.py:187), which changes what a model trained in fp32 answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from recipes.model_folder import no_progress_bars_in_logs
 from tsc.errors import ConfigError, run_main
 
+if TYPE_CHECKING:
+    import torch
+
 STAMP = "exported_step"
+SHARD = re.compile(r"_rank_(\d+)\.pt$")
 
 
 def latest_step(checkpoints: Path) -> int | None:
@@ -34,16 +42,58 @@ def exported_step(out: Path) -> int | None:
     return int(stamp.read_text(encoding="utf-8")) if stamp.is_file() else None
 
 
-def merge_adapter(model_folder: Path, adapter_folder: Path, out: Path) -> None:
-    """Fold an adapter into its base model, both kept in the base model's own precision."""
-    # Imported here: torch takes seconds, and a call that only reports an error needs none of it.
-    from peft import PeftModel
+def read_shards(folder: Path) -> dict[str, torch.Tensor]:
+    """The whole state dict of an FSDP checkpoint, put together from its ranks' files. Raises ConfigError."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    files = {int(match[1]): path for path in folder.glob("model_world_size_*") if (match := SHARD.search(path.name))}
+    num_ranks = json.loads((folder / "fsdp_config.json").read_text(encoding="utf-8"))["world_size"]
+    if sorted(files) != list(range(num_ranks)):
+        raise ConfigError(
+            f"{folder} has the shards of ranks {sorted(files)} of {num_ranks}: train again from the one before"
+        )
+    ranks: list[dict[str, Any]] = [
+        torch.load(files[rank], map_location="cpu", weights_only=False) for rank in range(num_ranks)
+    ]
+    whole: dict[str, torch.Tensor] = {}
+    for name, first in ranks[0].items():
+        if not isinstance(first, DTensor):
+            whole[name] = first
+            continue
+        placement = first.placements[-1]
+        if not placement.is_shard():
+            whole[name] = first._local_tensor
+            continue
+        # The last ranks may hold nothing of a small tensor.
+        pieces = [rank[name]._local_tensor for rank in ranks]
+        whole[name] = torch.cat([piece for piece in pieces if piece.numel()] or pieces[:1], dim=placement.dim)
+    return whole
+
+
+def save_model(shards: Path, base: Path, adapter_out: Path, merged_out: Path) -> None:
+    """Put the checkpoint's weights on the base model and save it; with LoRA, the adapter too."""
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto")
-    merged = PeftModel.from_pretrained(base, adapter_folder).merge_and_unload()
-    merged.save_pretrained(out)
-    AutoTokenizer.from_pretrained(model_folder).save_pretrained(out)
+    weights = read_shards(shards)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    lora = {name.replace(".default.weight", ".weight"): value for name, value in weights.items() if ".lora_" in name}
+    if lora:
+        meta = json.loads((shards / "lora_train_meta.json").read_text(encoding="utf-8"))
+        # …layers.0.self_attn.q_proj.lora_A.weight
+        modules = sorted({name.split(".")[-3] for name in lora})
+        config = LoraConfig(r=meta["r"], lora_alpha=meta["lora_alpha"], target_modules=modules, task_type="CAUSAL_LM")
+        adapted = get_peft_model(model, config)
+        unknown = set_peft_model_state_dict(adapted, lora).unexpected_keys
+        if unknown:
+            raise ConfigError(f"{shards} does not fit the model {base}: it has no {unknown[0]}")
+        adapted.save_pretrained(adapter_out)
+        model = adapted.merge_and_unload()
+    else:
+        model.load_state_dict(weights)
+    model.save_pretrained(merged_out)
+    AutoTokenizer.from_pretrained(base).save_pretrained(merged_out)
 
 
 def export(checkpoints: Path, part: str, base: Path, out: Path) -> int:
@@ -57,22 +107,10 @@ def export(checkpoints: Path, part: str, base: Path, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     (out / STAMP).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as scratch:
-        whole, merged = Path(scratch, "whole"), Path(scratch, "merged")
-        command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-        command += ["--local_dir", str(shards), "--target_dir", str(whole)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise ConfigError(f"verl.model_merger failed on {shards}:\n{done.stdout}{done.stderr}")
-        adapter = whole / "lora_adapter"
+        adapter, merged = Path(scratch, "adapter"), Path(scratch, "merged")
+        save_model(shards, base, adapter, merged)
         if adapter.is_dir():
-            config_file = adapter / "adapter_config.json"
-            config = json.loads(config_file.read_text(encoding="utf-8"))
-            config["base_model_name_or_path"] = str(base)
-            config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            merge_adapter(whole, adapter, merged)
             _replace(adapter, out / "adapter")
-        else:
-            merged = whole
         _replace(merged, out / "merged")
     (out / STAMP).write_text(f"{step}\n", encoding="utf-8")
     return step
@@ -86,12 +124,17 @@ def _replace(new: Path, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=Path, required=True, help="folder with global_step_* (trainer.default_local_dir)")
+    parser.add_argument(
+        "--checkpoints", type=Path, required=True, help="folder with global_step_* (trainer.default_local_dir)"
+    )
     parser.add_argument("--part", default="", help="folder in a checkpoint: actor for GRPO, empty for SFT")
     parser.add_argument("--base", type=Path, required=True, help="the model that training started from")
     parser.add_argument("--out", type=Path, required=True, help="where merged/ and adapter/ go")
     options = parser.parse_args()
-    step = export(options.checkpoints, options.part, options.base, options.out)
+    # Shards are read without the process group that wrote them, of which torch warns.
+    logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)
+    with no_progress_bars_in_logs():
+        step = export(options.checkpoints, options.part, options.base, options.out)
     print(f"exported step {step} to {options.out}")
 
 

@@ -4,8 +4,9 @@ Example:
     python recipes/supervise.py --log runs/mine/grpo/train.log --metrics runs/mine/grpo/metrics/1.jsonl \\
         --watch-workers -- python -m verl.trainer.main_ppo …
 
-Ends the command and everything it started, however deep and however detached, when this process gets Ctrl-C, SIGTERM or
-SIGHUP, when its parent dies, and when one of verl's long-lived workers dies while verl goes on without it (--watch-workers).
+Ends the command and everything it started, however deep and however detached, when this process gets Ctrl-C, SIGTERM
+or SIGHUP, when its parent dies, and when one of verl's long-lived workers dies while verl goes on without it
+(--watch-workers).
 Exit status: the command's own; 1 after a dead worker or a stall; 128 + signal number after a signal.
 """
 
@@ -31,8 +32,6 @@ import psutil
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
-# How long verl may take to notice a dead worker by itself: it then reports more than the death alone.
-OWN_END_S = 20.0
 # How long the command may take to end after SIGTERM, before everything is killed.
 TERMINATION_S = 10.0
 POLL_S = 0.5
@@ -241,7 +240,7 @@ class Supervisor:
                 break
             if arguments.watch_workers:
                 watch.look(self._descendants(), now_s)
-                if watch.dead_since is not None and now_s - watch.dead_since > OWN_END_S:
+                if watch.dead_since is not None and now_s - watch.dead_since > arguments.grace:
                     cause = f"{', '.join(watch.dead)} died; the run cannot go on without it"
             if arguments.log:
                 size = arguments.log.stat().st_size
@@ -280,10 +279,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--name", default="the command", help="what to call the command in messages")
     parser.add_argument("--log", type=Path, help="append the command's output to this file instead of showing it")
     parser.add_argument("--metrics", type=Path, help="verl's metrics file (JSON Lines), shown as it grows")
-    parser.add_argument("--every", type=float, default=5.0, help="seconds between progress lines (default: %(default)s)")
+    parser.add_argument(
+        "--every", type=float, default=5.0, help="seconds between progress lines (default: %(default)s)"
+    )
     parser.add_argument("--watch-workers", action="store_true", help="end the run when a worker of Ray or vLLM dies")
     parser.add_argument(
-        "--stall", type=float, default=1800.0, help="seconds without a line in the log that end the run (default: %(default)s)"
+        "--stall",
+        type=float,
+        default=1800.0,
+        help="seconds without a line in the log that end the run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=20.0,
+        help="seconds for the command to notice a dead worker by itself, and say more about it (default: %(default)s)",
     )
     parser.add_argument("--parent-pid", type=int, help="end when this process dies; it must be the parent")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND ARGUMENT…")

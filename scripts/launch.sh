@@ -101,11 +101,12 @@ has_wandb_key() {
 
 # choose_loggers STAGE_DIR ID: sets LOGGERS and METRICS_FILE, and what verl's loggers read from the environment
 choose_loggers() {
-    local dir=$1 id=$2
+    local dir id=$2
+    dir=$(realpath -m "$1")
     mkdir -p "$dir/metrics" "$dir/tensorboard"
     # verl's file logger starts its file anew; a file for each start keeps what was written before a resume
     METRICS_FILE=$dir/metrics/$(date -u +%Y%m%dT%H%M%S).jsonl
-    export VERL_FILE_LOGGER_PATH=$PWD/$METRICS_FILE TENSORBOARD_DIR=$PWD/$dir/tensorboard
+    export VERL_FILE_LOGGER_PATH=$METRICS_FILE TENSORBOARD_DIR=$dir/tensorboard
     LOGGERS='console,file,tensorboard'
     case $WANDB in
         off) return ;;
@@ -118,7 +119,7 @@ choose_loggers() {
     # one id for all starts, so that a resumed run continues its curves
     if [[ ! -s $dir/wandb_id ]]; then printf '%s-%s\n' "$id" "$RANDOM$RANDOM" >"$dir/wandb_id"; fi
     WANDB_RUN_ID=$(<"$dir/wandb_id")
-    export WANDB_MODE WANDB_RUN_ID WANDB_RESUME=allow WANDB_DIR=$PWD/$dir WANDB_SILENT=true
+    export WANDB_MODE WANDB_RUN_ID WANDB_RESUME=allow WANDB_DIR=$dir WANDB_SILENT=true
 }
 
 # wandb_hint STAGE_DIR...: how to send what was logged offline

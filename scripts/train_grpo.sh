@@ -4,7 +4,7 @@
 #   bash scripts/train_grpo.sh                                     the demo: scenario four_way, tiny model
 #   DATA=data/mine MODEL_PATH=models/mine bash scripts/train_grpo.sh [HYDRA OVERRIDE...]
 #
-# Ctrl-C or a kill leaves no process; the same command goes on where it stopped. Everything lands in runs/$RUN_NAME.
+# Ctrl-C or a kill leaves no process; the same command goes on where it stopped. Everything lands in $RUNS/$RUN_NAME.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,11 +31,13 @@ VALIDATE_EVERY=${VALIDATE_EVERY:--1}    # steps between validations; -1: none, t
 SFT=${SFT:-auto}                        # yes, no, auto: yes for the tiny model and smollm2, which do not know the answer format
 SFT_LEARNING_RATE=${SFT_LEARNING_RATE:-} # empty: 1e-3 for the tiny model, 2e-5 for others
 SFT_EPOCHS=${SFT_EPOCHS:-3}             # passes over the labels
+SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-64}  # chats a step
 # ---- evaluation
 EVAL_SEEDS=${EVAL_SEEDS:-5}             # simulated hours with demand that training never saw; 0: no evaluation
 EVAL_CONTROLLERS=${EVAL_CONTROLLERS:-static gap_out max_pressure lookahead}   # to stand beside the models
 # ---- where to
-RUN_NAME=${RUN_NAME:-demo}              # runs/$RUN_NAME
+RUN_NAME=${RUN_NAME:-demo}              # $RUNS/$RUN_NAME
+RUNS=${RUNS:-runs}                      # folder of all runs
 WORKERS=${WORKERS:-$(nproc)}            # processes for simulation (data and evaluation)
 WANDB=${WANDB:-auto}                    # auto (online where a key is present), online, offline, off
 WANDB_PROJECT=${WANDB_PROJECT:-tsc-grpo}
@@ -44,7 +46,7 @@ WANDB_PROJECT=${WANDB_PROJECT:-tsc-grpo}
 source scripts/launch.sh
 prepare
 
-out=runs/$RUN_NAME
+out=$RUNS/$RUN_NAME
 grpo=$out/grpo
 checkpoints=$grpo/checkpoints
 case $SFT in yes | no | auto) ;; *) fail "SFT=$SFT is unknown: choose yes, no or auto" ;; esac
@@ -116,7 +118,7 @@ fi
 if [[ $SFT == yes ]]; then
     MODEL_PATH=$start DATA=$parquet HARDWARE=$HARDWARE RUN_NAME=$RUN_NAME MICRO_BATCH=$MICRO_BATCH \
         LEARNING_RATE=${SFT_LEARNING_RATE:-$default_sft_rate} EPOCHS=$SFT_EPOCHS LORA_RANK=0 \
-        WANDB=$WANDB WANDB_PROJECT=$WANDB_PROJECT run --name 'scripts/train_sft.sh' -- bash scripts/train_sft.sh
+        BATCH_CHATS=$SFT_BATCH_CHATS RUNS=$RUNS WANDB=$WANDB WANDB_PROJECT=$WANDB_PROJECT run --name 'scripts/train_sft.sh' -- bash scripts/train_sft.sh
     start=$out/sft/merged
     models+=("llm:sft=$start")
 else
@@ -161,7 +163,7 @@ else
         trainer.total_training_steps="$STEPS"
         trainer.save_freq="$SAVE_EVERY"
         trainer.test_freq="$VALIDATE_EVERY"
-        trainer.default_local_dir="$PWD/$checkpoints"
+        trainer.default_local_dir="$(realpath -m "$checkpoints")"
         trainer.project_name="$WANDB_PROJECT"
         trainer.experiment_name="$RUN_NAME-grpo"
         "trainer.logger=[$LOGGERS]"

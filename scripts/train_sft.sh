@@ -3,7 +3,7 @@
 #
 #   MODEL_PATH=models/tiny DATA=data/demo/parquet bash scripts/train_sft.sh [HYDRA OVERRIDE...]
 #
-# The same command goes on after an interruption. The model lands in runs/$RUN_NAME/sft/merged.
+# The same command goes on after an interruption. The model lands in $RUNS/$RUN_NAME/sft/merged.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,7 +20,8 @@ LORA_RANK=${LORA_RANK:-0}               # 0: all weights; otherwise the rank of 
 LORA_ALPHA=${LORA_ALPHA:-32}            # scale of the adapter: alpha / rank
 SAVE_EVERY=${SAVE_EVERY:-100}           # steps between checkpoints
 # ---- where to
-RUN_NAME=${RUN_NAME:-demo}              # runs/$RUN_NAME/sft
+RUN_NAME=${RUN_NAME:-demo}              # $RUNS/$RUN_NAME/sft
+RUNS=${RUNS:-runs}                      # folder of all runs
 WANDB=${WANDB:-auto}                    # auto (online where a key is present), online, offline, off
 WANDB_PROJECT=${WANDB_PROJECT:-tsc-grpo}
 
@@ -29,7 +30,7 @@ source scripts/launch.sh
 prepare
 offline_models
 
-out=runs/$RUN_NAME/sft
+out=$RUNS/$RUN_NAME/sft
 checkpoints=$out/checkpoints
 [[ -n $MODEL_PATH ]] || fail 'MODEL_PATH is empty: give the folder of the model to start from'
 steps=$("$PYTHON" recipes/check_run.py --hardware "$HARDWARE" --batch-prompts "$BATCH_CHATS" \
@@ -63,7 +64,7 @@ TRAINER_ARGS=(
     trainer.total_training_steps="$steps"
     trainer.total_epochs=$((EPOCHS + 2))
     trainer.save_freq="$SAVE_EVERY"
-    trainer.default_local_dir="$checkpoints"
+    trainer.default_local_dir="$(realpath -m "$checkpoints")"
     trainer.project_name="$WANDB_PROJECT"
     trainer.experiment_name="$RUN_NAME-sft"
     "trainer.logger=[$LOGGERS]"
