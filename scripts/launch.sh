@@ -36,7 +36,19 @@ run() {
     child=$!
     wait "$child" || status=$?
     child=
+    if ((status == 137)); then sweep; fi
     return "$status"
+}
+
+# Marks every process of this launch, for the one case that the supervisor itself was killed.
+export TSC_LAUNCH=$$
+sweep() {
+    local environ
+    for environ in /proc/[0-9]*/environ; do
+        if grep -qzsx "TSC_LAUNCH=$$" "$environ"; then
+            kill -KILL "$(basename "$(dirname "$environ")")" 2>/dev/null || true
+        fi
+    done
 }
 
 # ---------------------------------------------------------------------------------------------- stages

@@ -18,7 +18,7 @@ HARDWARE=${HARDWARE:-auto}              # auto, or the name of a file in configs
 STEPS=${STEPS:-100}                     # training steps in all; raise it and run again to train on
 BATCH_PROMPTS=${BATCH_PROMPTS:-64}      # prompts a step
 ROLLOUT_N=${ROLLOUT_N:-4}               # answers to each prompt, which are compared with each other (≥ 2)
-LEARNING_RATE=${LEARNING_RATE:-}        # empty: 1e-3 for the tiny model, 1e-5 for others
+LEARNING_RATE=${LEARNING_RATE:-}        # empty: 3e-4 for the tiny model, 1e-5 for others
 LORA_RANK=${LORA_RANK:-16}              # rank of the trained adapter; 0: train all weights
 LORA_ALPHA=${LORA_ALPHA:-32}            # scale of the adapter: alpha / rank
 KL=${KL:-0}                             # weight of the KL loss against the starting model; 0: none
@@ -55,7 +55,7 @@ case $NORMALISE_STD in True | False) ;; *) fail "NORMALISE_STD=$NORMALISE_STD is
 [[ -z $DATA || -e $DATA ]] || fail "DATA=$DATA does not exist: give a dataset, a folder with train.parquet, or nothing"
 
 default_rate=1e-5 default_sft_rate=2e-5
-if [[ -z $MODEL_PATH ]]; then default_rate=1e-3 default_sft_rate=1e-3; fi
+if [[ -z $MODEL_PATH ]]; then default_rate=3e-4 default_sft_rate=1e-3; fi
 LEARNING_RATE=${LEARNING_RATE:-$default_rate}
 CHECK=(
     --hardware "$HARDWARE" --batch-prompts "$BATCH_PROMPTS" --rollout-n "$ROLLOUT_N" --micro-batch "$MICRO_BATCH"
