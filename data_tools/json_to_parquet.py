@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -160,12 +161,16 @@ def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]])
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """Rows with the side of each, and the groups whose labels SFT gets."""
+    """Rows with the side of each, the groups whose labels SFT gets, and the rows that GRPO's training does not get."""
 
     rows: list[Row]
     sides: list[str]
     groups: list[Group]
     sft_groups: set[Group]
+    surplus: set[int]
+
+    def for_grpo(self, side: str) -> Iterator[tuple[int, Row]]:
+        return ((i, row) for i, row in self.on(side) if i not in self.surplus)
 
     def on(self, side: str) -> Iterator[tuple[int, Row]]:
         return ((i, row) for i, row in enumerate(self.rows) if self.sides[i] == side)
@@ -191,7 +196,27 @@ class Conversion:
         }
 
 
-def arrange(rows: list[Row], *, val_fraction: float, sft_fraction: float, block_s: float, seed: int) -> Conversion:
+def surplus_of_majority(rows: Sequence[Row], sides: Sequence[str], *, seed: int) -> set[int]:
+    """Training rows to leave out so that "yes" and "no" are the better answer equally often; drawn by hash.
+
+    Where one answer is better in two of three states, a policy gains at once by always giving it, and stops exploring
+    before it has learnt when not to.
+    """
+    with_answer: dict[Decision, list[int]] = {decision: [] for decision in Decision}
+    for i, (row, side) in enumerate(zip(rows, sides, strict=True)):
+        if side == TRAIN and row.answer is not None:
+            with_answer[row.answer].append(i)
+    less, more = sorted(with_answer.values(), key=len)
+
+    def rank(i: int) -> bytes:
+        return hashlib.sha256(f"{seed}/balance/{rows[i].sample_id}".encode()).digest()
+
+    return set(sorted(more, key=rank)[len(less) :])
+
+
+def arrange(
+    rows: list[Row], *, val_fraction: float, sft_fraction: float, block_s: float, seed: int, balance: bool
+) -> Conversion:
     placed = [row.placed for row in rows]
     groups = joined_groups(placed, block_s)
     sides = split(placed, groups, val_fraction=val_fraction, seed=seed, block_s=block_s)
@@ -199,14 +224,15 @@ def arrange(rows: list[Row], *, val_fraction: float, sft_fraction: float, block_
         group for row, group, side in zip(rows, groups, sides, strict=True) if side == TRAIN and row.answer is not None
     }
     sft_groups = chosen_groups(labelled, sft_fraction, seed=seed, purpose="sft")
-    return Conversion(rows=rows, sides=sides, groups=groups, sft_groups=sft_groups)
+    surplus = surplus_of_majority(rows, sides, seed=seed) if balance else set()
+    return Conversion(rows=rows, sides=sides, groups=groups, sft_groups=sft_groups, surplus=surplus)
 
 
 def write_files(folder: Path, conversion: Conversion, summary: dict[str, Any]) -> None:
     with written_together(folder) as temporary:
         for side in (TRAIN, VAL):
             write_parquet(
-                temporary / f"{side}.parquet", GRPO_SCHEMA, (row.grpo(i, side) for i, row in conversion.on(side))
+                temporary / f"{side}.parquet", GRPO_SCHEMA, (row.grpo(i, side) for i, row in conversion.for_grpo(side))
             )
             write_parquet(
                 temporary / f"sft_{side}.parquet", SFT_SCHEMA, (row.sft() for _, row in conversion.labelled_on(side))
@@ -220,7 +246,7 @@ def summarise(
     lengths = prompt_tokens([row.prompt for row in conversion.rows], tokenizer)
     files = {}
     for side in (TRAIN, VAL):
-        files[f"{side}.parquet"] = conversion.counts(conversion.on(side))
+        files[f"{side}.parquet"] = conversion.counts(conversion.for_grpo(side))
     for side in (TRAIN, VAL):
         files[f"sft_{side}.parquet"] = conversion.counts(conversion.labelled_on(side))
     scenarios: dict[str, dict[str, int]] = {}
@@ -233,6 +259,7 @@ def summarise(
             name: {**counts, "ties_left_out": ties_left_out[name]} for name, counts in sorted(scenarios.items())
         },
         "ties_left_out": ties_left_out.total(),
+        "surplus_left_out": len(conversion.surplus),
         "faulty_left_out": num_faulty,
         "prompt_tokens": {**quantiles(lengths).as_dict(), "exact": tokenizer is not None},
     }
@@ -257,6 +284,10 @@ def print_summary(summary: dict[str, Any], folder: Path, tokenizer: Any | None) 
         )
     if summary["ties_left_out"]:
         print("  ties: both answers cost the same, so no answer earns a reward; --ties keep keeps them for GRPO")
+    if summary["surplus_left_out"]:
+        print(
+            f"  balanced: {summary['surplus_left_out']:,} samples of the more frequent answer left out of train.parquet"
+        )
     tokens = summary["prompt_tokens"]
     print(
         f"  prompt tokens: min {tokens['min']:g}, median {tokens['median']:g}, p95 {tokens['p95']:g}, "
@@ -323,6 +354,7 @@ def convert(options: argparse.Namespace) -> None:
         sft_fraction=options.sft_fraction,
         block_s=options.block_s,
         seed=options.seed,
+        balance=options.balance,
     )
     summary = summarise(conversion, ties_left_out=ties_left_out, num_faulty=checker.num_faulty, tokenizer=tokenizer)
     write_files(options.output, conversion, summary)
@@ -395,6 +427,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("drop", "keep"),
         default="drop",
         help="samples whose answers cost the same: leave them out (default), or keep them for GRPO; SFT never has them",
+    )
+    parser.add_argument(
+        "--balance",
+        action="store_true",
+        help="leave samples out of train.parquet until each answer is the better one equally often; SFT keeps all",
     )
     parser.add_argument(
         "--sumocfg",

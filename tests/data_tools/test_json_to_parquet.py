@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -294,6 +295,21 @@ def test_ties_are_dropped_unless_wanted_and_never_reach_sft(write_dataset, out, 
     convert(path, out, "--sft-fraction", "1", "--ties", "keep")
     assert sum(len(rows(out, name)) for name in NAMES[:2]) == 36
     assert sum(len(rows(out, name)) for name in NAMES[2:]) == 24
+
+
+def test_balance_leaves_each_answer_equally_often_the_better_one_in_train_alone(small_dataset, tmp_path):
+    convert(small_dataset, tmp_path / "all")
+    convert(small_dataset, tmp_path / "balanced", "--balance")
+
+    def answers(folder, name):
+        truths = [json.loads(row["reward_model"]["ground_truth"]) for row in rows(folder, name)]
+        return Counter("yes" if truth["outcomes"]["yes"] < truth["outcomes"]["no"] else "no" for truth in truths)
+
+    every, balanced = answers(tmp_path / "all", "train.parquet"), answers(tmp_path / "balanced", "train.parquet")
+    assert every["yes"] != every["no"]
+    assert balanced["yes"] == balanced["no"] == min(every.values())
+    for name in ("val.parquet", "sft_train.parquet", "sft_val.parquet"):
+        assert rows(tmp_path / "balanced", name) == rows(tmp_path / "all", name)
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------
