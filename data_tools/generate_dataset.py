@@ -36,7 +36,7 @@ from tsc.files import sha256_of, write_atomically
 from tsc.observation import observe
 from tsc.outcome import OutcomeSettings, load_outcome_settings
 from tsc.prompt import PROMPT_VERSION, messages
-from tsc.sample import SCHEMA_VERSION
+from tsc.sample import DATASET_NAMES, SCHEMA_VERSION
 from tsc.scenario import Scenario, build_demand, build_net, load_scenario
 from tsc.signal_control import SignalControl
 from tsc.simulation import Simulation, SumoFiles
@@ -283,7 +283,7 @@ def _raise_failure(future: Future[None], episode: Episode) -> None:
 
 def write_dataset(episodes: list[Episode], out: Path) -> int:
     """Join the episodes' samples into OUT/grpo_dataset.json, in order. Returns the number of samples."""
-    path = out / "grpo_dataset.json"
+    path = out / DATASET_NAMES[0]
     temporary = out / ".grpo_dataset.json.tmp"
     count = 0
     with temporary.open("w", encoding="utf-8") as file:
@@ -342,8 +342,10 @@ def main() -> None:
         print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")
     if missing:
         run_episodes(missing, min(arguments.workers, len(missing)))
+    elif (arguments.out / DATASET_NAMES[0]).exists():
+        return
     count = write_dataset(episodes, arguments.out)
-    print(f"{count} samples of {len(episodes)} episodes in {arguments.out / 'grpo_dataset.json'}")
+    print(f"{count} samples of {len(episodes)} episodes in {arguments.out / DATASET_NAMES[0]}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Look at a dataset of decision points: what is in it, or one sample as a person reads it.
 
-python data_tools/inspect_dataset.py --input data/demo
-python data_tools/inspect_dataset.py --input data/demo --index 17
+python data_tools/inspect_dataset.py --input data/four_way
+python data_tools/inspect_dataset.py --input data/four_way --index 17
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def _file_line(what: str, path: Path) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Summarise a dataset of decision points, or show one sample in full.",
-        epilog="example: python data_tools/inspect_dataset.py --input data/demo --index 17",
+        epilog="example: python data_tools/inspect_dataset.py --input data/four_way --index 17",
     )
     parser.add_argument(
         "--input", type=Path, required=True, metavar="PATH", help="a dataset file, or a folder with datasets"

@@ -1,6 +1,6 @@
 """Convert datasets of decision points (JSON) to the Parquet files that verl trains on.
 
-    python data_tools/json_to_parquet.py --input data/demo --output data/demo/parquet
+    python data_tools/json_to_parquet.py --input data/four_way --output data/four_way/parquet
 
 writes to the output folder
     train.parquet, val.parquet          for GRPO: a prompt, and in `ground_truth` what the reward needs to judge it
@@ -383,7 +383,7 @@ def _fraction(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Check datasets of decision points and convert them to the Parquet files that verl trains on.",
-        epilog="example: python data_tools/json_to_parquet.py --input data/demo --output data/demo/parquet",
+        epilog="example: python data_tools/json_to_parquet.py --input data/four_way --output data/four_way/parquet",
     )
     parser.add_argument(
         "--input",

@@ -2,7 +2,7 @@
 
 Example:
     python recipes/check_run.py --hardware cpu --batch-prompts 64 --rollout-n 4 --model models/tiny \\
-        --train data/demo/parquet/train.parquet
+        --train data/four_way/parquet/train.parquet
 
 Prints nothing when all is well (with --epochs: the number of steps they take), else one error and exits with status 2.
 """

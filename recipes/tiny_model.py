@@ -206,7 +206,7 @@ def main() -> None:
     defaults = TinyModelSize()
     parser = argparse.ArgumentParser(
         description="Make a tiny Qwen3 with random weights, and a tokenizer trained on the given chats.",
-        epilog="example: python recipes/tiny_model.py --texts data/demo/parquet/sft_train.parquet --out models/tiny",
+        epilog="example: python recipes/tiny_model.py --texts data/mine/parquet/sft_train.parquet --out models/tiny",
     )
     parser.add_argument("--texts", type=Path, required=True, help="Parquet file with chats in `messages` or `prompt`")
     parser.add_argument("--out", type=Path, required=True, help="folder to make; must not exist")

@@ -75,17 +75,18 @@ mkdir -p "$grpo"
 if [[ -n $DATA && -f $DATA/train.parquet ]]; then
     parquet=$DATA
 else
-    dataset=${DATA:-data/demo}
-    parquet=data/demo/parquet
-    if [[ -n $DATA ]]; then parquet=$out/parquet; fi
-    if [[ -f $parquet/train.parquet ]]; then
-        skipped 'Data' "$parquet"
-    else
+    dataset=$DATA parquet=$out/parquet
+    if [[ -z $DATA ]]; then
+        dataset=data/$(basename "$SCENARIO" .yaml) parquet=$dataset/parquet
         stage "Data: states of $SCENARIO with the outcome of both answers"
-        if [[ -z $DATA ]]; then
-            run --name 'data_tools/generate_dataset.py' -- "$PYTHON" data_tools/generate_dataset.py \
-                --scenario "$SCENARIO" --out "$dataset" --episodes "$EPISODES" --workers "$WORKERS" --resume
-        fi
+        run --name 'data_tools/generate_dataset.py' -- "$PYTHON" data_tools/generate_dataset.py \
+            --scenario "$SCENARIO" --out "$dataset" --episodes "$EPISODES" --workers "$WORKERS" --resume
+        stage_done "$dataset"
+    fi
+    if [[ -f $parquet/train.parquet ]]; then
+        skipped 'Parquet' "$parquet"
+    else
+        stage "Parquet: verl's format"
         run --name 'data_tools/json_to_parquet.py' -- \
             "$PYTHON" data_tools/json_to_parquet.py --input "$dataset" --output "$parquet" --balance
         stage_done "$parquet"
@@ -97,9 +98,8 @@ fi
 
 start=$MODEL_PATH
 if [[ -z $MODEL_PATH ]]; then
-    start=models/tiny
     # The tokenizer learns from the chats, so a model belongs to its data.
-    if [[ $parquet != data/demo/parquet ]]; then start=$out/tiny; fi
+    start=$out/tiny
     if [[ -f $start/config.json ]]; then
         skipped 'Model' "$start"
     else

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Teaches a model the answer format and the better answers by supervised fine-tuning (verl's SFT trainer).
 #
-#   MODEL_PATH=models/tiny DATA=data/demo/parquet bash scripts/train_sft.sh [HYDRA OVERRIDE...]
+#   MODEL_PATH=models/smollm2 DATA=data/four_way/parquet bash scripts/train_sft.sh [HYDRA OVERRIDE...]
 #
 # The same command goes on after an interruption. The model lands in $RUNS/$RUN_NAME/sft/merged.
 set -euo pipefail
@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # ---- what to train on what
 MODEL_PATH=${MODEL_PATH:-}              # folder of the model to start from, Hugging Face format
-DATA=${DATA:-data/demo/parquet}         # folder with sft_train.parquet and sft_val.parquet
+DATA=${DATA:-data/four_way/parquet}     # folder with sft_train.parquet and sft_val.parquet
 HARDWARE=${HARDWARE:-auto}              # auto, or the name of a file in configs/hardware
 # ---- how
 LEARNING_RATE=${LEARNING_RATE:-1e-3}    # peak; cosine decay to 0. About 1e-3 for a tiny new model, 2e-5 for a pretrained one
