@@ -7,8 +7,6 @@ contract are kept.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,26 +164,3 @@ def find_dataset_files(path: Path) -> list[Path]:
             f"no {' or '.join(DATASET_NAMES)} in {path} or below: make one with data_tools/generate_dataset.py"
         )
     return found
-
-
-def load_objects(path: Path) -> Iterator[tuple[int, Any]]:
-    """The objects of a dataset file, a JSON array or JSON Lines, each with its index (0-based).
-
-    Nothing is checked but the JSON itself. Raises SampleError with file, line and column where it is broken.
-    """
-    text = path.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
-        try:
-            yield from enumerate(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise SampleError(f"{path}:{error.lineno}:{error.colno}: broken JSON array: {error.msg}") from error
-        return
-    index = 0
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield index, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise SampleError(f"{path}:{number}:{error.colno}: broken JSON line: {error.msg}") from error
-        index += 1

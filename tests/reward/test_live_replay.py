@@ -22,7 +22,7 @@ from reward.compute_score import compute_score
 from tsc.decision import Decision
 from tsc.errors import ScenarioError, StateError, TscError, UnknownJunction
 from tsc.replay_request import ReplayRequest
-from tsc.sample import Sample, load_objects
+from tsc.sample import Sample
 
 YES, NO = '{"extend": "yes"}', '{"extend": "no"}'
 REPLAY = {"workers": 2, "timeout_s": 60.0}
@@ -30,7 +30,7 @@ REPLAY = {"workers": 2, "timeout_s": 60.0}
 
 @pytest.fixture(scope="session")
 def samples(small_dataset: Path) -> list[Sample]:
-    return [Sample.model_validate(values) for _, values in load_objects(small_dataset / "grpo_dataset.json")]
+    return [Sample.model_validate(values) for values in json.loads((small_dataset / "grpo_dataset.json").read_text())]
 
 
 @pytest.fixture(scope="session")

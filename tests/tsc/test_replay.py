@@ -15,14 +15,14 @@ from tsc.errors import ReplayError, ScenarioError, StateError, UnknownJunction
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.replay import replay
 from tsc.replay_request import ReplayRequest
-from tsc.sample import Sample, load_objects
+from tsc.sample import Sample
 
 SETTINGS = OutcomeSettings()
 
 
 @pytest.fixture(scope="module")
 def samples(small_dataset: Path) -> list[Sample]:
-    return [Sample.model_validate(values) for _, values in load_objects(small_dataset / "grpo_dataset.json")]
+    return [Sample.model_validate(values) for values in json.loads((small_dataset / "grpo_dataset.json").read_text())]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from tsc.errors import SampleError
 from tsc.replay_request import ReplayRequest
-from tsc.sample import Sample, find_dataset_files, load_objects
+from tsc.sample import Sample, find_dataset_files
 
 MINIMAL: dict[str, Any] = {
     "prompt": [{"role": "user", "content": "extend?"}],
@@ -55,7 +55,7 @@ def test_a_sample_without_its_sumo_files_says_how_to_name_them() -> None:
 
 
 def test_a_request_survives_json(small_dataset: Path) -> None:
-    _, first = next(load_objects(small_dataset / "grpo_dataset.json"))
+    first = json.loads((small_dataset / "grpo_dataset.json").read_text())[0]
     sample = Sample.model_validate(first)
     request = ReplayRequest.from_sample(sample, small_dataset)
     again = ReplayRequest.from_json(json.loads(json.dumps(request.to_json())))
@@ -66,7 +66,7 @@ def test_a_request_survives_json(small_dataset: Path) -> None:
 
 
 def test_the_digest_changes_with_what_decides_the_outcome_and_with_nothing_else(small_dataset: Path) -> None:
-    _, first = next(load_objects(small_dataset / "grpo_dataset.json"))
+    first = json.loads((small_dataset / "grpo_dataset.json").read_text())[0]
     sample = Sample.model_validate(first)
     assert sample.outcomes is not None
     settings = sample.outcomes.outcome_settings
@@ -84,20 +84,13 @@ def test_the_digest_changes_with_what_decides_the_outcome_and_with_nothing_else(
     assert request.digest(settings, "1.29.0") != request.digest(settings, "1.28.0")
 
 
-def test_json_lines_and_arrays_give_the_same_objects(tmp_path: Path) -> None:
+def test_a_file_stands_for_itself_and_a_folder_for_all_datasets_below_it(tmp_path: Path) -> None:
     array, lines = tmp_path / "grpo_dataset.json", tmp_path / "more" / "grpo_dataset.jsonl"
     lines.parent.mkdir()
-    array.write_text(json.dumps([MINIMAL, MINIMAL]))
-    lines.write_text(f"{json.dumps(MINIMAL)}\n\n{json.dumps(MINIMAL)}\n")
-    assert list(load_objects(array)) == list(load_objects(lines)) == [(0, MINIMAL), (1, MINIMAL)]
+    for path in (array, lines, tmp_path / "other.json"):
+        path.write_text("[]")
     assert find_dataset_files(tmp_path) == [array, lines]
-
-
-def test_broken_json_is_told_with_its_line(tmp_path: Path) -> None:
-    path = tmp_path / "grpo_dataset.jsonl"
-    path.write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(SampleError, match=r"grpo_dataset\.jsonl:2:"):
-        list(load_objects(path))
+    assert find_dataset_files(tmp_path / "other.json") == [tmp_path / "other.json"]
 
 
 def test_a_folder_without_a_dataset_says_how_to_make_one(tmp_path: Path) -> None:
