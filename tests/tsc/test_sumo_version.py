@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from tsc.sumo_version import installed_sumo_version as v; print(v())"
-)
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from tsc.sumo_version import installed_sumo_version
+print(installed_sumo_version())
+"""
 
 
 def version_with(folder: Path, version: str) -> subprocess.CompletedProcess[str]:
