@@ -24,7 +24,7 @@ LORA_ALPHA=${LORA_ALPHA:-64}            # scale of the adapter: alpha / rank
 KL=${KL:-}                              # weight of the KL loss against the starting model, 0: none; empty: 0.3 for the tiny model, 0.001 for others
 NORMALISE_STD=${NORMALISE_STD:-True}    # divide a group's advantages by their standard deviation: True (verl's default), False
 TEMPERATURE=${TEMPERATURE:-1.0}         # of sampling during training (> 0)
-MICRO_BATCH=${MICRO_BATCH:-}            # sequences in one pass; must divide BATCH_PROMPTS × ROLLOUT_N; empty: the hardware file's
+MICRO_BATCH=${MICRO_BATCH:-}            # sequences in one pass; must divide BATCH_PROMPTS × ROLLOUT_N; empty: the hardware file's; 8 for given models on a CPU
 SAVE_EVERY=${SAVE_EVERY:-25}            # steps between checkpoints
 VALIDATE_EVERY=${VALIDATE_EVERY:--1}    # steps between validations; -1: none, the evaluation judges
 # ---- SFT before it
@@ -59,6 +59,10 @@ default_rate=1e-5 default_sft_rate=2e-5 default_kl=0.001
 if [[ -z $MODEL_PATH ]]; then
     # A tiny model turns sure of itself within ten steps, and then explores no more; the KL loss keeps it open.
     default_rate=1e-3 default_sft_rate=1e-3 default_kl=0.3
+fi
+if [[ -n $MODEL_PATH && $HARDWARE == cpu ]]; then
+    # With a vocabulary of 50,000 the logits of 64 sequences of 140 tokens alone would take 1.8 GB, several times over.
+    MICRO_BATCH=${MICRO_BATCH:-8}
 fi
 LEARNING_RATE=${LEARNING_RATE:-$default_rate}
 KL=${KL:-$default_kl}
