@@ -15,7 +15,7 @@ SCENARIO=${SCENARIO:-configs/scenarios/four_way.yaml}   # for the data where DAT
 EPISODES=${EPISODES:-16}                # simulated hours to draw training data from, where DATA is empty
 HARDWARE=${HARDWARE:-auto}              # auto, or the name of a file in configs/hardware
 # ---- GRPO
-STEPS=${STEPS:-40}                      # training steps in all; raise it and run again to train on
+STEPS=${STEPS:-34}                      # training steps in all; raise it and run again to train on
 BATCH_PROMPTS=${BATCH_PROMPTS:-128}     # prompts a step
 ROLLOUT_N=${ROLLOUT_N:-4}               # answers to each prompt, which are compared with each other (≥ 2)
 LEARNING_RATE=${LEARNING_RATE:-}        # at the start, cosine decay to 0; empty: 1e-3 for the tiny model, 1e-5 for others
