@@ -136,7 +136,7 @@ def test_training_changed_the_weights_and_the_merged_model_equals_base_and_adapt
 
 def test_the_stages_say_what_they_did_and_where_it_lies(project: Project) -> None:
     output = next(project.runs.glob("output-2-*.txt")).read_text()
-    for text in ("== Data", "== Model", "== SFT", "== GRPO", "== Merge", "Finished in", "grpo/merged", "wandb sync"):
+    for text in ("== Parquet", "== Model", "== SFT", "== GRPO", "== Merge", "Finished in", "grpo/merged", "wandb sync"):
         assert text in output
     assert "Traceback" not in output
 
