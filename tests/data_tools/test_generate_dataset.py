@@ -120,3 +120,17 @@ def test_a_wrong_scenario_file_fails_with_key_and_value(
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr
+
+
+def test_every_junction_of_a_network_gets_samples_with_the_clocks_of_all(repo_root: Path, tmp_path: Path) -> None:
+    text = (repo_root / "configs/scenarios/arterial.yaml").read_text()
+    scenario = tmp_path / "arterial.yaml"
+    scenario.write_text(text.replace("duration_s: 3600", "duration_s: 200"))
+    done = run(repo_root, scenario, tmp_path / "out", "--episodes", "1", "--validation-episodes", "0")
+    assert done.returncode == 0, done.stderr
+    samples = json.loads((tmp_path / "out/grpo_dataset.json").read_text())
+    junctions = {"A0", "B0", "C0", "D0", "E0"}
+    assert {sample["junction_id"] for sample in samples} == junctions
+    assert all(set(sample["clocks"]) == junctions for sample in samples)
+    states = {sample["state_file"] for sample in samples}
+    assert len(states) < len(samples)  # junctions that decide in the same second share a state
