@@ -15,7 +15,7 @@ SCENARIO=${SCENARIO:-configs/scenarios/four_way.yaml}   # for the data where DAT
 EPISODES=${EPISODES:-16}                # simulated hours to draw training data from, where DATA is empty
 HARDWARE=${HARDWARE:-auto}              # auto, or the name of a file in configs/hardware
 # ---- GRPO
-STEPS=${STEPS:-34}                      # training steps in all; raise it and run again to train on
+STEPS=${STEPS:-40}                      # training steps in all; raise it and run again to train on
 BATCH_PROMPTS=${BATCH_PROMPTS:-128}     # prompts a step
 ROLLOUT_N=${ROLLOUT_N:-4}               # answers to each prompt, which are compared with each other (≥ 2)
 LEARNING_RATE=${LEARNING_RATE:-}        # at the start, cosine decay to 0; empty: 1e-3 for the tiny model, 1e-5 for others
@@ -33,7 +33,7 @@ SFT_LEARNING_RATE=${SFT_LEARNING_RATE:-} # empty: 1e-3 for the tiny model, 2e-5 
 SFT_EPOCHS=${SFT_EPOCHS:-1}             # passes over the labels: one teaches the format and a start, GRPO the rest
 SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-64}  # chats a step
 # ---- evaluation
-EVAL_SEEDS=${EVAL_SEEDS:-5}             # simulated hours with demand that training never saw; 0: no evaluation
+EVAL_SEEDS=${EVAL_SEEDS:-10}            # simulated hours with demand that training never saw; 0: no evaluation
 EVAL_CONTROLLERS=${EVAL_CONTROLLERS:-static gap_out max_pressure lookahead}   # to stand beside the models
 # ---- where to
 RUN_NAME=${RUN_NAME:-demo}              # $RUNS/$RUN_NAME
