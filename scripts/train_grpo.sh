@@ -182,6 +182,10 @@ else
         "trainer.logger=[$LOGGERS]"
         ray_kwargs.ray_init._temp_dir="$ray_dir"
     )
+    if [[ -n $MODEL_PATH && $HARDWARE == cpu ]]; then
+        # bytes; the hardware file's serve a tiny model, here they would hold a few answers at a time
+        TRAINER_ARGS+=(hardware.kv_cache_memory_bytes=1073741824)
+    fi
     if [[ -n $MICRO_BATCH ]]; then TRAINER_ARGS+=("hardware.micro_batch_size=$MICRO_BATCH"); fi
 
     run --name 'verl (GRPO)' --log "$grpo/train.log" --metrics "$METRICS_FILE" --watch-workers -- \
