@@ -64,7 +64,8 @@ class WorkerWatch:
         present: dict[int, str | None] = {}
         for process in processes:
             try:
-                if process.status() != psutil.STATUS_ZOMBIE:
+                # A process that is ending has lost its memory, and with it its command line, before it is a zombie.
+                if process.status() != psutil.STATUS_ZOMBIE and process.cmdline():
                     present[process.pid] = worker_name(process)
             except psutil.NoSuchProcess:
                 continue

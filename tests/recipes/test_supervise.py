@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from recipes.supervise import progress_line, raised_errors
+from recipes.supervise import WorkerWatch, progress_line, raised_errors
 
 # Prints its own pid and that of a grandchild which has left its session and lost its parent, as Ray's processes do.
 DETACHED = "import os,sys,time; os.setsid(); os.fork() and os._exit(0); print(os.getpid(), flush=True); time.sleep(300)"
@@ -73,6 +73,33 @@ def test_a_dead_worker_ends_the_run_and_is_named(repo_root: Path, tmp_path: Path
     assert supervisor.returncode == 1
     assert f"VLLM::Worker (process {worker}) died" in errors
     assert str(log) in errors
+
+
+class Seen:
+    """What psutil says of a process: an ending one has no command line any more, but is not yet a zombie."""
+
+    def __init__(self, pid: int, command: list[str]) -> None:
+        self.pid = pid
+        self.command = command
+
+    def status(self) -> str:
+        return psutil.STATUS_SLEEPING
+
+    def cmdline(self) -> list[str]:
+        return self.command
+
+    def name(self) -> str:
+        return "python"
+
+
+def test_a_worker_that_is_seen_in_the_middle_of_its_end_counts_as_dead() -> None:
+    watch = WorkerWatch()
+    other = Seen(2, ["ray::WorkerDict"])
+    watch.look([Seen(1, ["VLLM::Worker"]), other], now_s=0.0)
+    watch.look([Seen(1, []), other], now_s=1.0)
+    watch.look([other], now_s=2.0)
+    assert watch.dead == ["VLLM::Worker (process 1)"]
+    assert watch.dead_since == 1.0
 
 
 def test_a_command_without_output_for_too_long_is_ended(repo_root: Path, tmp_path: Path) -> None:
