@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from functools import cache
 
 from tsc.errors import ScenarioError
 
 MINIMUM_SUMO = (1, 28)
 
 
+@cache  # told anew for every score it would cost more than all the rest
 def installed_sumo_version() -> str:
     """The version of the installed libsumo, for example 1.28.0.
 
