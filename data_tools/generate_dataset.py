@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, Literal
@@ -329,7 +329,7 @@ def main() -> None:
         "episodes": arguments.episodes,
         "validation_episodes": arguments.validation_episodes,
         "config": config.model_dump(mode="json"),
-        "outcome": asdict(outcome),
+        "outcome": outcome.as_dict(),
         "prompt_version": PROMPT_VERSION,
         "sumo_version": installed_sumo_version(),
     }

@@ -95,9 +95,7 @@ def row_of(checked: CheckedSample) -> Row:
     better = outcomes.outcomes.better() if outcomes is not None else None
     truth = {
         "request": request.to_json(),
-        "outcomes": outcomes.model_dump(mode="json", include={"settings", "yes", "no"})
-        if outcomes is not None
-        else None,
+        "outcomes": outcomes.to_json() if outcomes is not None else None,
     }
     return Row(
         sample_id=request.sample_id,

@@ -47,7 +47,8 @@ def compute_score(
     ground_truth: the JSON string that json_to_parquet writes: how to replay the decision point, and its outcomes.
     kwargs: `settings_file` (default configs/reward.yaml) and any key of that file, which it then overrides.
 
-    score, traffic, format: see reward.scoring. format_exact/embedded/invalid, answer_yes/no, tie: indicators.
+    score, traffic, format, and term_<name> for each of the settings' terms: see reward.scoring.
+    format_exact/embedded/invalid, answer_yes/no, tie: indicators.
     outcome_from_sample, outcome_from_cache, outcome_from_replay: where the outcomes came from; all 0 for an invalid
     answer, which needs none. audited: the label was replayed live as well; audit_disagreed: and another answer was
     the better one. failed: a replay crashed or hung and was repeated.

@@ -23,8 +23,8 @@ class GroundTruth:
     outcome_settings: OutcomeSettings | None
 
     def known_outcomes(self, settings: OutcomeSettings) -> Outcomes | None:
-        """The sample's own outcomes, None where it has none or they were computed under other settings."""
-        return self.outcomes if self.outcome_settings == settings else None
+        """The sample's own outcomes, None where it has none, or not by these settings with all their terms."""
+        return self.outcomes if self.outcome_settings and self.outcome_settings.covers(settings) else None
 
     def digest(self, settings: OutcomeSettings) -> str:
         """Names the outcomes of this decision point under `settings` and the installed SUMO."""

@@ -187,7 +187,7 @@ class ReplayPool:
                     continue
                 if "error" not in reply:
                     self._count("replays")
-                    outcomes = Outcomes(yes=float(reply["yes"]), no=float(reply["no"]))
+                    outcomes = Outcomes.from_dict(reply)
                     return Replayed(outcomes=outcomes, num_failed_attempts=len(causes))
                 error_class = _class_of(reply)
                 if error_class is not None and error_class is not ReplayError:

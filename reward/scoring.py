@@ -1,15 +1,18 @@
 """The score of an answer: pure arithmetic on the costs of the two outcomes.
 
-    score   = weights.traffic * traffic + weights.format * format
-    saving  = cost(other answer) - cost(chosen answer)                  vehicle-seconds
+    score   = weights.traffic * traffic + sum of terms[name] * term_name + weights.format * format
+    saving  = cost(other answer) - cost(chosen answer)                  in the unit of the measure, vehicle-seconds
     traffic = 0                                                         invalid answer, or |saving| <= tie threshold
-              saving / max(cost(yes), cost(no))                         normalisation relative
+              saving / max(|cost(yes)|, |cost(no)|), cut to [-1, 1]     normalisation relative
               +1 or -1, the sign of saving                              normalisation sign
               saving / clipped_scale_veh_s, cut to [-1, 1]              normalisation clipped
+    term_…  = the same with the costs of that term, whose tie threshold is 0; where the normalisation is clipped,
+              relative, for the scale is in the unit of the traffic part
     format  = format.exact, format.embedded or format.invalid, by the form of the answer
 
-`traffic` lies in [-1, 1] and changes its sign with the answer, so of the two answers one never costs anything: no
-answer is better than the right one in the exact form, and a constant answer gains only what the traffic gives it.
+`traffic` and the terms lie in [-1, 1] and change their sign with the answer, so of the two answers one never costs
+anything: without terms no answer is better than the right one in the exact form, and a constant answer gains only what
+the traffic gives it.
 """
 
 from __future__ import annotations
@@ -18,15 +21,18 @@ from dataclasses import dataclass
 
 from reward.settings import RewardSettings
 from tsc.decision import Answer, AnswerForm, Decision
+from tsc.measures import USER_PREFIX
 from tsc.outcome import Outcomes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A score and its parts; indicators are 0.0 or 1.0."""
+    """A score and its parts; indicators are 0.0 or 1.0. terms: by the keys that term_key gives, all terms of the
+    settings, in their order."""
 
     score: float
     traffic: float
+    terms: dict[str, float]
     format: float
     format_exact: float
     format_embedded: float
@@ -36,7 +42,10 @@ class Score:
     tie: float
 
     def as_dict(self) -> dict[str, float]:
-        return dict(vars(self))  # in the order above; asdict() copies each number deeply, at four times the cost
+        """Flat, the terms last."""
+        values = dict(vars(self))  # in the order above; asdict() copies each number deeply, at four times the cost
+        del values["terms"]
+        return values | self.terms
 
 
 def traffic_score(decision: Decision, outcomes: Outcomes, settings: RewardSettings) -> float:
@@ -44,32 +53,52 @@ def traffic_score(decision: Decision, outcomes: Outcomes, settings: RewardSettin
     if outcomes.better(settings.tie_threshold_veh_s) is None:
         return 0.0
     saving = outcomes.saving(decision)
+    if settings.normalisation == "clipped":
+        return max(-1.0, min(1.0, saving / settings.clipped_scale_veh_s))
+    return _unscaled(saving, outcomes, settings)
+
+
+def term_score(decision: Decision, outcomes: Outcomes, settings: RewardSettings) -> float:
+    """What `decision` saves by the costs of one term, in [-1, 1]; 0 where they are equal."""
+    saving = outcomes.saving(decision)
+    return _unscaled(saving, outcomes, settings) if saving else 0.0
+
+
+def _unscaled(saving: float, outcomes: Outcomes, settings: RewardSettings) -> float:
     if settings.normalisation == "sign":
         return 1.0 if saving > 0 else -1.0
-    if settings.normalisation == "clipped":
-        scale = settings.clipped_scale_veh_s
-    else:
-        scale = max(abs(outcomes.yes), abs(outcomes.no))
-    return max(-1.0, min(1.0, saving / scale))
+    return max(-1.0, min(1.0, saving / max(abs(outcomes.yes), abs(outcomes.no))))
+
+
+def term_key(name: str) -> str:
+    """The key of a term's part in a score: term_switches; for pkg://module:function, term_module.function."""
+    return "term_" + name.removeprefix(USER_PREFIX).replace(":", ".")
 
 
 def score_answer(answer: Answer, outcomes: Outcomes | None, settings: RewardSettings) -> Score:
     """`outcomes` may be None only where the answer is invalid: such an answer has no traffic part."""
     traffic = 0.0
+    terms = {term_key(name): 0.0 for name, _ in settings.terms}
     tie = False
     if answer.decision is not None:
         if outcomes is None:
             raise ValueError("a valid answer cannot be scored without outcomes")
         traffic = traffic_score(answer.decision, outcomes, settings)
         tie = outcomes.better(settings.tie_threshold_veh_s) is None
+        for name, _ in settings.terms:
+            terms[term_key(name)] = term_score(answer.decision, outcomes.terms[name], settings)
     form = {
         AnswerForm.EXACT: settings.format.exact,
         AnswerForm.EMBEDDED: settings.format.embedded,
         AnswerForm.INVALID: settings.format.invalid,
     }[answer.form]
+    score = settings.weights.traffic * traffic + settings.weights.format * form
+    for name, weight in settings.terms:
+        score += weight * terms[term_key(name)]
     return Score(
-        score=settings.weights.traffic * traffic + settings.weights.format * form,
+        score=score,
         traffic=traffic,
+        terms=terms,
         format=form,
         format_exact=float(answer.form is AnswerForm.EXACT),
         format_embedded=float(answer.form is AnswerForm.EMBEDDED),

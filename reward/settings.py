@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from tsc.outcome import MAX_HORIZON_S, MEASURES, SCOPES, TAILS, OutcomeSettings
+from tsc.errors import ConfigError
+from tsc.measures import SCOPES, check_measure_name, check_module_is_there
+from tsc.outcome import MAX_HORIZON_S, TAILS, OutcomeSettings
 from tsc.yaml_file import load_yaml, validate_values
 
 DEFAULT_SETTINGS_FILE = Path(__file__).resolve().parents[1] / "configs" / "reward.yaml"
@@ -27,13 +39,18 @@ class OutcomeSection(_Section):
     measure: str = "queue_veh_s"
     scope: str = "junction"
 
-    @field_validator("tail", "measure", "scope")
+    @field_validator("tail", "scope")
     @classmethod
     def _is_known(cls, value: str, info: ValidationInfo) -> str:
-        allowed = {"tail": TAILS, "measure": MEASURES, "scope": SCOPES}[info.field_name or ""]
+        allowed = {"tail": TAILS, "scope": SCOPES}[info.field_name or ""]
         if value not in allowed:
             raise ValueError(f"choose one of {', '.join(allowed)}")
         return value
+
+    @field_validator("measure")
+    @classmethod
+    def _is_a_measure(cls, value: str) -> str:
+        return check_measure_name(value)
 
 
 class WeightsSection(_Section):
@@ -64,10 +81,30 @@ class ReplaySection(_Section):
         return self.workers or len(os.sched_getaffinity(0))
 
 
+def _weights_by_term(value: object) -> object:
+    """The section `terms` as pairs, which have a hash as a mapping has not."""
+    if value is None:  # the key without anything behind it
+        return ()
+    if not isinstance(value, Mapping):
+        return value
+    for name, weight in value.items():
+        check_measure_name(str(name))
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise ValueError(f"the weight of {name} is {weight!r}: choose a number of at least 0")
+    return tuple(sorted((name, float(weight)) for name, weight in value.items()))
+
+
+Terms = Annotated[tuple[tuple[str, float], ...], BeforeValidator(_weights_by_term), PlainSerializer(dict)]
+
+
 class RewardSettings(_Section):
-    """configs/reward.yaml. The checks across keys keep a policy from gaining by form what it loses in traffic."""
+    """configs/reward.yaml. The checks across keys keep a policy from gaining by form what it loses in traffic.
+
+    terms: pairs of a measure's name and its weight; a mapping in the file.
+    """
 
     outcome: OutcomeSection = OutcomeSection()
+    terms: Terms = ()
     normalisation: Literal["relative", "sign", "clipped"] = "relative"
     clipped_scale_veh_s: float = Field(default=60.0, gt=0)
     tie_threshold_veh_s: float = Field(default=0.0, ge=0)
@@ -90,7 +127,8 @@ class RewardSettings(_Section):
                 f"weights.format * (format.exact - format.embedded) is {gain:g}: must be below weights.traffic "
                 f"{weights.traffic:g}, or the form of an answer counts for more than what it does to the traffic"
             )
-        worst_valid = weights.format * form.embedded - weights.traffic
+        # an answer may be the wrong one by the traffic and by every term at once
+        worst_valid = weights.format * form.embedded - weights.traffic - sum(weight for _, weight in self.terms)
         if weights.format * form.invalid > worst_valid + 1e-9:
             remedy = (
                 f"set format.invalid to at most {worst_valid / weights.format:g}"
@@ -105,7 +143,7 @@ class RewardSettings(_Section):
 
     @property
     def outcome_settings(self) -> OutcomeSettings:
-        return OutcomeSettings(**self.outcome.model_dump())
+        return OutcomeSettings(**self.outcome.model_dump(), terms=tuple(name for name, _ in self.terms))
 
 
 def load_settings(path: Path = DEFAULT_SETTINGS_FILE, overrides: Mapping[str, Any] | None = None) -> RewardSettings:
@@ -114,8 +152,17 @@ def load_settings(path: Path = DEFAULT_SETTINGS_FILE, overrides: Mapping[str, An
     Raises ConfigError with file, key, value and what is allowed.
     """
     settings = load_yaml(path, RewardSettings)
-    if not overrides:
-        return settings
+    if overrides:
+        settings = _with_overrides(settings, path, overrides)
+    try:
+        for name in (settings.outcome.measure, *(name for name, _ in settings.terms)):
+            check_module_is_there(name)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return settings
+
+
+def _with_overrides(settings: RewardSettings, path: Path, overrides: Mapping[str, Any]) -> RewardSettings:
     values = settings.model_dump()
     for key, value in overrides.items():
         if isinstance(value, Mapping) and isinstance(values.get(key), dict):

@@ -12,17 +12,20 @@ import traceback
 from tsc.controllers import tail_controller
 from tsc.decision import Decision
 from tsc.errors import ReplayError
+from tsc.measures import Scene, measure_named
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.signal_control import SignalControl
 from tsc.simulation import detach_outputs_of_fork
 
 
-def continue_with(control: SignalControl, junction_id: str, decision: Decision, settings: OutcomeSettings) -> float:
+def continue_with(
+    control: SignalControl, junction_id: str, decision: Decision, settings: OutcomeSettings
+) -> tuple[float, ...]:
     """Apply `decision` to the due junction, let the tail decide everything else and everything after, and return the
-    cost over the horizon. The simulation moves on by horizon_s.
+    costs over the horizon: of the measure, then of the terms in the order of settings.terms. The simulation moves on
+    by horizon_s.
 
-    Cost queue_veh_s: halting vehicles on the scope's incoming lanes, summed over the horizon's seconds (veh·s).
-    Raises ReplayError where the junction is at no decision point.
+    Raises ReplayError where the junction is at no decision point, ConfigError for a measure that cannot be imported.
     """
     control.program(junction_id)
     clock = control.clocks[junction_id]
@@ -36,14 +39,19 @@ def continue_with(control: SignalControl, junction_id: str, decision: Decision, 
         )
     due = control.due_junctions()
     tail = tail_controller(settings.tail)
-    lanes = control.incoming_lanes([junction_id] if settings.scope == "junction" else None)
-    others = [name for name in due if name != junction_id]
-    control.advance({**tail.decide(control, others), junction_id: decision})
-    cost = control.simulation.queue_veh(lanes)
-    for _ in range(settings.horizon_s - 1):
-        control.advance(tail.decide(control, control.due_junctions()))
-        cost += control.simulation.queue_veh(lanes)
-    return float(cost)
+    measures = [measure_named(name) for name in (settings.measure, *settings.terms)]
+    scene = Scene(control, junction_id, settings.scope)
+    meters = [(number, measure.begin(scene), measure.combine) for number, measure in enumerate(measures)]
+    costs = [0.0] * len(meters)
+    decisions = {**tail.decide(control, [name for name in due if name != junction_id]), junction_id: decision}
+    for second in range(settings.horizon_s):
+        if second:
+            due = control.due_junctions()
+            decisions = tail.decide(control, due) if due else {}
+        control.advance(decisions)
+        for number, read, combine in meters:
+            costs[number] = combine(costs[number], read())
+    return tuple(costs)
 
 
 def outcomes_by_fork(control: SignalControl, junction_id: str, settings: OutcomeSettings) -> Outcomes:
@@ -53,7 +61,7 @@ def outcomes_by_fork(control: SignalControl, junction_id: str, settings: Outcome
     """
     children = {decision: _fork(control, junction_id, decision, settings) for decision in Decision}
     costs = {decision: _collect(*child) for decision, child in children.items()}
-    return Outcomes(yes=costs[Decision.YES], no=costs[Decision.NO])
+    return Outcomes.from_costs(settings, costs[Decision.YES], costs[Decision.NO])
 
 
 def _fork(control: SignalControl, junction_id: str, decision: Decision, settings: OutcomeSettings) -> tuple[int, int]:
@@ -64,8 +72,8 @@ def _fork(control: SignalControl, junction_id: str, decision: Decision, settings
         try:
             os.close(read_end)
             detach_outputs_of_fork()
-            cost = continue_with(control, junction_id, decision, settings)
-            os.write(write_end, b"=" + struct.pack("d", cost))
+            costs = continue_with(control, junction_id, decision, settings)
+            os.write(write_end, b"=" + struct.pack(f"{len(costs)}d", *costs))
             status = 0
         except BaseException:
             os.write(write_end, b"!" + traceback.format_exc()[-4000:].encode())
@@ -76,11 +84,11 @@ def _fork(control: SignalControl, junction_id: str, decision: Decision, settings
     return process_id, read_end
 
 
-def _collect(process_id: int, read_end: int) -> float:
+def _collect(process_id: int, read_end: int) -> tuple[float, ...]:
     with os.fdopen(read_end, "rb") as pipe:
         message = pipe.read()
     _, status = os.waitpid(process_id, 0)
     if message[:1] != b"=":
         cause = message[1:].decode(errors="replace").strip() or f"status {os.waitstatus_to_exitcode(status)}"
         raise ReplayError(f"a forked continuation failed: {cause}")
-    return float(struct.unpack("d", message[1:])[0])
+    return struct.unpack(f"{len(message) // 8}d", message[1:])

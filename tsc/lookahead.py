@@ -15,7 +15,7 @@ class Lookahead:
     the tail."""
 
     def __init__(self, settings: OutcomeSettings) -> None:
-        self.settings = settings
+        self.settings = settings.without_terms()
 
     def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
         return {name: outcomes_by_fork(control, name, self.settings).better() or Decision.YES for name in junction_ids}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ from pydantic import BaseModel
 
 from tsc.decision import Decision
 from tsc.errors import ConfigError
+from tsc.measures import SCOPES, check_measure_name, measure_named
 from tsc.yaml_file import load_yaml
 
 TAILS = ("static", "gap_out", "max_pressure")
-MEASURES = ("queue_veh_s",)
-SCOPES = ("junction", "network")
 MAX_HORIZON_S = 600
 
 
@@ -24,47 +24,90 @@ class OutcomeSettings:
 
     horizon_s: simulated seconds after the decision, 1 to 600.
     tail: the controller of every junction, the tested one included, after the tested decision.
-    measure: queue_veh_s, halting vehicles (speed < 0.1 m/s) summed over the seconds of the horizon.
-    scope: whose queue counts: `junction` (the incoming lanes of the tested junction) or `network` (of all junctions).
+    measure: one of tsc.measures.MEASURES, or a user's own as pkg://module:function.
+    scope: whose traffic counts: `junction` (the tested one), `neighbours` (and those one edge away) or `network` (all).
+    terms: further measures to be taken, sorted, each once.
     """
 
     horizon_s: int = 45
     tail: str = "max_pressure"
     measure: str = "queue_veh_s"
     scope: str = "junction"
+    terms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.horizon_s, int) or not 1 <= self.horizon_s <= MAX_HORIZON_S:
             raise ConfigError(f"horizon_s is {self.horizon_s!r}: choose whole seconds, 1–{MAX_HORIZON_S}")
-        for name, value, allowed in (
-            ("tail", self.tail, TAILS),
-            ("measure", self.measure, MEASURES),
-            ("scope", self.scope, SCOPES),
-        ):
+        for name, value, allowed in (("tail", self.tail, TAILS), ("scope", self.scope, SCOPES)):
             if value not in allowed:
                 raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")
+        for name in (self.measure, *self.terms):
+            check_measure_name(name)
+        # one order, so that the same terms have the same digest
+        object.__setattr__(self, "terms", tuple(sorted(set(self.terms))))
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain JSON values; without terms, as before there were any, so that labels and digests of then still hold."""
+        values: dict[str, Any] = {
+            "horizon_s": self.horizon_s,
+            "tail": self.tail,
+            "measure": self.measure,
+            "scope": self.scope,
+        }
+        return values | {"terms": list(self.terms)} if self.terms else values
+
+    def without_terms(self) -> OutcomeSettings:
+        return replace(self, terms=())
+
+    def covers(self, asked: OutcomeSettings) -> bool:
+        """Whether outcomes under these settings answer what `asked` asks: they may have terms beyond it."""
+        return self.without_terms() == asked.without_terms() and set(asked.terms) <= set(self.terms)
 
 
 class _OutcomeFile(BaseModel):
-    """The one section of configs/reward.yaml that labels depend on; the others are the reward's."""
+    """The sections of configs/reward.yaml that labels depend on; the others are the reward's."""
 
     outcome: OutcomeSettings = OutcomeSettings()
+    terms: dict[str, float] | None = None
 
 
 def load_outcome_settings(path: Path) -> OutcomeSettings:
-    """The section `outcome` of configs/reward.yaml. Raises ConfigError."""
-    return load_yaml(path, _OutcomeFile).outcome
+    """The section `outcome` of configs/reward.yaml, with the names of its section `terms`.
+
+    Imports the user's own measures, so that a wrong name is told at once. Raises ConfigError.
+    """
+    file = load_yaml(path, _OutcomeFile)
+    try:
+        settings = replace(file.outcome, terms=tuple(file.terms or ()))
+        for name in (settings.measure, *settings.terms):
+            measure_named(name)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """The cost of each answer, in the unit of the measure (vehicle-seconds); smaller is better."""
+    """The cost of each answer, in the unit of the measure (by default vehicle-seconds); smaller is better.
+
+    terms: the same for each further measure that was taken.
+    """
 
     yes: float
     no: float
+    terms: Mapping[str, Outcomes] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def from_costs(cls, settings: OutcomeSettings, yes: Sequence[float], no: Sequence[float]) -> Outcomes:
+        """yes, no: the costs that tsc.continuation.continue_with returns, the measure first, then the terms."""
+        pairs = [cls(yes=one, no=other) for one, other in zip(yes, no, strict=True)]
+        return cls(yes=yes[0], no=no[0], terms=dict(zip(settings.terms, pairs[1:], strict=True)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Outcomes:
+        """What as_dict gives."""
+        terms = {name: cls.from_dict(term) for name, term in values.get("terms", {}).items()}
+        return cls(yes=float(values["yes"]), no=float(values["no"]), terms=terms)
 
     def cost(self, decision: Decision) -> float:
         return self.yes if decision is Decision.YES else self.no
@@ -79,5 +122,7 @@ class Outcomes:
             return None
         return Decision.YES if self.yes < self.no else Decision.NO
 
-    def as_dict(self) -> dict[str, float]:
-        return {"yes": self.yes, "no": self.no}
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values: yes, no and, where there are any, terms."""
+        values: dict[str, Any] = {"yes": self.yes, "no": self.no}
+        return values | {"terms": {name: term.as_dict() for name, term in self.terms.items()}} if self.terms else values

@@ -108,4 +108,4 @@ def replay(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
             if str(request.state_path) in str(error):
                 raise
             raise type(error)(f"replay of state {request.state_path} (sample {request.sample_id}): {error}") from error
-    return Outcomes(yes=costs[Decision.YES], no=costs[Decision.NO])
+    return Outcomes.from_costs(settings, costs[Decision.YES], costs[Decision.NO])

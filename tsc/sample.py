@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tsc.decision import Decision
 from tsc.errors import SampleError
+from tsc.measures import MEASURES
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.timing import Timing
 
@@ -62,19 +63,34 @@ class SumoInput(_Record):
         return self
 
 
-class SampleOutcomes(_Record):
-    """Cost of either answer, vehicle-seconds, and the settings it was computed under."""
+class CostPair(_Record):
+    """Cost of either answer, in the unit of its measure."""
+
+    yes: float
+    no: float
+
+
+class SampleOutcomes(CostPair):
+    """The costs by the measure and by each of the terms, and the settings they were computed under."""
 
     settings: dict[str, Any]
-    yes: float = Field(ge=0)
-    no: float = Field(ge=0)
+    terms: dict[str, CostPair] = {}
 
     @model_validator(mode="after")
     def _settings_are_known(self) -> SampleOutcomes:
         try:
-            OutcomeSettings(**self.settings)
+            settings = OutcomeSettings(**self.settings)
         except Exception as error:
             raise ValueError(f"settings: {error}") from error
+        if set(self.terms) != set(settings.terms):
+            raise ValueError(
+                f"settings: terms are {', '.join(settings.terms) or 'none'}, but there are costs for "
+                f"{', '.join(sorted(self.terms)) or 'none'}"
+            )
+        for name, costs in [(settings.measure, self), *self.terms.items()]:
+            # only a user's own function may count below zero
+            if name in MEASURES and min(costs.yes, costs.no) < 0:
+                raise ValueError(f"yes {costs.yes:g}, no {costs.no:g}: {name} is never negative")
         return self
 
     @property
@@ -83,7 +99,11 @@ class SampleOutcomes(_Record):
 
     @property
     def outcomes(self) -> Outcomes:
-        return Outcomes(yes=self.yes, no=self.no)
+        return Outcomes.from_dict(self.model_dump(include={"yes", "no", "terms"}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, without fields beyond the contract."""
+        return {"settings": self.settings, **self.outcomes.as_dict()}
 
 
 class Sample(_Record):

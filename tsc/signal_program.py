@@ -7,8 +7,8 @@ all-red, slivers) are the program's own and run as it says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 MIN_STAGE_DURATION_S = 5.0
 
@@ -38,12 +38,19 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class SignalProgram:
-    """The stages of one junction in the order of its program, and all its incoming lanes in link order."""
+    """The stages of one junction in the order of its program, all its incoming lanes in link order, and for each of
+    them the outgoing lanes that it leads to."""
 
     junction_id: str
     program_id: str
     stages: tuple[Stage, ...]
     incoming_lanes: tuple[str, ...]
+    lanes_downstream: Mapping[str, tuple[str, ...]] = field(hash=False)
+
+    @property
+    def outgoing_lanes(self) -> tuple[str, ...]:
+        """In the order of the lanes that lead to them, each once."""
+        return tuple(dict.fromkeys(lane for lanes in self.lanes_downstream.values() for lane in lanes))
 
     def stage_of_phase(self, phase_index: int) -> int | None:
         """The stage that this phase is, None for a phase between two stages."""
@@ -81,9 +88,14 @@ def build_program(
                     outgoing_lanes=lanes_of(green, 1),
                 )
             )
+    incoming_lanes = lanes_of(range(len(links)), 0)
+    pairs = list(dict.fromkeys(link for group in links for link in group))
     return SignalProgram(
         junction_id=junction_id,
         program_id=program_id,
         stages=tuple(stages),
-        incoming_lanes=lanes_of(range(len(links)), 0),
+        incoming_lanes=incoming_lanes,
+        lanes_downstream={
+            lane: tuple(outgoing for incoming, outgoing in pairs if incoming == lane) for lane in incoming_lanes
+        },
     )

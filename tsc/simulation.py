@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import gzip
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ _simulations_opened = 0
 # setPhaseDuration sets the remaining time; a held green ends when we say so
 HOLD_S = 1e6
 STATE_PRECISION = 8
+
+# how SUMO names the edges inside a node: `:NODE_3`, and with c or w before the number crossings and walking areas
+_INNER_EDGE = re.compile(r":(?P<node>.+)_(?P<kind>[cw]?)\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +208,75 @@ class Simulation:
             )
             for name in libsumo.lane.getLastStepVehicleIDs(lane)
         ]
+
+    def time_loss_s(self, lanes: Sequence[str]) -> float:
+        """Time lost in the last second: over the vehicles on the lanes, the sum of 1 - speed / allowed speed.
+
+        As SUMO's timeLoss: the allowed speed is the vehicle's own on its lane, and a scheduled stop loses nothing. But
+        a vehicle that still brakes from a faster lane loses nothing, where SUMO counts a gain.
+        """
+        vehicle = libsumo.vehicle
+        loss_s = 0.0
+        for lane in lanes:
+            for name in libsumo.lane.getLastStepVehicleIDs(lane):
+                speed, allowed = vehicle.getSpeed(name), vehicle.getAllowedSpeed(name)
+                if allowed > 0 and (speed > 0 or not vehicle.isStopped(name)):
+                    loss_s += max(0.0, 1.0 - speed / allowed)
+        return loss_s
+
+    def longest_wait_s(self, lanes: Sequence[str], *, at_least_s: float = 0.0) -> float:
+        """Longest present wait (speed < 0.1 m/s without interruption) of a vehicle on the lanes; not below
+        at_least_s."""
+        longest_s = at_least_s
+        for lane in lanes:
+            # all waits of a lane together bound each of them, and most lanes are done with that one call
+            if libsumo.lane.getWaitingTime(lane) > longest_s:
+                waits_s = map(libsumo.vehicle.getWaitingTime, libsumo.lane.getLastStepVehicleIDs(lane))
+                longest_s = max(longest_s, *waits_s)
+        return float(longest_s)
+
+    def co2_g_per_s(self, lanes: Sequence[str]) -> float:
+        """CO2 of the vehicles on the lanes, by the emission model of their vehicle types."""
+        return float(sum(map(libsumo.lane.getCO2Emission, lanes)) / 1000)
+
+    def waiting_to_enter_veh(self, edges: Sequence[str]) -> int:
+        """Vehicles whose departure on these edges has come but that have found no room there."""
+        return sum(len(libsumo.edge.getPendingVehicles(edge)) for edge in edges)
+
+    def waiting_persons(self, edges: Sequence[str]) -> int:
+        """Persons on foot on the edges that do not move (speed < 0.1 m/s)."""
+        person = libsumo.person
+        return sum(
+            person.getWaitingTime(name) > 0 for edge in edges for name in libsumo.edge.getLastStepPersonIDs(edge)
+        )
+
+    # The inside of junctions
+
+    def inner_lanes(self, junction_ids: Sequence[str]) -> tuple[str, ...]:
+        """The lanes on which vehicles cross the junctions, in the net's order; none in a net without internal links."""
+        nodes = self._nodes(junction_ids)
+        return tuple(lane for lane in libsumo.lane.getIDList() if _place_inside(lane.rpartition("_")[0], nodes) == "")
+
+    def pedestrian_edges(self, junction_ids: Sequence[str]) -> tuple[str, ...]:
+        """The crossings and walking areas of the junctions, in the net's order."""
+        nodes = self._nodes(junction_ids)
+        return tuple(edge for edge in libsumo.edge.getIDList() if _place_inside(edge, nodes) in ("c", "w"))
+
+    def _nodes(self, junction_ids: Sequence[str]) -> set[str]:
+        """The net's nodes whose links the junctions control: a signal may control several."""
+        inner_lanes = (
+            lane
+            for junction_id in junction_ids
+            for group in libsumo.trafficlight.getControlledLinks(junction_id)
+            for _, _, lane in group
+        )
+        return {found["node"] for lane in inner_lanes if (found := _INNER_EDGE.fullmatch(lane.rpartition("_")[0]))}
+
+
+def _place_inside(edge: str, nodes: set[str]) -> str | None:
+    """For an edge inside one of the nodes: "" where vehicles cross, c a crossing, w a walking area; else None."""
+    found = _INNER_EDGE.fullmatch(edge)
+    return found["kind"] if found and found["node"] in nodes else None
 
 
 def detach_outputs_of_fork() -> None:
