@@ -97,6 +97,22 @@ def _weights_by_term(value: object) -> object:
 Terms = Annotated[tuple[tuple[str, float], ...], BeforeValidator(_weights_by_term), PlainSerializer(dict)]
 
 
+class CacheSection(_Section):
+    """Outcomes kept on disk, see reward.outcome_store. directory: null for the user's cache folder. size_limit_mb: 0
+    keeps outcomes in memory only."""
+
+    directory: Path | None = None
+    size_limit_mb: int = Field(default=256, ge=0)
+
+    @field_validator("directory")
+    @classmethod
+    def _is_the_same_from_everywhere(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.expanduser().is_absolute():
+            # a Ray worker has a working folder of its own
+            raise ValueError("choose an absolute path, or one that begins with ~")
+        return value
+
+
 class RewardSettings(_Section):
     """configs/reward.yaml. The checks across keys keep a policy from gaining by form what it loses in traffic.
 
@@ -112,6 +128,7 @@ class RewardSettings(_Section):
     weights: WeightsSection = WeightsSection()
     audit_fraction: float = Field(default=0.02, ge=0, le=1)
     replay: ReplaySection = ReplaySection()
+    cache: CacheSection = CacheSection()
 
     @model_validator(mode="after")
     def _format_does_not_outweigh_traffic(self) -> RewardSettings:

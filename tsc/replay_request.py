@@ -13,6 +13,9 @@ from tsc.outcome import OutcomeSettings
 from tsc.sample import SCHEMA_VERSION, Sample
 from tsc.timing import Timing
 
+# Raise it with every change to what a replay computes: outcomes that another number kept on disk are then left alone.
+REPLAY_VERSION = 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayRequest:
@@ -74,6 +77,13 @@ class ReplayRequest:
     @property
     def state_path(self) -> Path:
         return Path(self.dataset_dir, self.state_file)
+
+    @property
+    def has_all_digests(self) -> bool:
+        """Whether every file that decides the outcomes is named by its content, so that `digest` holds for good."""
+        sumo = self.sumo
+        has_routes = bool(sumo.get("route_sha256")) or not sumo.get("route_files")
+        return bool(self.state_sha256 and sumo.get("net_sha256") and has_routes and not sumo.get("additional_files"))
 
     def digest(self, settings: OutcomeSettings, sumo_version: str) -> str:
         """SHA-256 over exactly what decides the outcomes: not the sample's id, nor where the folder lies."""

@@ -23,6 +23,7 @@ def test_the_shipped_file_names_every_setting() -> None:
     assert set(shown) == set(RewardSettings.model_fields)
     # the function that replays is for tests and other simulators
     assert set(shown["replay"]) | {"function"} == set(RewardSettings().replay.model_dump())
+    assert set(shown["cache"]) == set(RewardSettings().cache.model_dump())
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,8 @@ def test_the_shipped_file_names_every_setting() -> None:
         ({"audit_fraction": 1.5}, "audit_fraction is 1.5"),
         ({"tie_threshold_veh_s": float("nan")}, "tie_threshold_veh_s is nan"),
         ({"replay": {"workers": 0}}, "replay.workers is 0"),
+        ({"cache": {"directory": "runs/cache"}}, "cache.directory is 'runs/cache': choose an absolute path"),
+        ({"cache": {"size_limit_mb": -1}}, "cache.size_limit_mb is -1"),
         ({"weights": {"traffic": 0}}, "weights.traffic is 0"),
         ({"format": {"embedded": 0.2}}, "choose exact >= embedded >= invalid"),
         ({"format": {"exact": 3.0}}, "must be below weights.traffic"),
