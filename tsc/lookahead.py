@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from tsc.continuation import outcomes_by_fork
@@ -12,10 +13,16 @@ from tsc.signal_control import SignalControl
 
 class Lookahead:
     """Takes the answer with the lower cost; on a tie it extends. Each due junction is tested with all others run by
-    the tail."""
+    the tail.
+
+    found: how often each answer was the better one, None for ties.
+    """
 
     def __init__(self, settings: OutcomeSettings) -> None:
         self.settings = settings.without_terms()
+        self.found: Counter[Decision | None] = Counter()
 
     def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
-        return {name: outcomes_by_fork(control, name, self.settings).better() or Decision.YES for name in junction_ids}
+        better = {name: outcomes_by_fork(control, name, self.settings).better() for name in junction_ids}
+        self.found.update(better.values())
+        return {name: decision or Decision.YES for name, decision in better.items()}
