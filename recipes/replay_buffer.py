@@ -3,11 +3,14 @@
 verl's plug-in point is trainer.v1.sampler.custom_sampler. The V1 trainer merges what `sample` returns beside the batch
 into the metrics of the step (verl/trainer/ppo/v1/trainer_base.py:_step_once); by itself verl reports the keys that
 compute_score returns at validation only.
+
+verl gives algorithm.filter_groups to its own replay buffer and not to a custom one, where the key would do nothing and
+say nothing; recipes/grpo.yaml hands it on in sampler_kwargs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import transfer_queue
@@ -15,6 +18,10 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 # Events that should be rare are counted; everything else is averaged over the batch.
 COUNTED_PARTS = ("audited", "audit_disagreed", "failed")
+
+# A policy that gives one answer in more than this share of its readable answers is one-sided. In a data set where one
+# answer is better in two of three states, it gains by that at once, and soon has nothing left to compare.
+ONE_SIDED_SHARE = 0.95
 
 
 def reward_part_metrics(parts_by_answer: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -32,17 +39,49 @@ def reward_part_metrics(parts_by_answer: Iterable[Mapping[str, float]]) -> dict[
     return metrics
 
 
-class FastReplayBuffer(ReplayBuffer):
-    """Polls every 0.1 s instead of verl's 2 s, which is longer than a whole step of a small model."""
+def is_one_sided(parts_by_answer: Iterable[Mapping[str, float]]) -> bool:
+    """Whether more than ONE_SIDED_SHARE of the readable answers say the same. False where none is readable."""
+    answers = list(parts_by_answer)
+    num_yes = sum(answer["answer_yes"] for answer in answers)
+    num_no = sum(answer["answer_no"] for answer in answers)
+    return max(num_yes, num_no) > ONE_SIDED_SHARE * (num_yes + num_no)
 
-    def __init__(self, *args: Any, poll_interval: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(*args, poll_interval=poll_interval, **kwargs)
+
+class FastReplayBuffer(ReplayBuffer):
+    """Polls every 0.1 s instead of verl's 2 s, which is longer than a whole step of a small model.
+
+    sampler_kwargs: `filter_groups` and `train_batch_size`, as algorithm.filter_groups and data.train_batch_size. With
+    filter_groups.enable, groups whose answers all have the same filter_groups.metric are replaced, as in DAPO.
+
+    Beside the parts of the reward it reports `reward/one_sided_steps`: how many steps in a row, this one included,
+    were one-sided. The count starts anew with the process.
+    """
+
+    def __init__(
+        self, *args: Any, sampler_kwargs: Mapping[str, Any], poll_interval: float = 0.1, **kwargs: Any
+    ) -> None:
+        filter_groups = sampler_kwargs["filter_groups"]
+        filtering: dict[str, Any] = {}
+        if filter_groups["enable"]:
+            filtering = {
+                "filter_groups_metric": filter_groups["metric"],
+                "train_batch_size": sampler_kwargs["train_batch_size"],
+                # the trainer fetches prompts one by one where groups are filtered (trainer_base.py:_init_dataloader)
+                "gen_batch_size": 1,
+                "max_inflight_gen_batches": filter_groups["max_inflight_gen_batches"],
+            }
+        super().__init__(*args, sampler_kwargs=sampler_kwargs, poll_interval=poll_interval, **filtering, **kwargs)
+        self._one_sided_steps = 0
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
         batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
         if partition_id == "train":
-            metrics.update(reward_part_metrics(_reward_parts(batch)))
+            metrics.update(self._reward_metrics(_reward_parts(batch)))
         return batch, metrics
+
+    def _reward_metrics(self, parts_by_answer: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        self._one_sided_steps = self._one_sided_steps + 1 if is_one_sided(parts_by_answer) else 0
+        return {**reward_part_metrics(parts_by_answer), "reward/one_sided_steps": float(self._one_sided_steps)}
 
 
 def _reward_parts(batch: Any) -> list[Mapping[str, float]]:
