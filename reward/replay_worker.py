@@ -1,12 +1,13 @@
-"""A process that replays: `python -m reward.replay_worker MODULE:FUNCTION LIFELINE`, started by reward.replay_pool.
+"""A process that replays: `python -m reward.replay_worker MODULE:FUNCTION LIFELINE`, started by reward.replay_server.
 
 libsumo holds one simulation a process and is not safe from threads, hence a process. It is started afresh (never
 forked, never through multiprocessing, which would run the parent's __main__ again), so it has nothing of the parent:
 no Ray, no torch, no threads, no open files.
 
-Protocol: JSON, one object a line. After the import of FUNCTION the worker says {"ready": true}. A job
-{"request": …, "settings": …} is answered by {"yes": …, "no": …} or {"error": class name, "message": …, "ours": bool}.
-End of input ends the worker.
+Protocol: lines. After the import of FUNCTION the worker says {"ready": true}. A job is a HEADER with "timeout_s", a tab
+and {"request": …, "settings": …}, both JSON. It is answered by {"outcomes": …} or by {"error": class name,
+"message": …, "ours": bool, "ends": bool}; "ends" where SUMO may be left half loaded, so that the worker is of no more
+use. Every answer has "first": whether it is the worker's first. End of input ends the worker.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ import sys
 from collections.abc import Callable
 from typing import IO, Any
 
-from tsc.errors import ReplayError, TscError
+from tsc.embedded_files import UnpackedFiles
+from tsc.errors import ConfigError, ReplayError, SampleError, StateError, TscError, UnknownJunction
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.replay_request import ReplayRequest
 
 _GRACE_S = 5.0
+# what is raised while files are checked, or by SUMO itself ahead of the first step: the next load starts afresh
+_ERRORS_BEFORE_SUMO_RUNS = (ConfigError, SampleError, StateError, UnknownJunction)
 
 ReplayFunction = Callable[[ReplayRequest, OutcomeSettings], Outcomes]
 
@@ -40,10 +44,10 @@ def _private_stdout() -> IO[bytes]:
 
 
 def _die_with_parent(lifeline_fd: int) -> None:
-    """Let the kernel end this process when the parent's end of the lifeline, a pipe that nothing is written to, closes
-    for whatever reason; even inside a SUMO call that never returns. SIGIO does it, which ends a process by default.
-    (PR_SET_PDEATHSIG would kill the worker already when the *thread* that started it ends.)"""
-    fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
+    """Let the kernel end this process, and what it forks, when the parent's end of the lifeline, a pipe that nothing is
+    written to, closes for whatever reason; even inside a SUMO call that never returns. SIGIO does it, which ends a
+    process by default. (PR_SET_PDEATHSIG would not reach forks.)"""
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, -os.getpgrp())  # the worker leads its process group
     fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, fcntl.fcntl(lifeline_fd, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
     poll.register(lifeline_fd, 0)
@@ -51,16 +55,22 @@ def _die_with_parent(lifeline_fd: int) -> None:
         os._exit(0)
 
 
-def _answer(replay: ReplayFunction, job: dict[str, Any]) -> dict[str, Any]:
+def _answer(replay: ReplayFunction, files: UnpackedFiles, job: dict[str, Any]) -> dict[str, Any]:
     try:
-        outcomes = replay(ReplayRequest.from_json(job["request"]), OutcomeSettings(**job["settings"]))
-        if not (math.isfinite(outcomes.yes) and math.isfinite(outcomes.no)):
-            raise ReplayError(f"the replay ended in costs that are no numbers: yes {outcomes.yes}, no {outcomes.no}")
-    except TscError as error:
-        return {"error": type(error).__name__, "message": str(error), "ours": True}
-    except Exception as error:  # whatever SUMO raises has to reach the parent, which names the state and the junction
-        return {"error": type(error).__name__, "message": str(error), "ours": False}
-    return outcomes.as_dict()
+        request = files.unpack(ReplayRequest.from_json(job["request"]))
+        outcomes = replay(request, OutcomeSettings(**job["settings"]))
+        if not all(
+            math.isfinite(cost) for each in (outcomes, *outcomes.terms.values()) for cost in (each.yes, each.no)
+        ):
+            raise ReplayError(f"the replay ended in costs that are no numbers: {outcomes.as_dict()}")
+    except Exception as error:  # whatever SUMO raises has to reach the client, which names the state and the junction
+        return {
+            "error": type(error).__name__,
+            "message": files.original_names(str(error)),
+            "ours": isinstance(error, TscError),
+            "ends": not isinstance(error, _ERRORS_BEFORE_SUMO_RUNS),
+        }
+    return {"outcomes": outcomes.as_dict()}
 
 
 def _load(name: str) -> ReplayFunction:
@@ -76,12 +86,15 @@ def main() -> None:
     replies = _private_stdout()
     replay = _load(sys.argv[1])
     replies.write(b'{"ready": true}\n')
+    files = UnpackedFiles()
+    is_first = True
     for line in sys.stdin.buffer:
-        job = json.loads(line)
+        header, _, job = line.partition(b"\t")
         # the kernel ends a replay that the parent, for what reason ever, did not end
-        signal.setitimer(signal.ITIMER_REAL, job["timeout_s"] + _GRACE_S)
-        reply = _answer(replay, job)
+        signal.setitimer(signal.ITIMER_REAL, json.loads(header)["timeout_s"] + _GRACE_S)
+        reply = _answer(replay, files, json.loads(job)) | {"first": is_first}
         signal.setitimer(signal.ITIMER_REAL, 0)
+        is_first = False
         replies.write(json.dumps(reply).encode() + b"\n")
     # libsumo's destructors have nothing to save, and could still crash
     os._exit(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ REPLAY_VERSION = 1
 @dataclass(frozen=True, kw_only=True)
 class ReplayRequest:
     """One decision point to replay. Files are relative to dataset_dir; `clocks` maps each controlled junction to its
-    mode, stage, elapsed_green_s and phase_remaining_s."""
+    mode, stage, elapsed_green_s and phase_remaining_s. `embedded` maps names of these files to their content, where
+    they travel with the request (tsc.embedded_files)."""
 
     sample_id: str
     dataset_dir: str
@@ -33,6 +34,7 @@ class ReplayRequest:
     green_extension_s: int
     clocks: dict[str, dict[str, Any]] = field(default_factory=dict)
     sumo: dict[str, Any] = field(default_factory=dict)
+    embedded: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_sample(cls, sample: Sample, dataset_dir: Path) -> ReplayRequest:
@@ -66,7 +68,11 @@ class ReplayRequest:
             ) from error
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values for JSON, not copied."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        if not self.embedded:
+            del values["embedded"]
+        return values
 
     @property
     def timing(self) -> Timing:
@@ -86,7 +92,7 @@ class ReplayRequest:
         return bool(self.state_sha256 and sumo.get("net_sha256") and has_routes and not sumo.get("additional_files"))
 
     def digest(self, settings: OutcomeSettings, sumo_version: str) -> str:
-        """SHA-256 over exactly what decides the outcomes: not the sample's id, nor where the folder lies."""
+        """SHA-256 over exactly what decides the outcomes: not the sample's id, nor where its files lie."""
         sumo = self.sumo
         # without digests, the names are all there is to tell one net from another
         named = None if sumo.get("net_sha256") else [self.dataset_dir, sumo.get("net_file"), sumo.get("route_files")]
@@ -96,7 +102,11 @@ class ReplayRequest:
             "state": self.state_sha256 or str(self.state_path),
             "junction_id": self.junction_id,
             "current_green_elapsed_s": self.current_green_elapsed_s,
-            "timing": asdict(self.timing),
+            "timing": {
+                "min_green_s": self.min_green_s,
+                "max_green_s": self.max_green_s,
+                "green_extension_s": self.green_extension_s,
+            },
             "clocks": self.clocks,
             "sumo": {key: value for key, value in sumo.items() if key not in ("version", "net_file", "route_files")},
             "files": named,

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import reward.compute_score
@@ -75,6 +79,33 @@ def make_pool(stand_ins: str) -> Iterator[Callable[..., ReplayPool]]:
 
 
 @pytest.fixture(autouse=True)
-def _no_worker_outlives_its_test() -> Iterator[None]:
-    yield
-    reward.compute_score.close()
+def _outcomes_are_kept_in_the_tests_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+
+
+@pytest.fixture(autouse=True)
+def server_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this test's own replay server has its socket; no process of it outlives the test."""
+    tmp_path_factory.getbasetemp()  # pytest's own folder must not be made below this one
+    with tempfile.TemporaryDirectory(prefix="tsc-", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder, f"tsc-replay-{os.getuid()}")
+        reward.compute_score.close()
+        for process in server_processes(folder):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                process.wait(timeout=10)
+
+
+def server_processes(folder: str | Path) -> list[psutil.Process]:
+    """The replay servers and workers whose folder for temporary files this is."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            is_ours = any(name.startswith("reward.replay_") for name in process.cmdline())
+            if is_ours and process.environ().get("TMPDIR") == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found

@@ -38,6 +38,12 @@ def outcomes_here(make_request: MakeRequest, state_file: str) -> Outcomes:
     return outcomes
 
 
+def num_calls(request: ReplayRequest) -> int:
+    """How often the stand-in was called for this state, over all processes."""
+    calls = Path(request.dataset_dir, f"{request.state_file}.calls")
+    return len(calls.read_text()) if calls.exists() else 0
+
+
 def wait_until_gone(pids: list[int], within_s: float = 10.0) -> None:
     deadline = time.monotonic() + within_s
     while remaining := [pid for pid in pids if is_running(pid)]:
@@ -134,19 +140,31 @@ def test_what_no_retry_can_mend_is_raised_at_once_as_its_own_class(
     pool = make_pool()
     with pytest.raises(StateError, match="missing does not exist"):
         pool.replay(make_request("missing"), SETTINGS)
-    calls = Path(make_request("missing").dataset_dir, "missing.calls").read_text()
-    assert len(calls) == 1
+    assert num_calls(make_request("missing")) == 1
     assert len(pool.worker_pids()) == 1  # the worker is sound and stays
 
 
-@pytest.mark.parametrize(
-    ("state", "cause"), [("fatal", "SUMO stopped"), ("defect", "KeyError: 'stage'"), ("nan", "costs that are no numb")]
-)
-def test_an_error_inside_the_replay_is_retried_and_then_named(
+@pytest.mark.parametrize(("state", "cause"), [("fatal", "SUMO stopped"), ("nan", "costs that are no numbers")])
+def test_an_error_of_the_replay_itself_is_named_and_not_retried(
     make_pool: MakePool, make_request: MakeRequest, state: str, cause: str
 ) -> None:
-    with pytest.raises(ReplayError, match=rf"{state} at junction 'J4'.*failed 2 times: .*{cause}"):
-        make_pool(retries=1).replay(make_request(state), SETTINGS)
+    pool = make_pool(retries=2)
+    pool.replay(make_request("ok"), SETTINGS)
+    pids = pool.worker_pids()
+    with pytest.raises(ReplayError, match=rf"{state} at junction 'J4' \(sample sample of {state}\): .*{cause}"):
+        pool.replay(make_request(state), SETTINGS)
+    assert num_calls(make_request(state)) == 1
+    assert pool.counts == {**pool.counts, "failed_attempts": 1, "failed_replays": 1, "crashed": 0}
+    assert pool.worker_pids() != pids  # SUMO may be left half loaded
+    assert pool.replay(make_request("next"), SETTINGS).outcomes == outcomes_here(make_request, "next")
+
+
+def test_an_exception_that_is_not_ours_is_retried_and_then_named(
+    make_pool: MakePool, make_request: MakeRequest
+) -> None:
+    with pytest.raises(ReplayError, match=r"defect at junction 'J4'.*failed 2 times: KeyError: 'stage'"):
+        make_pool(retries=1).replay(make_request("defect"), SETTINGS)
+    assert num_calls(make_request("defect")) == 2
 
 
 def test_what_sumo_prints_does_not_disturb_the_replies(make_pool: MakePool, make_request: MakeRequest) -> None:
@@ -165,7 +183,8 @@ def test_two_pools_together_replay_no_more_at_once_than_one(make_pool: MakePool,
         pool.replay(make_request("warm-up"), SETTINGS)
     started = time.monotonic()
     with ThreadPoolExecutor(2) as threads:
-        list(threads.map(lambda pool: pool.replay(make_request("slow"), SETTINGS), pools))
+        states = ["slow-1", "slow-2"]
+        list(threads.map(lambda pool, state: pool.replay(make_request(state), SETTINGS), pools, states))
     assert time.monotonic() - started >= 0.6
 
 
