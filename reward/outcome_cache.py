@@ -1,7 +1,7 @@
 """Outcomes that were replayed before, and one replay at a time for each that was not.
 
-In memory, for one process. The key says everything that decides an outcome (ReplayRequest.digest), so an entry can
-never be wrong, only forgotten.
+In memory, and on disk where there is a store. The key says everything that decides an outcome (ReplayRequest.digest),
+so an entry can never be wrong, only forgotten.
 """
 
 from __future__ import annotations
@@ -11,29 +11,33 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from reward.outcome_store import OutcomeStore
 from tsc.outcome import Outcomes
 
 
 class OutcomeCache:
-    """Least recently used entries go first once there are more than max_entries. Safe from many threads."""
+    """In memory, least recently used entries go first once there are more than max_entries (some 0.5 kB each). Safe
+    from many threads."""
 
-    def __init__(self, max_entries: int = 200_000) -> None:
+    def __init__(self, store: OutcomeStore | None = None, max_entries: int = 100_000) -> None:
         if max_entries < 1:
             raise ValueError(f"max_entries is {max_entries}: must be at least 1")
+        self._store = store
         self._max_entries = max_entries
         self._lock = threading.Lock()
         self._outcomes: OrderedDict[str, Outcomes] = OrderedDict()
         self._in_flight: dict[str, Future[Outcomes]] = {}
+        self._num_disk_hits = 0
 
     def __len__(self) -> int:
         with self._lock:
             return len(self._outcomes)
 
-    def get_or_compute(self, key: str, compute: Callable[[], Outcomes]) -> Outcomes:
+    def get_or_compute(self, key: str, compute: Callable[[], Outcomes], *, on_disk: bool = True) -> Outcomes:
         """The outcomes under `key`, from `compute()` where there are none.
 
         Of several threads that ask for the same key at once, one computes and the others wait for it. What it raises
-        is raised in all of them and not kept.
+        is raised in all of them and not kept. on_disk: False where `key` holds for this process only.
         """
         with self._lock:
             known = self._outcomes.get(key)
@@ -45,17 +49,33 @@ class OutcomeCache:
                 mine = self._in_flight[key] = Future()
         if awaited is not None:
             return awaited.result()
+        store = self._store if on_disk else None
         try:
-            outcomes = compute()
+            stored = store.get(key) if store else None
+            outcomes = compute() if stored is None else stored
         except BaseException as error:  # an interrupt too has to reach those who wait
             with self._lock:
                 del self._in_flight[key]
             mine.set_exception(error)
             raise
         with self._lock:
+            self._num_disk_hits += stored is not None
             self._outcomes[key] = outcomes
             if len(self._outcomes) > self._max_entries:
                 self._outcomes.popitem(last=False)
             del self._in_flight[key]
         mine.set_result(outcomes)
+        if store and stored is None:
+            store.put(key, outcomes)  # after set_result: nobody waits for the disk
         return outcomes
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Totals since the start: cache_disk_hits, outcomes read from disk (then kept in memory), and cache_faults."""
+        with self._lock:
+            num_disk_hits = self._num_disk_hits
+        return {"cache_disk_hits": num_disk_hits, "cache_faults": self._store.num_faults if self._store else 0}
+
+    def close(self) -> None:
+        if self._store:
+            self._store.close()

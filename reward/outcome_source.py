@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from reward.ground_truth import GroundTruth
 from reward.outcome_cache import OutcomeCache
+from reward.outcome_store import OutcomeStore
 from reward.replay_pool import ReplayPool
-from reward.settings import RewardSettings
+from reward.settings import ReplaySection, RewardSettings
+from tsc.measures import MEASURES
 from tsc.outcome import Outcomes
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,9 @@ class OutcomeSource:
     def __init__(self, settings: RewardSettings) -> None:
         self._settings = settings
         self._outcome_settings = settings.outcome_settings
-        self._cache = OutcomeCache()
+        self._cache = OutcomeCache(
+            OutcomeStore(settings.cache, self._outcome_settings) if _are_kept(settings) else None
+        )
         self._pool = ReplayPool(settings.replay)
         self._lock = threading.Lock()
         self._totals: Counter[str] = Counter()
@@ -52,7 +56,7 @@ class OutcomeSource:
         """
         known = truth.known_outcomes(self._outcome_settings)
         if known is None:
-            replayed, was_cached, failed = self._replay(truth)
+            replayed, was_cached, failed = self._replay(truth, on_disk=truth.request.has_all_digests)
             found = FoundOutcomes(
                 outcomes=replayed,
                 outcome_from_cache=float(was_cached),
@@ -60,7 +64,8 @@ class OutcomeSource:
                 failed=float(failed),
             )
         elif self._is_audited(truth):
-            replayed, _, failed = self._replay(truth)
+            # live once in each process: what an earlier run kept on disk is no check of this one
+            replayed, _, failed = self._replay(truth, on_disk=False)
             disagreed = self._compare(truth, known, replayed)
             found = FoundOutcomes(
                 outcomes=known,
@@ -77,7 +82,7 @@ class OutcomeSource:
             self._totals["audit_disagreed"] += int(found.audit_disagreed)
         return found
 
-    def _replay(self, truth: GroundTruth) -> tuple[Outcomes, bool, bool]:
+    def _replay(self, truth: GroundTruth, *, on_disk: bool) -> tuple[Outcomes, bool, bool]:
         """Outcomes, whether they were cached, whether an attempt of this call failed."""
         num_failed_attempts: list[int] = []
 
@@ -86,7 +91,7 @@ class OutcomeSource:
             num_failed_attempts.append(replayed.num_failed_attempts)
             return replayed.outcomes
 
-        outcomes = self._cache.get_or_compute(truth.digest(self._outcome_settings), replay)
+        outcomes = self._cache.get_or_compute(truth.digest(self._outcome_settings), replay, on_disk=on_disk)
         return outcomes, not num_failed_attempts, any(num_failed_attempts)
 
     def _is_audited(self, truth: GroundTruth) -> bool:
@@ -117,14 +122,23 @@ class OutcomeSource:
         return True
 
     def totals(self) -> dict[str, int]:
-        """Counts since the start of this process: where outcomes came from, audits, and what the workers did."""
+        """Counts since the start of this process: where outcomes came from, audits, cache, and what the workers did."""
         names = ("outcome_from_sample", "outcome_from_cache", "outcome_from_replay", "audited", "audit_disagreed")
         with self._lock:
             own = {name: self._totals[name] for name in names}
-        return own | self._pool.counts
+        return own | self._cache.counts | self._pool.counts
 
     def worker_pids(self) -> list[int]:
         return self._pool.worker_pids()
 
     def close(self) -> None:
         self._pool.close()
+        self._cache.close()
+
+
+def _are_kept(settings: RewardSettings) -> bool:
+    """Whether outcomes may lie on disk: not those of a user's own code, which may change under the same name."""
+    outcome = settings.outcome_settings
+    is_ours = {outcome.measure, *outcome.terms} <= set(MEASURES)
+    replays_sumo = settings.replay.function == ReplaySection.model_fields["function"].default
+    return settings.cache.size_limit_mb > 0 and is_ours and replays_sumo

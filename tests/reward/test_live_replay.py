@@ -26,6 +26,7 @@ from tsc.sample import Sample
 
 YES, NO = '{"extend": "yes"}', '{"extend": "no"}'
 REPLAY = {"workers": 2, "timeout_s": 60.0}
+NOTHING_KEPT = {"size_limit_mb": 0}
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +54,7 @@ def unlabelled(truths: list[str]) -> list[str]:
 
 
 def live_score(truth: str, answer: str = YES) -> float:
-    return compute_score("tsc/four_way", answer, truth, {}, replay=REPLAY)["score"]
+    return compute_score("tsc/four_way", answer, truth, {}, replay=REPLAY, cache=NOTHING_KEPT)["score"]
 
 
 def live_scores(truths: list[str]) -> list[float]:
