@@ -77,7 +77,7 @@ class ReplayPool:
                     self._count("failed_attempts", "crashed")
                     causes.append(str(error))
                     continue
-                if reply["first"]:
+                if reply["started"]:
                     self._count("started")
                 if "failed" in reply:
                     self._count("failed_attempts", reply["failed"])

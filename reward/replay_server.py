@@ -9,8 +9,8 @@ so many under way (reward.replay_pool), so none crowds out the others. Equal req
 The server ends, with its workers, soon after its last client is gone; the workers end with it however it ends.
 
 Protocol: lines. The server greets a client with its process id. A client sends HEADER, a tab, JOB, both JSON, and gets
-one line: the worker's own (reward.replay_worker), or {"failed": "crashed" | "timed_out", "message": …, "first": bool}.
-The line `workers` is answered by the process ids of the workers.
+one line: the worker's own (reward.replay_worker), or {"failed": "crashed" | "timed_out", "message": …}; with "started",
+whether a worker was started for it. The line `workers` is answered by the process ids of the workers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 _LINGER_S = 3.0
 # Start of Python and import of libsumo take about a second, but many may start at once on a busy machine.
@@ -179,10 +180,6 @@ class _Worker(_Channel):
         self._chatter.truncate(0)
         self.send(job.line + b"\n")
 
-    def failure(self, how: str, message: str) -> bytes:
-        reply = {"failed": how, "message": f"{message}{self._last_words()}", "first": self.num_jobs == 1}
-        return json.dumps(reply).encode()
-
     def how_it_ended(self) -> str:
         try:
             status = self.process.wait(timeout=1)
@@ -190,7 +187,7 @@ class _Worker(_Channel):
             return "closed its pipe"
         return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
         """What SUMO or Python printed last, as the end of a sentence."""
         self._chatter.seek(0)
         text = self._chatter.read().decode(errors="replace").strip()
@@ -323,11 +320,12 @@ class ReplayServer:
         while len(self._workers) > self._bound and self._idle:
             self._end(self._idle[0])
 
-    def _reply(self, job: _Job, reply: bytes) -> None:
+    def _reply(self, job: _Job, reply: dict[str, Any], *, started: bool) -> None:
         del self._jobs[job.key]
         for client in job.waiting:
             client.job = None
-            client.send(reply + b"\n")
+            client.send(json.dumps(reply | {"started": started}).encode() + b"\n")
+            started = False  # told to one of them, so that sums are right
 
     # Workers
 
@@ -339,8 +337,8 @@ class ReplayServer:
                 worker = self._worker_for(job, now_s)
             except OSError as error:
                 del self._queue[job.key]
-                reply = {"failed": "crashed", "message": f"cannot start a replay worker: {error}", "first": False}
-                self._reply(job, json.dumps(reply).encode())
+                message = f"cannot start a replay worker: {error}"
+                self._reply(job, {"failed": "crashed", "message": message}, started=False)
                 continue
             if worker is not None:
                 del self._queue[job.key]
@@ -373,8 +371,9 @@ class ReplayServer:
             job = worker.job
             assert job is not None
             worker.job = None
-            self._reply(job, line)
-            if json.loads(line).get("ends") or len(self._workers) > self._bound:
+            reply = json.loads(line)
+            self._reply(job, reply, started=worker.num_jobs == 1)
+            if reply.get("ends") or len(self._workers) > self._bound:
                 self._end(worker)
                 return
             self._idle.append(worker)
@@ -394,7 +393,8 @@ class ReplayServer:
         job = worker.job
         worker.job = None
         if job is not None:
-            self._reply(job, worker.failure(how, message))
+            reply = {"failed": how, "message": f"{message}{worker.last_words()}"}
+            self._reply(job, reply, started=worker.num_jobs == 1)
         self._end(worker)
 
     def _end(self, worker: _Worker) -> None:

@@ -7,7 +7,7 @@ no Ray, no torch, no threads, no open files.
 Protocol: lines. After the import of FUNCTION the worker says {"ready": true}. A job is a HEADER with "timeout_s", a tab
 and {"request": …, "settings": …}, both JSON. It is answered by {"outcomes": …} or by {"error": class name,
 "message": …, "ours": bool, "ends": bool}; "ends" where SUMO may be left half loaded, so that the worker is of no more
-use. Every answer has "first": whether it is the worker's first. End of input ends the worker.
+use. End of input ends the worker.
 """
 
 from __future__ import annotations
@@ -87,14 +87,12 @@ def main() -> None:
     replay = _load(sys.argv[1])
     replies.write(b'{"ready": true}\n')
     files = UnpackedFiles()
-    is_first = True
     for line in sys.stdin.buffer:
         header, _, job = line.partition(b"\t")
         # the kernel ends a replay that the parent, for what reason ever, did not end
         signal.setitimer(signal.ITIMER_REAL, json.loads(header)["timeout_s"] + _GRACE_S)
-        reply = _answer(replay, files, json.loads(job)) | {"first": is_first}
+        reply = _answer(replay, files, json.loads(job))
         signal.setitimer(signal.ITIMER_REAL, 0)
-        is_first = False
         replies.write(json.dumps(reply).encode() + b"\n")
     # libsumo's destructors have nothing to save, and could still crash
     os._exit(0)

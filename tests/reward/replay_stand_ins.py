@@ -38,6 +38,14 @@ def replay(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
         time.sleep(0.3)
     elif behaviour == "crash_once" and call == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    elif behaviour == "abort_once" and call == 1:
+        print("terminate called after throwing an instance of 'ProcessError'", file=sys.stderr, flush=True)
+        os.abort()
+    elif behaviour == "fork" and call == 1:
+        # a replay that forks, as one that tries both answers may; it says who it was and hangs in both processes
+        with Path(request.dataset_dir, "forked.pids").open("a") as pids:
+            pids.write(f"{os.fork() or os.getpid()}\n")
+        time.sleep(3600)
     elif behaviour == "crash":
         print("Error: vehicle 'v7' has no route.", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -59,6 +67,12 @@ def replay(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
         sys.stdout.flush()
         os.write(1, b'Step #101.00\n{"yes": 0.0, "no": 0.0}\n')
     return costs_of(request.state_file, settings)
+
+
+def replay_backwards(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
+    """Another function, with other costs."""
+    outcomes = replay(request, settings)
+    return Outcomes(yes=outcomes.no, no=outcomes.yes)
 
 
 def report_modules(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
