@@ -30,7 +30,7 @@ from recipes.model_folder import check_model_folder, no_progress_bars_in_logs
 from reward.ground_truth import parse_ground_truth
 from reward.scoring import score_answer
 from reward.settings import RewardSettings, load_settings
-from tsc.decision import Answer, Decision, parse_answer
+from tsc.decision import Answer, AnswerForm, Decision, parse_answer
 from tsc.errors import ConfigError
 from tsc.outcome import Outcomes
 
@@ -466,6 +466,7 @@ class Trainer:
             "score": float(scores.mean()),
             "yes": sum(answer.decision is Decision.YES for answer in answers) / len(answers),
             "readable": sum(answer.decision is not None for answer in answers) / len(answers),
+            "exact": sum(answer.form is AnswerForm.EXACT for answer in answers) / len(answers),
             "informative_groups": float((groups.max(dim=1).values > groups.min(dim=1).values).float().mean()),
         }
 
@@ -535,7 +536,8 @@ class Trainer:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedPolicy:
-    """A trained policy with its adapter folded in, and the means of Trainer.step over the run."""
+    """A trained policy with its adapter folded in, and the means of Trainer.step over the run; of the sampled answers'
+    shares also the first step's (`yes_at_start`, …) and the mean of the last tenth (`yes_at_end`, …)."""
 
     policy: Policy
     metrics: dict[str, float]
@@ -556,7 +558,7 @@ def train(
     policy.fold_adapter()
     metrics = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
     last = steps[-max(1, len(steps) // 10) :]
-    metrics["yes_at_end"] = math.fsum(step["yes"] for step in last) / len(last)
-    metrics["readable_at_start"] = steps[0]["readable"]
-    metrics["readable_at_end"] = math.fsum(step["readable"] for step in last) / len(last)
+    for name in ("yes", "readable", "exact"):
+        metrics[f"{name}_at_start"] = steps[0][name]
+        metrics[f"{name}_at_end"] = math.fsum(step[name] for step in last) / len(last)
     return TrainedPolicy(policy=policy, metrics=metrics)

@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 # torch and verl are imported where they are needed: every episode's process imports this file and needs neither.
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DEFAULT = "default"
 START = "start"
+# What the others of a group are compared with.
+REFERENCES = {"decision": "default", "format": "format_graded"}
 # Neither training (1–500), nor validation (501–700), nor scripts/evaluate.py (from 1001) draws these.
 CHOOSING_SEEDS = (701, 702, 703, 704, 705)
 CHECKED_PROMPTS = 64
@@ -75,7 +76,7 @@ def _whole(name: str, what: str, exact: float, embedded: float) -> Variant:
 
 VARIANTS = (
     Variant(name=START, what="the start, without GRPO", changes=None),
-    _one(DEFAULT, "128 prompts × 4 answers, std, balanced, KL 0.3, T 1"),
+    _one("default", "128 prompts × 4 answers, std, balanced, KL 0.3, T 1"),
     _one("std_off", "advantages not divided by the group's std", normalise_std=False),
     _one(
         "sign_std_off",
@@ -110,8 +111,7 @@ VARIANTS = (
 
 
 def chosen_variants(names: Sequence[str]) -> list[Variant]:
-    """By name; `decision` and `format` stand for all of a group, which starts with the one that is compared against.
-    Raises ConfigError."""
+    """By name; `decision` and `format` stand for all of a group. Raises ConfigError."""
     known = {variant.name: variant for variant in VARIANTS}
     groups = {variant.group for variant in VARIANTS}
     chosen: dict[str, Variant] = {}
@@ -316,46 +316,52 @@ def queue_by_run(runs: Sequence[dict[str, Any]], scenario: str) -> list[dict[str
     ]
 
 
-def result_table(
-    variants: Sequence[Variant], runs: Sequence[dict[str, Any]], scenario: str
-) -> tuple[str, list[dict[str, Any]]]:
-    """A Markdown table and its rows for --json, one a variant that has runs."""
+# Shares in the table's last columns, by group: metrics of a run.
+COLUMNS = {
+    "decision": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
+    "format": {"exact at start": "exact_at_start", "exact at end": "exact_at_end", "greedy better": "greedy_better"},
+}
+
+
+def result_table(group: str, runs: Sequence[dict[str, Any]], scenario: str) -> tuple[str, list[dict[str, Any]]]:
+    """A Markdown table of one group's variants and its rows for --json, one a variant that has runs."""
+    variants = [variant for variant in VARIANTS if variant.group == group]
+    reference = REFERENCES[group]
     records = queue_by_run(runs, scenario)
-    lines = [
-        "| variant | what | seeds | mean queue [veh] | worst seed | minus reference, paired [95 %] | yes | better |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    header = ["variant", "what", "seeds", "mean queue [veh]", "worst", f"minus {reference}, paired [95 %]"]
+    header += COLUMNS[group]
+    lines = ["| " + " | ".join(header) + " |", "|---|---|" + "--:|" * (len(header) - 2)]
     rows = []
     for variant in variants:
         ours = [run for run in runs if run["variant"] == variant.name]
         if not ours:
             continue
-        reference = DEFAULT if variant.group == "decision" else "format_graded"
         queues = [r["mean_queue_veh"] for r in records if r["controller"] == variant.name]
         mean, low, high = interval95(queues)
-        half = (high - low) / 2
         pairs = {r["seed"] for r in records if r["controller"] == reference} & {run["seed"] for run in ours}
         difference = None
         if variant.name not in (START, reference) and len(pairs) > 1:
             difference = paired_difference(records, scenario, "mean_queue_veh", variant.name, reference)
-
-        def metric(name: str, ours: list[dict[str, Any]] = ours) -> str:
-            values = [run["metrics"][name] for run in ours if name in run["metrics"]]
-            return f"{100 * sum(values) / len(values):.0f} %" if values else ""
-
-        compared = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference) if difference else ""
-        spread = f" ± {half:.2f}" if len(queues) > 1 else ""
-        lines.append(
-            f"| {variant.name} | {variant.what} | {len(ours)} | {mean:.3f}{spread} | {max(queues):.2f} "
-            f"| {compared} | {metric('greedy_yes')} | {metric('greedy_better')} |"
-        )
+        cells = [
+            variant.name,
+            variant.what,
+            str(len(ours)),
+            f"{mean:.3f} ± {(high - low) / 2:.3f}" if len(queues) > 1 else f"{mean:.3f}",
+            f"{max(queues):.3f}",
+            "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference) if difference else "",
+        ]
+        for metric in COLUMNS[group].values():
+            values = [run["metrics"][metric] for run in ours if metric in run["metrics"]]
+            cells.append(f"{100 * sum(values) / len(values):.0f} %" if values else "")
+        lines.append("| " + " | ".join(cells) + " |")
+        beside = None if difference is None else mean - difference[0]
         rows.append(
             {
                 "name": f"mean queue, {variant.name}",
                 "value": mean,
                 "unit": "veh",
-                "beside": None if difference is None else mean - difference[0],
-                "ratio": None if difference is None else mean / (mean - difference[0]),
+                "beside": beside,
+                "ratio": mean / beside if beside else None,
                 "must_reach": None,
                 "ok": None,
                 "seeds": [run["seed"] for run in ours],
@@ -432,12 +438,18 @@ def main() -> None:
                 file.flush()
                 queue = queue_by_run([run], scenario.name)[0]["mean_queue_veh"]
                 print(f"{variant.name}, seed {seed}: mean queue {queue:.3f} veh ({run['wall_s']:.0f} s)", flush=True)
-    table, rows = result_table(variants, [run for run in stored if run["fingerprint"] in wanted], scenario.name)
-    write_atomically(study.out / "results.md", (table + "\n").encode())
+    of_call = [run for run in stored if run["fingerprint"] in wanted]
+    tables, rows = [], []
+    for group in dict.fromkeys(variant.group for variant in variants):
+        table, of_group = result_table(group, of_call, scenario.name)
+        tables.append(table)
+        rows += of_group
+    text = "\n\n".join(tables)
+    write_atomically(study.out / "results.md", (text + "\n").encode())
     write_atomically(study.out / "results.json", (json.dumps(rows, indent=1) + "\n").encode())
     if arguments.json:
         write_atomically(arguments.json, (json.dumps(rows, indent=1) + "\n").encode())
-    print(f"\n{scenario.name}, hours {', '.join(map(str, study.hours))}, {study.steps} steps a run\n\n{table}")
+    print(f"\n{scenario.name}, hours {', '.join(map(str, study.hours))}, {study.steps} steps a run\n\n{text}")
 
 
 if __name__ == "__main__":
