@@ -22,6 +22,7 @@ from data_tools.dataset_checks import Fault, read_objects
 from data_tools.dataset_split import episode_key
 from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
 from tsc.errors import SampleError, run_main
+from tsc.measures import unit_of
 from tsc.outcome import Outcomes
 from tsc.sample import Sample, find_dataset_files
 
@@ -42,7 +43,8 @@ class Figures:
     prompt_versions: Counter[str] = field(default_factory=Counter)
     elapsed_green_s: Counter[float] = field(default_factory=Counter)
     yes_at_elapsed_green_s: Counter[float] = field(default_factory=Counter)
-    gaps_veh_s: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    units: set[str] = field(default_factory=set)
     times_s: list[float] = field(default_factory=list)
     prompts: list[list[dict[str, str]]] = field(default_factory=list)
     num_broken: int = 0
@@ -58,7 +60,8 @@ class Figures:
         self.yes_at_elapsed_green_s[sample.current_green_elapsed] += answer == "yes"
         if sample.outcomes is not None:
             self.settings[described_settings(sample)] += 1
-            self.gaps_veh_s.append(abs(sample.outcomes.yes - sample.outcomes.no))
+            self.units |= set(filter(None, [unit_of(sample.outcomes.outcome_settings.measure)]))
+            self.gaps.append(abs(sample.outcomes.yes - sample.outcomes.no))
         if sample.sumo is not None:
             self.sumo_versions[sample.sumo.version] += 1
         if sample.time_s is not None:
@@ -78,7 +81,8 @@ def answer_of(sample: Sample) -> str:
 def described_settings(sample: Sample) -> str:
     assert sample.outcomes is not None
     settings = sample.outcomes.outcome_settings
-    return f"{settings.measure} over {settings.horizon_s} s, {settings.tail} tail, scope {settings.scope}"
+    terms = f", terms {', '.join(settings.terms)}" if settings.terms else ""
+    return f"{settings.measure} over {settings.horizon_s} s, {settings.tail} tail, scope {settings.scope}{terms}"
 
 
 def gather(files: Sequence[Path]) -> Figures:
@@ -115,9 +119,10 @@ def summary_lines(figures: Figures, tokenizer: Any | None) -> Iterator[str]:
         )
     yield f"  better answer: {_counted(figures.answers)}"
     yield f"  split: {_counted(figures.sides)}"
-    if figures.gaps_veh_s:
+    if figures.gaps:
         yield f"  outcomes: {_counted(figures.settings)}"
-        yield f"  gap between the two answers, vehicle-seconds: {quantiles(figures.gaps_veh_s)}"
+        units = ", ".join(sorted(figures.units)) or "in the unit of the measure"
+        yield f"  gap between the two answers, {units}: {quantiles(figures.gaps)}"
     if figures.times_s:
         yield f"  time of decision, s: {quantiles(figures.times_s)}"
     yield f"  prompt tokens: {quantiles(prompt_tokens(figures.prompts, tokenizer))} ({how_counted(tokenizer)})"
@@ -153,11 +158,11 @@ def find_sample(files: Sequence[Path], *, index: int | None, sample_id: str | No
     raise SampleError(f"no sample has the id {sample_id!r} among the {num_seen:,} read")
 
 
-def _outcome_line(outcomes: Outcomes) -> str:
+def _outcome_line(outcomes: Outcomes, unit: str) -> str:
     better = outcomes.better()
     if better is None:
-        return f"  both answers cost {outcomes.yes:g} vehicle-seconds: a tie"
-    return f"  {better.answer} saves {outcomes.saving(better):g} vehicle-seconds"
+        return f"  both answers cost {outcomes.yes:g} {unit}".rstrip() + ": a tie"
+    return f"  {better.answer} saves {outcomes.saving(better):g} {unit}".rstrip()
 
 
 def sample_lines(sample: Sample, file: Path, index: int) -> Iterator[str]:
@@ -180,12 +185,14 @@ def sample_lines(sample: Sample, file: Path, index: int) -> Iterator[str]:
     if sample.outcomes is None:
         yield "  none in the dataset: they are replayed when the reward needs them"
     else:
+        unit = unit_of(sample.outcomes.outcome_settings.measure)
         yield f"  {described_settings(sample)}"
         for answer in ("yes", "no"):
-            yield (
-                f'  {{"extend": "{answer}"}}'.ljust(22) + f"costs {getattr(sample.outcomes, answer):g} vehicle-seconds"
-            )
-        yield _outcome_line(sample.outcomes.outcomes)
+            cost = getattr(sample.outcomes, answer)
+            yield (f'  {{"extend": "{answer}"}}'.ljust(22) + f"costs {cost:g} {unit}").rstrip()
+        yield _outcome_line(sample.outcomes.outcomes, unit)
+        for name, term in sample.outcomes.outcomes.terms.items():
+            yield f"  term {name}: yes {term.yes:g}, no {term.no:g} {unit_of(name)}".rstrip()
     yield "\n[clocks]"
     for name, clock in sample.clocks.items():
         what = "green for" if clock.mode == "green" else "clearing after a green of"

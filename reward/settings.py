@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from tsc.errors import ConfigError
-from tsc.measures import SCOPES, check_measure_name, check_module_is_there
+from tsc.measures import SCOPES, check_measure_name
 from tsc.outcome import MAX_HORIZON_S, TAILS, OutcomeSettings
 from tsc.yaml_file import load_yaml, validate_values
 
@@ -160,7 +160,9 @@ class RewardSettings(_Section):
 
     @property
     def outcome_settings(self) -> OutcomeSettings:
-        return OutcomeSettings(**self.outcome.model_dump(), terms=tuple(name for name, _ in self.terms))
+        """With the terms. Raises ConfigError where a user's own measure cannot be found."""
+        settings = OutcomeSettings(**self.outcome.model_dump(), terms=tuple(name for name, _ in self.terms))
+        return settings.with_sources()
 
 
 def load_settings(path: Path = DEFAULT_SETTINGS_FILE, overrides: Mapping[str, Any] | None = None) -> RewardSettings:
@@ -172,8 +174,7 @@ def load_settings(path: Path = DEFAULT_SETTINGS_FILE, overrides: Mapping[str, An
     if overrides:
         settings = _with_overrides(settings, path, overrides)
     try:
-        for name in (settings.outcome.measure, *(name for name, _ in settings.terms)):
-            check_module_is_there(name)
+        settings.outcome_settings  # noqa: B018  finds the files of the user's own measures
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return settings

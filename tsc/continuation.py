@@ -39,7 +39,7 @@ def continue_with(
         )
     due = control.due_junctions()
     tail = tail_controller(settings.tail)
-    measures = [measure_named(name) for name in (settings.measure, *settings.terms)]
+    measures = [measure_named(name) for name in settings.measures]
     scene = Scene(control, junction_id, settings.scope)
     meters = [(number, measure.begin(scene), measure.combine) for number, measure in enumerate(measures)]
     costs = [0.0] * len(meters)

@@ -15,9 +15,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsc.errors import ConfigError, ReplayError
+from tsc.files import sha256_of
 from tsc.yaml_file import nearest_spelling
 
 if TYPE_CHECKING:
@@ -163,16 +165,21 @@ def _pedestrians_waiting(scene: Scene) -> Reading:
 
 
 _MEASURES = {
-    "queue_veh_s": Measure(unit="veh·s", begin=_queue),
+    "queue_veh_s": Measure(unit="vehicle-seconds", begin=_queue),
     "waiting_time_s": Measure(unit="s", begin=_waiting_time),
     "time_loss_s": Measure(unit="s", begin=_time_loss),
-    "pressure_veh_s": Measure(unit="veh·s", begin=_pressure),
+    "pressure_veh_s": Measure(unit="vehicle-seconds", begin=_pressure),
     "emissions_co2_g": Measure(unit="g", begin=_emissions),
     "switches": Measure(unit="", begin=_switches),
     "longest_wait_s": Measure(unit="s", begin=_longest_wait, combine=max),
     "pedestrians_waiting_s": Measure(unit="s", begin=_pedestrians_waiting),
 }
 MEASURES = tuple(_MEASURES)
+
+
+def unit_of(name: str) -> str:
+    """In words; empty for a count and for a user's own measure."""
+    return _MEASURES[name].unit if name in _MEASURES else ""
 
 
 def check_measure_name(name: str) -> str:
@@ -192,17 +199,19 @@ def check_measure_name(name: str) -> str:
     )
 
 
-def check_module_is_there(name: str) -> None:
-    """Raises ConfigError where the module of pkg://module:function cannot be found; the module is not imported."""
-    if not name.startswith(USER_PREFIX):
-        return
+def source_sha256(name: str) -> str:
+    """Digest of the file that holds the function of pkg://module:function. The module is not imported.
+
+    Raises ConfigError where there is no such file.
+    """
     module_name = name.removeprefix(USER_PREFIX).partition(":")[0]
     try:
-        found = importlib.util.find_spec(module_name) is not None
+        spec = importlib.util.find_spec(module_name)
     except (ImportError, ValueError) as error:  # of a package around it
         raise _cannot_import(name, str(error)) from error
-    if not found:
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
         raise _cannot_import(name, f"No module named {module_name!r}")
+    return sha256_of(Path(spec.origin))
 
 
 def measure_named(name: str) -> Measure:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from tsc.decision import Decision
 from tsc.errors import ConfigError
-from tsc.measures import SCOPES, check_measure_name, measure_named
+from tsc.measures import SCOPES, USER_PREFIX, check_measure_name, measure_named, source_sha256
 from tsc.yaml_file import load_yaml
 
 TAILS = ("static", "gap_out", "max_pressure")
@@ -27,6 +27,8 @@ class OutcomeSettings:
     measure: one of tsc.measures.MEASURES, or a user's own as pkg://module:function.
     scope: whose traffic counts: `junction` (the tested one), `neighbours` (and those one edge away) or `network` (all).
     terms: further measures to be taken, sorted, each once.
+    sources: pairs of a user's own measure and the digest of the file it was in, so that an outcome by a function that
+    has been changed since is not used; with_sources fills it in.
     """
 
     horizon_s: int = 45
@@ -34,6 +36,7 @@ class OutcomeSettings:
     measure: str = "queue_veh_s"
     scope: str = "junction"
     terms: tuple[str, ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.horizon_s, int) or not 1 <= self.horizon_s <= MAX_HORIZON_S:
@@ -41,10 +44,19 @@ class OutcomeSettings:
         for name, value, allowed in (("tail", self.tail, TAILS), ("scope", self.scope, SCOPES)):
             if value not in allowed:
                 raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")
-        for name in (self.measure, *self.terms):
+        for name in self.measures:
             check_measure_name(name)
         # one order, so that the same terms have the same digest
         object.__setattr__(self, "terms", tuple(sorted(set(self.terms))))
+        sources = dict(self.sources)
+        object.__setattr__(
+            self, "sources", tuple((name, sources[name]) for name in sorted(set(self.measures) & set(sources)))
+        )
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The measure and the terms, in the order of their costs."""
+        return (self.measure, *self.terms)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; without terms, as before there were any, so that labels and digests of then still hold."""
@@ -54,14 +66,28 @@ class OutcomeSettings:
             "measure": self.measure,
             "scope": self.scope,
         }
-        return values | {"terms": list(self.terms)} if self.terms else values
+        if self.terms:
+            values["terms"] = list(self.terms)
+        if self.sources:
+            values["sources"] = dict(self.sources)
+        return values
 
     def without_terms(self) -> OutcomeSettings:
         return replace(self, terms=())
 
+    def with_sources(self) -> OutcomeSettings:
+        """Raises ConfigError where the module of a user's own measure cannot be found. Nothing is imported."""
+        own = [name for name in self.measures if name.startswith(USER_PREFIX)]
+        return replace(self, sources=tuple((name, source_sha256(name)) for name in own)) if own else self
+
     def covers(self, asked: OutcomeSettings) -> bool:
         """Whether outcomes under these settings answer what `asked` asks: they may have terms beyond it."""
-        return self.without_terms() == asked.without_terms() and set(asked.terms) <= set(self.terms)
+        return self == asked or (
+            (self.horizon_s, self.tail, self.measure, self.scope)
+            == (asked.horizon_s, asked.tail, asked.measure, asked.scope)
+            and set(asked.terms) <= set(self.terms)
+            and set(asked.sources) <= set(self.sources)
+        )
 
 
 class _OutcomeFile(BaseModel):
@@ -79,11 +105,11 @@ def load_outcome_settings(path: Path) -> OutcomeSettings:
     file = load_yaml(path, _OutcomeFile)
     try:
         settings = replace(file.outcome, terms=tuple(file.terms or ()))
-        for name in (settings.measure, *settings.terms):
+        for name in settings.measures:
             measure_named(name)
+        return settings.with_sources()
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from tsc.continuation import continue_with, outcomes_by_fork
 from tsc.controllers import MaxPressure, Random
 from tsc.decision import Decision
 from tsc.errors import ConfigError, ReplayError
-from tsc.measures import MEASURES, SCOPES, Scene, check_module_is_there, measure_named
+from tsc.measures import MEASURES, SCOPES, Scene, measure_named, source_sha256
 from tsc.outcome import TAILS, Outcomes, OutcomeSettings
 from tsc.scenario import build_demand, build_net, load_scenario
 from tsc.signal_control import SignalControl
@@ -410,7 +410,7 @@ def test_a_measure_that_is_not_there_is_told_with_the_remedy(name: str, told: st
 def test_a_module_that_fails_on_import_is_told_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "half_written.py").write_text("import no_such_package\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    check_module_is_there("pkg://half_written:cost")  # it is found, and not imported
+    source_sha256("pkg://half_written:cost")  # it is found, and not imported
     with pytest.raises(ConfigError, match="No module named 'no_such_package'"):
         measure_named("pkg://half_written:cost")
 

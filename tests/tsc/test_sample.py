@@ -42,6 +42,8 @@ def test_fields_beyond_the_contract_are_kept() -> None:
         ({"outcomes": {"settings": {"tail": "x"}, "yes": 1, "no": 2}}, "tail"),
         ({"outcomes": {"settings": {}, "yes": 1, "no": 2}, "expert_decision": "no"}, "expert_decision"),
         ({"outcomes": {"settings": {}, "yes": float("nan"), "no": 2}}, "yes"),
+        ({"outcomes": {"settings": {}, "yes": -1, "no": 2}}, "queue_veh_s is never negative"),
+        ({"outcomes": {"settings": {"terms": ["switches"]}, "yes": 1, "no": 2}}, "there are costs for none"),
     ],
 )
 def test_a_faulty_field_is_named(change: dict[str, Any], word: str) -> None:
