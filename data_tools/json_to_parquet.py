@@ -9,6 +9,8 @@ writes to the output folder
 Every sample is checked, with the files it names, before anything is written. Faults are listed with file, sample and
 field, and end the conversion with status 2; `--on-error skip` leaves faulty samples out and says how many.
 Fields beyond those that training needs stay in the dataset; `extra_info.sample_id` leads back to them.
+Rewards replay the saved states, so every machine that computes rewards needs them: in a folder that all share, or with
+`--embed-states` inside `ground_truth` (docs/cluster_replays.md).
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from data_tools.dataset_split import TRAIN, VAL, Group, Placed, chosen_groups, e
 from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
 from data_tools.sumocfg import read_sumocfg
 from tsc.decision import Decision
+from tsc.embedded_files import MAX_SCENARIO_BYTES, FileEmbedder
 from tsc.errors import ConfigError, SampleError, run_main
 from tsc.replay_request import ReplayRequest
 from tsc.sample import find_dataset_files
@@ -49,6 +52,8 @@ SUMMARY_FILE = "summary.json"
 MAX_PRINTED_FAULTS = 50
 _UNFINISHED = ".unfinished-"
 _ROW_GROUP = 10_000
+# with embedded states, so that few of them are in memory at once
+_EMBEDDED_ROW_GROUP = 256
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 GRPO_SCHEMA = pa.schema(
@@ -83,9 +88,19 @@ class Row:
             "extra_info": {"index": index, "split": side, "sample_id": self.sample_id},
         }
 
+    def with_files(self, embedder: FileEmbedder) -> Row:
+        """The same row with the files that its replay needs. Raises SampleError where one cannot be read."""
+        truth = json.loads(self.ground_truth)
+        truth["request"] = embedder.embed(ReplayRequest.from_json(truth["request"])).to_json()
+        return replace(self, ground_truth=_json_text(truth))
+
     def sft(self) -> dict[str, Any]:
         assert self.answer is not None
         return {"messages": [*self.prompt, {"role": "assistant", "content": self.answer.answer}]}
+
+
+def _json_text(values: dict[str, Any]) -> str:
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
 
 
 def row_of(checked: CheckedSample) -> Row:
@@ -101,7 +116,7 @@ def row_of(checked: CheckedSample) -> Row:
         sample_id=request.sample_id,
         # the system message is the same for all: keep it once
         prompt=[{"role": message.role, "content": sys.intern(message.content)} for message in sample.prompt],
-        ground_truth=json.dumps(truth, separators=(",", ":"), ensure_ascii=False),
+        ground_truth=_json_text(truth),
         placed=Placed(
             scenario=sample.scenario,
             episode=episode_key(sample),
@@ -150,10 +165,12 @@ def written_together(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
+def write_parquet(
+    path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]], *, row_group: int = _ROW_GROUP
+) -> None:
     rows = iter(rows)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        while chunk := list(itertools.islice(rows, _ROW_GROUP)):
+        while chunk := list(itertools.islice(rows, row_group)):
             writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
 
 
@@ -226,15 +243,30 @@ def arrange(
     return Conversion(rows=rows, sides=sides, groups=groups, sft_groups=sft_groups, surplus=surplus)
 
 
-def write_files(folder: Path, conversion: Conversion, summary: dict[str, Any]) -> None:
+def grpo_rows(conversion: Conversion, side: str, embedder: FileEmbedder | None) -> Iterator[dict[str, Any]]:
+    for i, row in conversion.for_grpo(side):
+        yield (row if embedder is None else row.with_files(embedder)).grpo(i, side)
+
+
+def write_files(
+    folder: Path, conversion: Conversion, summary: dict[str, Any], embedder: FileEmbedder | None = None
+) -> None:
+    row_group = _ROW_GROUP if embedder is None else _EMBEDDED_ROW_GROUP
     with written_together(folder) as temporary:
         for side in (TRAIN, VAL):
-            write_parquet(
-                temporary / f"{side}.parquet", GRPO_SCHEMA, (row.grpo(i, side) for i, row in conversion.for_grpo(side))
-            )
+            rows = grpo_rows(conversion, side, embedder)
+            write_parquet(temporary / f"{side}.parquet", GRPO_SCHEMA, rows, row_group=row_group)
             write_parquet(
                 temporary / f"sft_{side}.parquet", SFT_SCHEMA, (row.sft() for _, row in conversion.labelled_on(side))
             )
+        if embedder is not None:
+            summary["embedded"] = {
+                "states": embedder.num_states,
+                "state_chars": embedder.state_chars,
+                "scenario_chars": embedder.scenario_chars,
+                "parquet_bytes": sum((temporary / f"{side}.parquet").stat().st_size for side in (TRAIN, VAL)),
+                "left_out": sorted(map(str, embedder.left_out)),
+            }
         (temporary / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
@@ -291,9 +323,27 @@ def print_summary(summary: dict[str, Any], folder: Path, tokenizer: Any | None) 
         f"  prompt tokens: min {tokens['min']:g}, median {tokens['median']:g}, p95 {tokens['p95']:g}, "
         f"max {tokens['max']:g} ({how_counted(tokenizer)})"
     )
+    if "embedded" in summary:
+        print_embedded(summary["embedded"])
     if not summary["files"]["sft_train.parquet"]["samples"]:
         print("  sft_train.parquet is empty: no sample for it has a better answer, so SFT has nothing to learn from")
     print(f"  written to {folder}")
+
+
+def print_embedded(embedded: dict[str, Any]) -> None:
+    num_rows = max(1, embedded["states"])
+    state_kb, scenario_kb = (embedded[key] / num_rows / 1e3 for key in ("state_chars", "scenario_chars"))
+    print(
+        f"  embedded in {embedded['states']:,} rows: a state, {state_kb:.1f} kB of text each, and nets and routes, "
+        f"{scenario_kb:.1f} kB each; train.parquet and val.parquet take {embedded['parquet_bytes'] / 1e6:.1f} MB"
+    )
+    left_out = embedded["left_out"]
+    if left_out:
+        print(
+            f"  not embedded, as a row would have more than {MAX_SCENARIO_BYTES // 1024} KiB of them (compressed): "
+            f"{len(left_out):,} nets and routes, which every machine needs at this path: {', '.join(left_out[:3])}"
+            f"{', … (all in ' + SUMMARY_FILE + ')' if len(left_out) > 3 else ''}"
+        )
 
 
 def report_faults(checker: DatasetChecker, folder: Path, *, skipping: bool) -> None:
@@ -355,7 +405,7 @@ def convert(options: argparse.Namespace) -> None:
         balance=options.balance,
     )
     summary = summarise(conversion, ties_left_out=ties_left_out, num_faulty=checker.num_faulty, tokenizer=tokenizer)
-    write_files(options.output, conversion, summary)
+    write_files(options.output, conversion, summary, FileEmbedder() if options.embed_states else None)
 
     seconds = time.monotonic() - started
     print(
@@ -441,6 +491,12 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer", type=Path, metavar="DIR", help="a model's folder: count prompt tokens instead of estimating them"
     )
     parser.add_argument(
+        "--embed-states",
+        action="store_true",
+        help="put the saved states, with net and routes where these are small, into train.parquet and val.parquet, for "
+        "machines that do not share the dataset's folder",
+    )
+    parser.add_argument(
         "--check-states",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -453,6 +509,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if options.block_s <= 0:
         raise ConfigError(f"--block-s is {options.block_s:g}: choose more than 0 seconds")
+    if options.embed_states and not options.check_states:
+        raise ConfigError("--embed-states must not carry unchecked states to other machines: drop --no-check-states")
     if options.val_fraction == 1:
         raise ConfigError("--val-fraction is 1: nothing would be left to train on; choose less than 1")
     convert(options)

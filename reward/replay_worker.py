@@ -63,11 +63,15 @@ def _answer(replay: ReplayFunction, files: UnpackedFiles, job: dict[str, Any]) -
             math.isfinite(cost) for each in (outcomes, *outcomes.terms.values()) for cost in (each.yes, each.no)
         ):
             raise ReplayError(f"the replay ended in costs that are no numbers: {outcomes.as_dict()}")
-    except Exception as error:  # whatever SUMO raises has to reach the client, which names the state and the junction
+    except Exception as error:  # whatever is raised has to reach the client, which names the state and the junction
+        name, message = type(error).__name__, files.original_names(str(error))
+        is_of_sumo = type(error).__module__.partition(".")[0] == "libsumo"
+        if is_of_sumo:  # as certain to come again as one of ours
+            name, message = ReplayError.__name__, f"SUMO stopped: {message}"
         return {
-            "error": type(error).__name__,
-            "message": files.original_names(str(error)),
-            "ours": isinstance(error, TscError),
+            "error": name,
+            "message": message,
+            "ours": is_of_sumo or isinstance(error, TscError),
             "ends": not isinstance(error, _ERRORS_BEFORE_SUMO_RUNS),
         }
     return {"outcomes": outcomes.as_dict()}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,11 +22,15 @@ from hypothesis import strategies as st
 from data_tools import json_to_parquet
 from data_tools.dataset_split import Placed, joined_groups, split
 from tsc.decision import Decision, parse_answer
+from tsc.embedded_files import MAX_SCENARIO_BYTES, UnpackedFiles
 from tsc.errors import ConfigError, SampleError, ScenarioError
+from tsc.outcome import OutcomeSettings
 from tsc.replay_request import ReplayRequest
 from tsc.sumo_version import installed_sumo_version
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
+NET = '<net><tlLogic id="A0" type="static" programID="0"/><tlLogic type="static" id="B&amp;0" programID="0"/></net>\n'
+ROUTES = "<routes/>\n"
 NAMES = ("train.parquet", "val.parquet", "sft_train.parquet", "sft_val.parquet")
 
 
@@ -388,11 +395,11 @@ def test_a_kill_while_writing_leaves_no_file_and_the_next_run_cleans_up(write_da
         "import os, signal, sys\n"
         "from data_tools import json_to_parquet as tool\n"
         "write, done = tool.write_parquet, []\n"
-        "def write_two_then_die(path, schema, rows):\n"
+        "def write_two_then_die(path, schema, rows, **options):\n"
         "    if len(done) == 2:\n"
         "        path.write_bytes(b'PAR1 half')\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    write(path, schema, rows); done.append(path)\n"
+        "    write(path, schema, rows, **options); done.append(path)\n"
         "tool.write_parquet = write_two_then_die\n"
         "tool.main(sys.argv[1:])\n"
     )
@@ -752,3 +759,73 @@ def test_verl_reads_the_sft_files_and_trains_only_on_the_answer(write_dataset, o
             item = read[number]
             trained = tokenizer.decode(item["input_ids"][item["loss_mask"].bool()])
             assert trained.strip() == row["messages"][-1]["content"] + "<|im_end|>"
+
+
+# -- embedded states ---------------------------------------------------------------------------------------------------
+
+
+def requests(out, name="train.parquet"):
+    return [
+        ReplayRequest.from_json(json.loads(row["reward_model"]["ground_truth"])["request"]) for row in rows(out, name)
+    ]
+
+
+def test_embedded_files_are_those_of_the_dataset_and_change_nothing_else(write_dataset, out, tmp_path, capsys):
+    path = write_dataset()
+    convert(path, tmp_path / "plain")
+    convert(path, out, "--embed-states")
+    plain, embedded = requests(tmp_path / "plain"), requests(out)
+    assert [replace(request, embedded={}) for request in embedded] == plain
+    settings = OutcomeSettings()
+    assert [r.digest(settings, "1.28.0") for r in embedded] == [r.digest(settings, "1.28.0") for r in plain]
+    files = UnpackedFiles()
+    for request, of_plain in zip(embedded, plain, strict=True):
+        unpacked = files.unpack(request)
+        assert Path(unpacked.state_file).read_bytes() == of_plain.state_path.read_bytes()
+        assert Path(unpacked.sumo["net_file"]).read_text() == NET
+        assert [Path(file).read_text() for file in unpacked.sumo["route_files"]] == [ROUTES]
+    assert "embedded in 24 rows: a state" in capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())["embedded"]
+    assert summary["states"] == len(plain) + len(requests(out, "val.parquet"))
+    assert summary["state_chars"] == sum(
+        len(request.embedded[request.state_file])
+        for name in ("train.parquet", "val.parquet")
+        for request in requests(out, name)
+    )
+
+
+def test_nets_and_routes_that_are_too_large_for_every_row_are_named(write_dataset, out, capsys):
+    path = write_dataset()
+    net = path.parent / "scenario/net.net.xml"
+    noise = random.Random(1).randbytes(2 * MAX_SCENARIO_BYTES).hex()
+    net.write_text(NET.replace("<net>", f"<net><!-- {noise} -->"))
+    samples = json.loads(path.read_text())
+    for sample in samples:
+        sample["sumo"]["net_sha256"] = hashlib.sha256(net.read_bytes()).hexdigest()
+    path.write_text(json.dumps(samples))
+    convert(path, out, "--embed-states")
+    assert all(list(request.embedded) == [request.state_file] for request in requests(out))
+    unpacked = UnpackedFiles().unpack(requests(out)[0])
+    assert unpacked.sumo["net_file"] == str(net)
+    printed = capsys.readouterr().out
+    assert "2 nets and routes, which every machine needs at this path" in printed and str(net) in printed
+
+
+def test_unchecked_states_are_not_embedded(write_dataset, out):
+    with pytest.raises(ConfigError, match="drop --no-check-states"):
+        convert(write_dataset(), out, "--embed-states", "--no-check-states")
+
+
+def test_a_state_that_changes_during_the_conversion_is_named_and_nothing_is_written(write_dataset, out, monkeypatch):
+    path = write_dataset()
+    summarise = json_to_parquet.summarise
+
+    def summarise_and_spoil(*args, **kwargs):
+        for state in (path.parent / "states").rglob("*.xml"):
+            state.write_text("changed")
+        return summarise(*args, **kwargs)
+
+    monkeypatch.setattr(json_to_parquet, "summarise", summarise_and_spoil)
+    with pytest.raises(SampleError, match="is not the file whose digest the sample gives"):
+        convert(path, out, "--embed-states")
+    assert not list(out.glob("*.parquet")) and not list(out.glob(".*"))
