@@ -104,6 +104,7 @@ VARIANTS = (
     _one("256x2", "256 prompts × 2 answers: as many answers as the default", batch_prompts=256, rollout_n=2),
     _one("64x8", "64 prompts × 8 answers: as many answers", batch_prompts=64, rollout_n=8),
     _one("32x16", "32 prompts × 16 answers: as many answers", batch_prompts=32, rollout_n=16),
+    _one("whole_answers", "the default, with every token of an answer sampled", whole_answers=True),
     _whole("format_graded", "exact 0.1, embedded 0.05, unreadable −1", 0.1, 0.05),
     _whole("format_flat", "exact 0, embedded 0, unreadable −1", 0.0, 0.0),
     _whole("format_steep", "exact 0.5, embedded 0.25, unreadable −1", 0.5, 0.25),
