@@ -69,32 +69,24 @@ def _decision_of(value: object) -> Decision | None:
     return None
 
 
-def _objects_in(text: str) -> list[tuple[object, str]]:
-    """The top-level JSON objects in `text`, each with its own text; one that does not parse counts as an empty one."""
-    found: list[tuple[object, str]] = []
-    start = text.find("{")
-    while start != -1:
-        try:
-            value, end = _DECODER.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            value, end = {}, start + 1
-        found.append((value, text[start:end]))
-        start = text.find("{", end)
-    return found
-
-
 def parse_answer(text: str) -> Answer:
-    """Read a model's answer. Never raises: what a model says is data.
+    """Read a model's answer, in a time that the last 4096 characters bound. Never raises: what a model says is data.
 
     Only the text after the last `</think>` counts. Exactly one JSON object with the one key `extend` and the value
-    "yes" or "no" is EXACT; the same with other text around it is EMBEDDED; everything else is INVALID.
+    "yes" or "no" is EXACT; the same with other text around it, which must not open another object, is EMBEDDED;
+    everything else is INVALID.
     """
     answer_text = text.rpartition("</think>")[2].strip()
-    objects = _objects_in(answer_text[-_MAX_CHARS_READ:])
-    if len(objects) != 1:
+    read_text = answer_text[-_MAX_CHARS_READ:]
+    start = read_text.find("{")
+    if start == -1:
         return INVALID_ANSWER
-    value, value_text = objects[0]
+    try:
+        value, end = _DECODER.raw_decode(read_text, start)
+    except (ValueError, RecursionError):
+        return INVALID_ANSWER
     decision = _decision_of(value)
-    if decision is None:
+    if decision is None or "{" in read_text[end:]:
         return INVALID_ANSWER
-    return Answer(decision=decision, form=AnswerForm.EXACT if value_text == answer_text else AnswerForm.EMBEDDED)
+    is_all = read_text[start:end] == answer_text
+    return Answer(decision=decision, form=AnswerForm.EXACT if is_all else AnswerForm.EMBEDDED)
