@@ -6,6 +6,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ import pytest
 import reward.compute_score as module
 from reward.compute_score import compute_score
 from tsc.decision import Decision
+from tsc.embedded_files import FileEmbedder
 from tsc.errors import ScenarioError, StateError, TscError, UnknownJunction
 from tsc.replay_request import ReplayRequest
 from tsc.sample import Sample
+from tsc.scenario import build_net, load_scenario
 
 YES, NO = '{"extend": "yes"}', '{"extend": "no"}'
 REPLAY = {"workers": 2, "timeout_s": 60.0}
@@ -159,6 +162,12 @@ def unknown_junction(truth: str, _: Path) -> str:
     return changed(truth, junction_id="J99")
 
 
+def state_of_another_net(truth: str, folder: Path) -> str:
+    grid = load_scenario(Path(__file__).resolve().parents[2] / "configs/scenarios/grid.yaml")
+    build_net(grid, folder / "grid.net.xml")
+    return changed(truth, sumo={"net_file": str(folder / "grid.net.xml"), "net_sha256": None})
+
+
 @pytest.mark.parametrize(
     ("spoil", "error_class", "told"),
     [
@@ -169,6 +178,7 @@ def unknown_junction(truth: str, _: Path) -> str:
         (changed_net, ScenarioError, r"its SHA-256 differs"),
         (state_of_another_sumo, StateError, r"saved by SUMO 1\.20\.0, but .* is installed"),
         (unknown_junction, UnknownJunction, r"'J99'"),
+        (state_of_another_net, TscError, r"t\d+\.xml\.gz"),
     ],
 )
 def test_what_cannot_be_replayed_is_named_and_scores_nothing(
@@ -178,8 +188,52 @@ def test_what_cannot_be_replayed_is_named_and_scores_nothing(
     error_class: type[TscError],
     told: str,
 ) -> None:
+    expected = live_score(unlabelled[1])
     with pytest.raises(error_class, match=told):
         live_score(spoil(unlabelled[0], tmp_path))
-    # and the next one is scored as if nothing had been
-    assert module.totals()["crashed"] == 0
-    assert -1.0 <= live_score(unlabelled[1]) <= 1.1
+    totals = module.totals()
+    assert (totals["crashed"], totals["failed_attempts"], totals["failed_replays"]) == (0, 1, 1)
+    module.close()
+    # and the next one, by the same worker where it was kept, is scored as if nothing had been
+    assert live_score(unlabelled[1]) == expected
+
+
+def test_a_fatal_error_of_sumo_inside_the_simulation_is_named_and_disturbs_no_other_replay(
+    unlabelled: list[str], tmp_path: Path
+) -> None:
+    request = json.loads(unlabelled[0])["request"]
+    routes = Path(request["dataset_dir"], request["sumo"]["route_files"][0]).read_text()
+    # SUMO reads demand as it goes, so this one is met in the middle of the replay
+    late = next(found for found in re.finditer(r'<vehicle id="[^"]+" depart="(\d+)', routes) if int(found[1]) >= 250)
+    lost = f'<vehicle id="lost" depart="{late[1]}"><route edges="nowhere"/></vehicle>'
+    (tmp_path / "lost.rou.xml").write_text(routes[: late.start()] + lost + routes[late.start() :])
+    truth = changed(unlabelled[0], sumo={"route_files": [str(tmp_path / "lost.rou.xml")], "route_sha256": None})
+    expected = live_scores(unlabelled[:6])
+    module.close()
+    with ThreadPoolExecutor(8) as threads:
+        kwargs = {"replay": REPLAY, "cache": NOTHING_KEPT, "outcome": {"horizon_s": 200}}
+        failing = [threads.submit(compute_score, "tsc/four_way", YES, truth, {}, **kwargs) for _ in range(2)]
+        assert list(threads.map(live_score, unlabelled[:6])) == expected
+        for future in failing:
+            with pytest.raises(TscError, match=r"(?s)t\d+\.xml\.gz.*The edge 'nowhere' within the route .* 'lost'"):
+                future.result(timeout=60)
+    totals = module.totals()
+    assert (totals["crashed"], totals["failed_attempts"], totals["failed_replays"]) == (0, 1, 1)
+
+
+def test_embedded_states_score_the_same_on_a_machine_without_the_dataset(unlabelled: list[str]) -> None:
+    embedder = FileEmbedder()
+    embedded = []
+    for truth in unlabelled:
+        values = json.loads(truth)
+        request = embedder.embed(ReplayRequest.from_json(values["request"]))
+        embedded.append(json.dumps(values | {"request": request.to_json() | {"dataset_dir": "/no/such/folder"}}))
+    expected = live_scores(unlabelled)
+    module.close()
+    assert live_scores(embedded) == expected
+    module.close()
+    damaged = json.loads(embedded[0])
+    damaged["request"]["embedded"] = json.loads(embedded[-1])["request"]["embedded"]
+    damaged["request"]["state_file"] = json.loads(embedded[-1])["request"]["state_file"]
+    with pytest.raises(StateError, match=r"/no/such/folder/.*t\d+\.xml\.gz \(embedded\) has SHA-256"):
+        live_score(json.dumps(damaged))
