@@ -12,9 +12,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 import reward.compute_score as module
 from reward.compute_score import compute_score
@@ -112,27 +109,6 @@ def test_answer_variants(make_ground_truth: GroundTruthText, solution: str, form
     assert_well_formed(score)
     assert score[f"format_{form}"] == 1.0
     assert score["score"] == pytest.approx(expected)
-
-
-# JSON-like fragments, so that the search comes close to answers
-FRAGMENTS = st.lists(
-    st.sampled_from(
-        ['{"extend"', ":", '"yes"', '"no"', "}", "{", "[", "]", ",", " ", "</think>", "\\", '"', "\x00", YES]
-    )
-    | st.text(max_size=5),
-    max_size=12,
-).map("".join)
-
-
-@given(solution=FRAGMENTS | st.text(), yes=st.floats(0, 1e9), no=st.floats(0, 1e9))
-@hypothesis_settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@pytest.mark.parametrize("normalisation", ["relative", "sign", "clipped"])
-def test_every_response_gets_the_same_keys_and_a_score_within_bounds(
-    make_ground_truth: GroundTruthText, normalisation: str, solution: str, yes: float, no: float
-) -> None:
-    truth = make_ground_truth("ok", Outcomes(yes=yes, no=no))
-    score = compute_score("tsc/x", solution, truth, {}, audit_fraction=0.0, normalisation=normalisation)
-    assert_well_formed(score)
 
 
 def test_labels_of_the_same_settings_need_no_replay(make_ground_truth: GroundTruthText) -> None:
