@@ -170,6 +170,7 @@ class Result:
     scenario: str
     name: str
     num_seeds: int
+    duration_s: int
     tie_share: float
     yes_share: float
     queue_veh: tuple[float, float, float]
@@ -194,6 +195,7 @@ def results_of(episodes: Sequence[dict[str, Any]], names: Sequence[str]) -> list
                     scenario=scenario,
                     name=name,
                     num_seeds=len(of_name),
+                    duration_s=of_name[0]["duration_s"],
                     tie_share=float(np.mean([e["tie_share"] for e in of_name])),
                     yes_share=float(np.mean([e["yes_share"] for e in of_name])),
                     queue_veh=interval95([e["mean_queue_veh"] for e in of_name]),
@@ -238,7 +240,7 @@ def tables(results: Sequence[Result], names: Sequence[str], default: OutcomeSett
     for scenario in dict.fromkeys(result.scenario for result in results):
         ours = [result for result in results if result.scenario == scenario]
         lines += [
-            f"**{scenario}**, {ours[0].num_seeds} seeds",
+            f"**{scenario}**, {ours[0].num_seeds} seeds of {ours[0].duration_s} s",
             "",
             "| setting | ties [%] | yes better [%] | mean queue [veh] | minus default [veh] | waiting time [s] |",
             "|:---|---:|---:|---:|---:|---:|",
@@ -366,8 +368,11 @@ def draw(results: Sequence[Result], default: OutcomeSettings, path: Path) -> Non
     for place, (factor, _) in enumerate(categories[1:], 1):
         if factor != categories[place - 1][0]:
             choices.axvline(place - 0.5, color="0.7", linewidth=0.8)
+    largest = max(abs(100 * float(np.mean(result.relative_differences))) for result in results)
     for axis in (horizon_queue, choices):
         axis.axhline(0, color="0.4", linewidth=0.8)
+        # the means fill the panel; of few seeds, an interval may be far wider, and is then cut off
+        axis.set_ylim(-0.6 * largest - 5, 1.2 * largest + 5)
     horizon_queue.legend(frameon=False)
     pyplot.close(figure)
     temporary = path.with_name(f".{path.name}.tmp")
