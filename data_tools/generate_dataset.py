@@ -28,7 +28,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from tqdm import tqdm
 
-from tsc.continuation import outcomes_by_fork
+from tsc.continuation import continuations_by_fork, outcomes_of
 from tsc.controllers import Controller, Random, tail_controller
 from tsc.decision import Decision
 from tsc.errors import ConfigError, TscError, run_main
@@ -42,6 +42,10 @@ from tsc.signal_control import SignalControl
 from tsc.simulation import Simulation, SumoFiles
 from tsc.sumo_version import installed_sumo_version
 from tsc.yaml_file import load_yaml
+
+# Of SUMO's own random numbers (how drivers dawdle). The same for all episodes, which differ by their demand, so that a
+# replay worker can keep one simulation for the states of all of them.
+SUMO_SEED = 1
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -115,7 +119,7 @@ def run_episode(episode: Episode) -> None:
     (episode.folder / "states").mkdir(parents=True)
     route_file = episode.folder / "demand.rou.xml"
     build_demand(episode.scenario, episode.net_file, episode.seed, route_file)
-    files = SumoFiles(net_file=episode.net_file, route_files=(route_file,), seed=episode.seed)
+    files = SumoFiles(net_file=episode.net_file, route_files=(route_file,), seed=SUMO_SEED)
     lines = [json.dumps(sample, separators=(",", ":")) for sample in _samples(episode, files)]
     write_atomically(episode.samples_file, "".join(f"{line}\n" for line in lines).encode())
 
@@ -137,7 +141,7 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[dict[str, Any]]:
         "step_length_s": files.step_length_s,
         "time_to_teleport_s": files.time_to_teleport_s,
     }
-    simulation = Simulation(files)
+    simulation = Simulation(files, saves_states=True)
     control = SignalControl(simulation, episode.scenario.timing)
     control.start()
     behaviour = ""
@@ -150,7 +154,8 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[dict[str, Any]]:
         if not config.warm_up_s <= second <= episode.scenario.duration_s - episode.outcome.horizon_s:
             chosen = []
         to_label = due if behaviour == "lookahead" else chosen
-        outcomes = {name: outcomes_by_fork(control, name, episode.outcome) for name in to_label}
+        continuations = {name: continuations_by_fork(control, name, episode.outcome) for name in to_label}
+        outcomes = {name: outcomes_of(each, episode.outcome) for name, each in continuations.items()}
         if chosen:
             state_file = episode.folder / "states" / f"t{second:05d}.xml.gz"
             simulation.save_state(state_file)
@@ -183,7 +188,11 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[dict[str, Any]]:
                     "stage": clock.stage,
                     "next_stage": control.program(name).next_stage(clock.stage),
                     "observation": observation.as_dict(),
-                    "outcomes": {"settings": episode.outcome.as_dict(), **outcomes[name].as_dict()},
+                    "outcomes": {
+                        "settings": episode.outcome.as_dict(),
+                        **outcomes[name].as_dict(),
+                        "ends": {decision.value: each.end for decision, each in continuations[name].items()},
+                    },
                     **({"expert_decision": better.value} if better else {}),
                 }
         if behaviour == "lookahead":

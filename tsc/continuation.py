@@ -5,25 +5,34 @@ One function for the forked simulation and for the replayed state, so that both 
 
 from __future__ import annotations
 
-import os
-import struct
-import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 from tsc.controllers import tail_controller
 from tsc.decision import Decision
 from tsc.errors import ReplayError
+from tsc.fork import ForkedCall
 from tsc.measures import Scene, measure_named
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.signal_control import SignalControl
 from tsc.simulation import detach_outputs_of_fork
 
 
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """costs: over the horizon, of the measure, then of the terms in the order of settings.terms.
+    end: digest of the traffic at the end of the horizon (Simulation.traffic_digest)."""
+
+    costs: tuple[float, ...]
+    end: str
+
+
 def continue_with(
     control: SignalControl, junction_id: str, decision: Decision, settings: OutcomeSettings
-) -> tuple[float, ...]:
-    """Apply `decision` to the due junction, let the tail decide everything else and everything after, and return the
-    costs over the horizon: of the measure, then of the terms in the order of settings.terms. The simulation moves on
-    by horizon_s.
+) -> Continuation:
+    """Apply `decision` to the due junction and let the tail decide everything else and everything after. The
+    simulation moves on by horizon_s.
 
     Raises ReplayError where the junction is at no decision point, ConfigError for a measure that cannot be imported.
     """
@@ -51,44 +60,29 @@ def continue_with(
         control.advance(decisions)
         for number, read, combine in meters:
             costs[number] = combine(costs[number], read())
-    return tuple(costs)
+    return Continuation(costs=tuple(costs), end=control.simulation.traffic_digest())
 
 
-def outcomes_by_fork(control: SignalControl, junction_id: str, settings: OutcomeSettings) -> Outcomes:
-    """Both outcomes, each in a forked copy of the running simulation, which itself stays where it is.
+def continuations_by_fork(
+    control: SignalControl, junction_id: str, settings: OutcomeSettings
+) -> dict[Decision, Continuation]:
+    """Both continuations, each in a forked copy of the running simulation, which itself stays where it is.
 
     A fork continues bit-exactly (tests hold this). Only for processes without other threads. Raises ReplayError.
     """
-    children = {decision: _fork(control, junction_id, decision, settings) for decision in Decision}
-    costs = {decision: _collect(*child) for decision, child in children.items()}
-    return Outcomes.from_costs(settings, costs[Decision.YES], costs[Decision.NO])
+
+    def continuation(decision: Decision) -> Continuation:
+        detach_outputs_of_fork()
+        return continue_with(control, junction_id, decision, settings)
+
+    calls = {decision: ForkedCall(partial(continuation, decision)) for decision in Decision}
+    return {decision: call.result() for decision, call in calls.items()}
 
 
-def _fork(control: SignalControl, junction_id: str, decision: Decision, settings: OutcomeSettings) -> tuple[int, int]:
-    read_end, write_end = os.pipe()
-    process_id = os.fork()
-    if process_id == 0:
-        status = 1
-        try:
-            os.close(read_end)
-            detach_outputs_of_fork()
-            costs = continue_with(control, junction_id, decision, settings)
-            os.write(write_end, b"=" + struct.pack(f"{len(costs)}d", *costs))
-            status = 0
-        except BaseException:
-            os.write(write_end, b"!" + traceback.format_exc()[-4000:].encode())
-        finally:
-            # without the parent's exit handlers, which would close the parent's files a second time
-            os._exit(status)
-    os.close(write_end)
-    return process_id, read_end
+def outcomes_of(continuations: Mapping[Decision, Continuation], settings: OutcomeSettings) -> Outcomes:
+    return Outcomes.from_costs(settings, continuations[Decision.YES].costs, continuations[Decision.NO].costs)
 
 
-def _collect(process_id: int, read_end: int) -> tuple[float, ...]:
-    with os.fdopen(read_end, "rb") as pipe:
-        message = pipe.read()
-    _, status = os.waitpid(process_id, 0)
-    if message[:1] != b"=":
-        cause = message[1:].decode(errors="replace").strip() or f"status {os.waitstatus_to_exitcode(status)}"
-        raise ReplayError(f"a forked continuation failed: {cause}")
-    return struct.unpack(f"{len(message) // 8}d", message[1:])
+def outcomes_by_fork(control: SignalControl, junction_id: str, settings: OutcomeSettings) -> Outcomes:
+    """See continuations_by_fork."""
+    return outcomes_of(continuations_by_fork(control, junction_id, settings), settings)

@@ -35,6 +35,10 @@ class ReplayError(TscError):
     """A replay could not be carried out. Never a number."""
 
 
+class ReplayProcessDied(ReplayError):
+    """The process of a replay ended without an answer: SUMO crashed, or it was killed. Another attempt may succeed."""
+
+
 class UnknownJunction(TscError):
     """A junction id that the net does not have, or that has no signal program with two stages."""
 

@@ -1,24 +1,71 @@
-"""Replays a saved state with each of the two answers. Runs in a process of its own: libsumo has one simulation each."""
+"""Replays a saved state with each of the two answers. Runs in a process of its own: libsumo has one simulation each.
+
+The process keeps one simulation that has only read its net. A replay is a forked copy of it that loads the state, and a
+further fork for the second answer; so the net is read once, nothing is left over from one replay to the next, and a
+crash of SUMO ends the copy only.
+"""
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tsc.continuation import continue_with
+from tsc.continuation import Continuation, continue_with, outcomes_of
 from tsc.decision import Decision
 from tsc.errors import ReplayError, ScenarioError, StateError, TscError
+from tsc.fork import ForkedCall, in_fork
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.replay_request import ReplayRequest
+from tsc.saved_state import (
+    demand_until_s,
+    occupied_internal_lanes,
+    state_text,
+    state_time_s,
+    with_repeated_loader_second,
+    with_right_of_way,
+    without_departures_after,
+)
 from tsc.signal_control import SignalControl, controllable_programs
 from tsc.signal_program import SignalProgram
 from tsc.simulation import Simulation, SumoFiles
 from tsc.sumo_version import installed_sumo_version
 
-# Both are the same for every state of a net; kept for the life of a worker.
-_programs: dict[tuple[Path, str | None], dict[str, SignalProgram]] = {}
+# Digests of files by path, size and time of change; kept for the life of a worker.
 _checked_files: dict[tuple[Path, int, int], str] = {}
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A simulation that has only read its net, and its programs. Never stepped: replays are forks of it."""
+
+    key: tuple[Any, ...]
+    simulation: Simulation
+    programs: dict[str, SignalProgram]
+
+
+# libsumo has one simulation a process
+_template: _Template | None = None
+
+
+def _template_for(files: SumoFiles, net_sha256: str | None) -> _Template:
+    """Opens the net, unless the present template already is of the same. Raises ScenarioError."""
+    global _template
+    files = replace(files, route_files=())
+    status = files.net_file.stat() if files.net_file.is_file() else None
+    key = (files, net_sha256, status and (status.st_size, status.st_mtime_ns))
+    if _template is None or _template.key != key:
+        _template = None
+        simulation = Simulation(files)
+        _template = _Template(key, simulation, controllable_programs(simulation))
+        # the collector of a fork would go over everything there is, and so copy it page by page
+        gc.freeze()
+    return _template
 
 
 def file_sha256(path: Path) -> str:
@@ -44,13 +91,15 @@ def sumo_files(sumo: dict[str, Any], dataset_dir: Path) -> SumoFiles:
     )
 
 
-def check_request(request: ReplayRequest) -> None:
-    """Raises StateError or ScenarioError where a file is missing, changed, or made by another SUMO."""
+def checked_state(request: ReplayRequest) -> str:
+    """The text of the state. Raises StateError or ScenarioError where a file is missing, changed, or made by another
+    SUMO."""
     path = request.state_path
     if not path.is_file():
         raise StateError(f"state {path} does not exist: generate the dataset again, or move it back")
+    data = path.read_bytes()
     if request.state_sha256 is not None:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(data).hexdigest()
         if digest != request.state_sha256:
             raise StateError(
                 f"state {path} has SHA-256 {digest[:12]}…, but the sample says {request.state_sha256[:12]}…: "
@@ -71,16 +120,49 @@ def check_request(request: ReplayRequest) -> None:
             f"state {path} was saved by SUMO {made_by}, but {installed} is installed: install libsumo {made_by} or "
             "generate the dataset again"
         )
+    return state_text(data, path)
 
 
-def restore(request: ReplayRequest) -> SignalControl:
-    """Load the state and take over its signals, at the second of the decision."""
-    files = sumo_files(request.sumo, Path(request.dataset_dir))
-    simulation = Simulation(files, state_file=request.state_path)
-    key = (files.net_file, request.sumo.get("net_sha256"))
-    if key not in _programs:
-        _programs[key] = controllable_programs(simulation)
-    control = SignalControl(simulation, request.timing, _programs[key])
+@contextmanager
+def _in_memory(text: str) -> Iterator[Path]:
+    """A file of this process and its forks that no disk sees and nobody has to remove."""
+    descriptor = os.memfd_create("state.xml")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(text.encode())
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _continuations(
+    request: ReplayRequest, settings: OutcomeSettings, files: SumoFiles, template: _Template, text: str
+) -> dict[Decision, Continuation]:
+    """In the forked copy of the template: load the state and continue it with each answer.
+
+    A state that holds its demand up to the end of the horizon is loaded into the copy as it is; for any other, net and
+    route files are read anew.
+    """
+    end_s = state_time_s(text) + settings.horizon_s
+    until_s = demand_until_s(text)
+    holds_its_demand = until_s is not None and until_s >= end_s
+    with _in_memory(without_departures_after(text, end_s) if holds_its_demand else text) as state_file:
+        try:
+            if holds_its_demand:
+                simulation = template.simulation
+                simulation.load_state(state_file)
+            else:
+                simulation = Simulation(files, state_file=state_file)
+        except StateError as error:
+            raise StateError(str(error).replace(str(state_file), str(request.state_path))) from error
+    control = _restore(request, simulation, template.programs)
+    yes = ForkedCall(lambda: continue_with(control, request.junction_id, Decision.YES, settings)).result()
+    return {Decision.YES: yes, Decision.NO: continue_with(control, request.junction_id, Decision.NO, settings)}
+
+
+def _restore(request: ReplayRequest, simulation: Simulation, programs: dict[str, SignalProgram]) -> SignalControl:
+    """Take over the signals at the second of the decision."""
+    control = SignalControl(simulation, request.timing, programs)
     control.restore(request.clocks)
     program = control.program(request.junction_id)
     clock = control.clocks[request.junction_id]
@@ -93,19 +175,26 @@ def restore(request: ReplayRequest) -> SignalControl:
     return control
 
 
-def replay(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
-    """Load the state twice and continue it with each answer.
+def replay_continuations(request: ReplayRequest, settings: OutcomeSettings) -> dict[Decision, Continuation]:
+    """Load the state and continue it with each answer.
 
-    Raises StateError, ScenarioError or ReplayError, always naming the state; never returns a number instead.
+    Raises StateError, ScenarioError or ReplayError, always naming the state, and ReplayProcessDied where the process of
+    the replay ended without an answer; never returns a number instead.
     """
-    check_request(request)
-    costs = {}
-    for decision in Decision:
-        try:
-            control = restore(request)
-            costs[decision] = continue_with(control, request.junction_id, decision, settings)
-        except TscError as error:
-            if str(request.state_path) in str(error):
-                raise
-            raise type(error)(f"replay of state {request.state_path} (sample {request.sample_id}): {error}") from error
-    return Outcomes.from_costs(settings, costs[Decision.YES], costs[Decision.NO])
+    text = checked_state(request)
+    files = sumo_files(request.sumo, Path(request.dataset_dir))
+    try:
+        template = _template_for(files, request.sumo.get("net_sha256"))
+        lanes = {lane: template.simulation.next_lane(lane) for lane in occupied_internal_lanes(text)}
+        text = with_right_of_way(text, {lane: to for lane, to in lanes.items() if to is not None})
+        text = with_repeated_loader_second(text)
+        return in_fork(lambda: _continuations(request, settings, files, template, text))
+    except TscError as error:
+        if str(request.state_path) in str(error):
+            raise
+        raise type(error)(f"replay of state {request.state_path} (sample {request.sample_id}): {error}") from error
+
+
+def replay(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
+    """The outcomes of replay_continuations."""
+    return outcomes_of(replay_continuations(request, settings), settings)

@@ -71,10 +71,13 @@ class CostPair(_Record):
 
 
 class SampleOutcomes(CostPair):
-    """The costs by the measure and by each of the terms, and the settings they were computed under."""
+    """The costs by the measure and by each of the terms, and the settings they were computed under. ends: digests of
+    the traffic at the end of the horizon after either answer, by which data_tools/verify_states.py tells whether a
+    replay went the same way (tsc.simulation.Simulation.traffic_digest)."""
 
     settings: dict[str, Any]
     terms: dict[str, CostPair] = {}
+    ends: dict[Decision, str] | None = None
 
     @model_validator(mode="after")
     def _settings_are_known(self) -> SampleOutcomes:

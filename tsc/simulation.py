@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import hashlib
 import os
 import re
 import stat
@@ -19,6 +20,7 @@ from typing import Any
 
 from tsc.errors import ScenarioError, StateError
 from tsc.files import strip_generated_comment, write_atomically
+from tsc.saved_state import EXACT_PRECISION
 from tsc.signal_program import Phase, SignalProgram, build_program
 
 
@@ -42,7 +44,10 @@ _simulations_opened = 0
 
 # setPhaseDuration sets the remaining time; a held green ends when we say so
 HOLD_S = 1e6
-STATE_PRECISION = 8
+
+# How far ahead a simulation that saves states reads its route files at a time. A state holds the vehicles read so far,
+# and a replay that ends before the last of them departs need not read route files.
+ROUTE_STEPS_S = 600
 
 # how SUMO names the edges inside a node: `:NODE_3`, and with c or w before the number crossings and walking areas
 _INNER_EDGE = re.compile(r":(?P<node>.+)_(?P<kind>[cw]?)\d+")
@@ -81,9 +86,18 @@ class Approaching:
 class Simulation:
     """The one simulation of this process; opening another closes the one before."""
 
-    def __init__(self, files: SumoFiles, *, state_file: Path | None = None, outputs: Sequence[str] = ()) -> None:
-        """Start at begin, or from a saved state. `outputs`: further SUMO options, for output files.
+    def __init__(
+        self,
+        files: SumoFiles,
+        *,
+        state_file: Path | None = None,
+        saves_states: bool = False,
+        outputs: Sequence[str] = (),
+    ) -> None:
+        """Start at begin, or from a saved state.
 
+        saves_states: read the demand far ahead, so that save_state writes what is to come.
+        outputs: further SUMO options, for output files.
         Raises ScenarioError or StateError with SUMO's own words where SUMO refuses.
         """
         for path in (files.net_file, *files.route_files, *files.additional_files):
@@ -91,7 +105,9 @@ class Simulation:
                 raise ScenarioError(f"{path} does not exist: build the scenario again, or name the right folder")
         options = [*files.options(), "--no-step-log", "--no-warnings", "--duration-log.disable", *outputs]
         # SUMO leaves the random number generators out of a state by default; a reloaded run then diverges
-        options += ["--save-state.rng", "--save-state.precision", str(STATE_PRECISION)]
+        options += ["--save-state.rng", "--save-state.precision", str(EXACT_PRECISION)]
+        if saves_states:
+            options += ["--route-steps", str(ROUTE_STEPS_S)]
         if state_file is not None:
             if not state_file.is_file():
                 raise StateError(f"state {state_file} does not exist: generate the dataset again, or move it back")
@@ -109,6 +125,7 @@ class Simulation:
         global _simulations_opened
         _simulations_opened += 1
         self._is_first_of_process = _simulations_opened == 1
+        self._has_moved = state_file is not None
 
     def close(self) -> None:
         if libsumo.isLoaded():
@@ -120,6 +137,7 @@ class Simulation:
 
     def step(self) -> None:
         """One simulation step. Raises ScenarioError where SUMO stops with an error."""
+        self._has_moved = True
         try:
             libsumo.simulationStep()
         except libsumo.TraCIException as error:
@@ -128,6 +146,16 @@ class Simulation:
     def not_inserted_veh(self) -> int:
         """Vehicles whose departure has come but for which their first lane has had no room."""
         return len(libsumo.simulation.getPendingVehicles())
+
+    def traffic_digest(self) -> str:
+        """16 hexadecimal digits that two simulations share only where every vehicle is on the same lane, at the same
+        position and speed, to the last bit."""
+        vehicle = libsumo.vehicle
+        traffic = sorted(
+            (name, vehicle.getLaneID(name), vehicle.getLanePosition(name), vehicle.getSpeed(name))
+            for name in vehicle.getIDList()
+        )
+        return hashlib.sha256(repr(traffic).encode()).hexdigest()[:16]
 
     def save_state(self, path: Path) -> None:
         """Write the state as .xml.gz, without time stamps: same simulation, same bytes. Appears atomically.
@@ -143,6 +171,31 @@ class Simulation:
         data = strip_generated_comment(raw.read_bytes())
         raw.unlink()
         write_atomically(path, gzip.compress(data, compresslevel=6, mtime=0))
+
+    def load_state(self, path: Path) -> None:
+        """Turn this simulation, which was opened without demand and has not moved, into the saved one.
+
+        SUMO's loadState leaves the demand loader and the random number generators as they are, so in any other
+        simulation it is wrong. Raises StateError.
+        """
+        if self._has_moved or self.files.route_files:
+            raise StateError("a state can only be loaded into a simulation without demand that has not moved")
+        self._has_moved = True
+        try:
+            libsumo.simulation.loadState(str(path))
+        except libsumo.TraCIException as error:
+            raise StateError(f"SUMO cannot load state {path}: {error}") from error
+
+    def next_lane(self, internal_lane: str) -> str | None:
+        """Where the one link of a lane inside a junction leads; None where it has not exactly one, or is unknown."""
+        try:
+            links = libsumo.lane.getLinks(internal_lane)
+        except libsumo.TraCIException:
+            return None
+        if len(links) != 1:
+            return None
+        to_lane, via_lane = links[0][0], links[0][4]
+        return str(via_lane or to_lane)
 
     # Signals
 

@@ -29,7 +29,7 @@ def _forked_and_lived(files: SumoFiles, decision: Decision, at_s: int) -> tuple[
         control.advance(draw.decide(control, control.due_junctions()))
     forked = outcomes_by_fork(control, "A0", SETTINGS)
     again = outcomes_by_fork(control, "A0", SETTINGS)
-    (lived,) = continue_with(control, "A0", decision, SETTINGS)
+    (lived,) = continue_with(control, "A0", decision, SETTINGS).costs
     return forked, lived, again
 
 

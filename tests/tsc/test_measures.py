@@ -131,7 +131,7 @@ def _observe(files: SumoFiles, folder: Path, junction_id: str, at_s: int) -> Obs
     scene = Scene(control, junction_id, settings.scope)
     begin_s = int(control.simulation.time_s)
     inner, pedestrian_edges = scene.inner_lanes, control.simulation.pedestrian_edges(scene.junction_ids)
-    costs = continue_with(control, junction_id, Decision.NO, settings)
+    costs = continue_with(control, junction_id, Decision.NO, settings).costs
     control.simulation.close()
     return Observed(
         begin_s=begin_s,
