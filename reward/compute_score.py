@@ -56,7 +56,8 @@ def compute_score(
     A fault of ours raises and is never a number: ReplayError where the last attempt at a replay failed, StateError
     for a state that is missing or damaged, SampleError for a broken ground_truth, ConfigError for wrong settings.
 
-    Safe from many threads; no score depends on the order of the calls.
+    Safe from many threads; no score depends on the order of the calls, nor on what was kept from earlier ones. What
+    exactly is guaranteed, and the test that holds each promise, is in docs/guarantees.md.
     """
     settings = _settings_for(kwargs)
     truth = parse_ground_truth(ground_truth)
@@ -75,7 +76,8 @@ def compute_score(
 
 def totals() -> dict[str, int]:
     """Counts of this process since its start: answers, invalid_answers, where the outcomes of the others came from,
-    audits and their disagreements, replays and their failures, workers started."""
+    audits and their disagreements, outcomes read from disk and faults of that disk, replays and their failures, workers
+    started."""
     with _lock:
         counts = Counter({name: _totals[name] for name in ("answers", "invalid_answers")})
         sources = list(_sources.values())

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import random
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 import reward.compute_score as module
 from reward.compute_score import compute_score
+from tsc.outcome import OutcomeSettings
 from tsc.replay_request import ReplayRequest
 from tsc.sample import Sample
 
@@ -71,6 +73,24 @@ def test_another_process_takes_from_the_disk_what_this_one_replayed(unlabelled: 
 
 def _score_twice(truths: list[str], folder: Path) -> tuple[Any, Any, dict[str, int]]:
     return score_all(truths, folder), score_all(truths, folder), module.totals()
+
+
+def test_everything_in_a_request_that_decides_the_outcomes_is_in_its_key(unlabelled: list[str]) -> None:
+    # where the files lie, what the sample is called, and the files themselves, which the digests name
+    beside = {"sample_id", "dataset_dir", "state_file", "embedded"}
+    beside_in_sumo = {"version", "net_file", "route_files"}  # the version is the installed one, which is in the key
+    request = ReplayRequest.from_json(json.loads(unlabelled[0])["request"])
+    assert request.has_all_digests
+
+    def is_in_the_key(changed: ReplayRequest) -> bool:
+        return changed.digest(OutcomeSettings(), "1.28.0") != request.digest(OutcomeSettings(), "1.28.0")
+
+    for name in {field.name for field in fields(request)} - {"sumo"}:
+        assert is_in_the_key(replace(request, **{name: "other"})) == (name not in beside), name
+    for name in request.sumo:
+        changed = replace(request, sumo=request.sumo | {name: "other"})
+        assert is_in_the_key(changed) == (name not in beside_in_sumo), name
+    assert request.digest(OutcomeSettings(), "1.29.0") != request.digest(OutcomeSettings(), "1.28.0")
 
 
 def test_outcomes_of_other_settings_are_replayed(unlabelled: list[str], tmp_path: Path) -> None:
