@@ -6,6 +6,9 @@ import json
 import logging
 import multiprocessing
 import random
+import resource
+import signal
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
@@ -129,6 +132,27 @@ def test_a_folder_that_cannot_be_used_changes_no_score(
     assert parts(bypassed) == parts(live)
     assert totals["cache_faults"] == 2  # the first reading and the first writing; then it is left alone
     assert len(caplog.records) == 1
+
+
+def test_a_full_disk_changes_no_score(unlabelled: list[str], tmp_path: Path) -> None:
+    live, _ = score_all_here_and_end(unlabelled, tmp_path / "cache")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as processes:
+        scores, totals = processes.submit(_score_with_a_full_disk, unlabelled, tmp_path / "full").result(timeout=120)
+    assert parts(scores) == parts(live)
+    assert (totals["replays"], totals["cache_faults"]) == (len(live), 2)
+
+
+def _score_with_a_full_disk(truths: list[str], folder: Path) -> tuple[list[dict[str, float]], dict[str, int]]:
+    score_all(truths, folder, cache={"size_limit_mb": 0}, outcome={"horizon_s": 5})  # starts what replays
+    before = Counter(module.totals())
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))  # of this process, not of the workers
+    scores = score_all(truths, folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    totals = Counter(module.totals())
+    totals.subtract(before)
+    module.close()
+    return scores, dict(totals)
 
 
 def test_an_audit_is_replayed_live_although_the_outcome_is_on_disk(
