@@ -88,8 +88,10 @@ def test_every_sample_keeps_the_contract(small_dataset: Path, samples: list[dict
 
 
 def test_validation_has_demand_of_its_own(samples: list[dict[str, Any]]) -> None:
-    seeds = {split: {s["sumo"]["seed"] for s in samples if s["split"] == split} for split in ("train", "val")}
-    assert seeds == {"train": {1, 2}, "val": {501}}
+    demands = {
+        split: {Path(s["state_file"]).parts[1] for s in samples if s["split"] == split} for split in ("train", "val")
+    }
+    assert demands == {"train": {"four_way-seed0001", "four_way-seed0002"}, "val": {"four_way-seed0501"}}
 
 
 def test_no_file_holds_the_time_of_day_or_a_path_of_this_machine(small_dataset: Path) -> None:
