@@ -41,14 +41,7 @@ class ReplayPool:
 
     def __init__(self, settings: ReplaySection) -> None:
         self._settings = settings
-        self._header = json.dumps(
-            {
-                "function": settings.function,
-                "pythonpath": _python_path(),
-                "timeout_s": settings.timeout_s,
-                "workers": settings.workers,
-            }
-        ).encode()
+        self._python_path = _python_path()
         # twice the workers, so that the next request is there when a worker has done one; no more, so that every
         # process gets its turn
         self._places = threading.BoundedSemaphore(2 * settings.num_workers)
@@ -66,7 +59,7 @@ class ReplayPool:
         would come again, and is raised at once: StateError for a state that is missing or damaged, ScenarioError where
         SUMO itself stops, and so on. Raises ReplayError that names state, junction and causes after the last attempt.
         """
-        line = b"%b\t%b" % (self._header, _job(request, settings))
+        line = self._line(request, settings)
         where = f"state {request.state_path} at junction {request.junction_id!r} (sample {request.sample_id})"
         causes: list[str] = []
         with self._places:
@@ -96,6 +89,20 @@ class ReplayPool:
                     causes.append(f"{reply['error']}: {reply['message']}")
         self._count("failed_replays")
         raise ReplayError(f"replay of {where} failed {len(causes)} times: {'; then '.join(dict.fromkeys(causes))}")
+
+    def _line(self, request: ReplayRequest, settings: OutcomeSettings) -> bytes:
+        if not os.path.isabs(request.dataset_dir):  # the server has another working folder
+            request = replace(request, dataset_dir=os.path.abspath(request.dataset_dir))
+        sumo = request.sumo
+        header = {
+            "function": self._settings.function,
+            "pythonpath": self._python_path,
+            "net": sumo.get("net_sha256") or f"{request.dataset_dir}/{sumo.get('net_file')}",
+            "timeout_s": self._settings.timeout_s,
+            "workers": self._settings.workers,
+        }
+        job = {"request": request.to_json(), "settings": settings.as_dict()}
+        return b"\t".join(json.dumps(part, separators=(",", ":")).encode() for part in (header, job))
 
     def _ask(self, line: bytes) -> dict[str, Any]:
         """Raises ServerEnded, and ReplayError where the server cannot be started or this pool was closed."""
@@ -198,13 +205,6 @@ def _leave_all_to_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_all_to_parent)
-
-
-def _job(request: ReplayRequest, settings: OutcomeSettings) -> bytes:
-    if not os.path.isabs(request.dataset_dir):  # the server has another working folder
-        request = replace(request, dataset_dir=os.path.abspath(request.dataset_dir))
-    job = {"request": request.to_json(), "settings": settings.as_dict()}
-    return json.dumps(job, separators=(",", ":")).encode()
 
 
 def _python_path() -> str:

@@ -3,8 +3,9 @@
     python -m reward.replay_server SOCKET LOCK      started by reward.replay_connection; detaches when it listens
 
 However many processes and threads ask, no more workers run at once than there are cores, or than the lowest
-`replay.workers` that a connected process has set. Requests are served in the order of their arrival; a process has only
-so many under way (reward.replay_pool), so none crowds out the others. Equal requests under way are replayed once.
+`replay.workers` that a connected process has set. Requests are served in the order of their arrival, but a worker
+prefers those of the net that it has read; a process has only so many under way (reward.replay_pool), so none crowds out
+the others. Equal requests under way are replayed once.
 
 The server ends, with its workers, soon after its last client is gone; the workers end with it however it ends.
 
@@ -36,8 +37,10 @@ from typing import Any
 _LINGER_S = 3.0
 # Start of Python and import of libsumo take about a second, but many may start at once on a busy machine.
 _WORKER_START_TIMEOUT_S = 120.0
-# A worker serves one function. How long a request for another waits for a place before it displaces an idle worker.
-_DISPLACE_AFTER_S = 0.5
+# By how many later requests, which suit the workers better, the oldest one may be overtaken.
+_MAX_OVERTAKEN = 16
+# How long an idle worker of one function is kept while a request for another waits.
+_KEEP_IDLE_S = 0.5
 _CHATTER_CHARS = 600
 
 
@@ -51,9 +54,11 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the server has to know of a request. workers: the most that the client wants to run, None for no wish."""
+    """What the server has to know of a request. net: names the net that is replayed. workers: the most that the client
+    wants to run, None for no wish."""
 
     kind: Kind
+    net: str
     timeout_s: float
     workers: int | None
 
@@ -62,7 +67,7 @@ class Header:
 def _parse_header(text: bytes) -> Header:
     values = json.loads(text)
     kind = Kind(function=values["function"], pythonpath=values["pythonpath"])
-    return Header(kind=kind, timeout_s=values["timeout_s"], workers=values["workers"])
+    return Header(kind=kind, net=values["net"], timeout_s=values["timeout_s"], workers=values["workers"])
 
 
 @dataclass(eq=False, kw_only=True)
@@ -70,17 +75,13 @@ class _Job:
     """A replay that one or more clients wait for."""
 
     key: tuple[Kind, float, bytes]
+    kind: Kind
+    net: str
+    timeout_s: float
     line: bytes
     queued_s: float
+    num_overtaken: int = 0
     waiting: list[_Client] = field(default_factory=list)
-
-    @property
-    def kind(self) -> Kind:
-        return self.key[0]
-
-    @property
-    def timeout_s(self) -> float:
-        return self.key[1]
 
 
 class _Channel:
@@ -168,12 +169,14 @@ class _Worker(_Channel):
         super().__init__(ours, selector)
         self.kind = kind
         self.job: _Job | None = None
+        self.net: str | None = None
         self.is_ready = False
         self.num_jobs = 0
         self.deadline_s = time.monotonic() + _WORKER_START_TIMEOUT_S
 
     def start(self, job: _Job, now_s: float) -> None:
         self.job = job
+        self.net = job.net
         self.num_jobs += 1
         if self.is_ready:
             self.deadline_s = now_s + job.timeout_s
@@ -249,7 +252,7 @@ class ReplayServer:
         now_s = time.monotonic()
         times_s = [worker.deadline_s for worker in self._workers.values() if worker.job or not worker.is_ready]
         if self._queue and self._idle:
-            times_s.append(next(iter(self._queue.values())).queued_s + _DISPLACE_AFTER_S)
+            times_s.append(next(iter(self._queue.values())).queued_s + _KEEP_IDLE_S)
         if self._deserted_s is not None:
             times_s.append(max(self._deserted_s + _LINGER_S, now_s + 0.05))
         if self._ended:
@@ -289,7 +292,15 @@ class ReplayServer:
         key = (header.kind, header.timeout_s, body)
         job = self._jobs.get(key)
         if job is None:
-            job = self._jobs[key] = self._queue[key] = _Job(key=key, line=line, queued_s=time.monotonic())
+            job = _Job(
+                key=key,
+                kind=header.kind,
+                net=header.net,
+                timeout_s=header.timeout_s,
+                line=line,
+                queued_s=time.monotonic(),
+            )
+            self._jobs[key] = self._queue[key] = job
         job.waiting.append(client)
         client.job = job
 
@@ -330,33 +341,57 @@ class ReplayServer:
     # Workers
 
     def _hand_out(self, now_s: float) -> None:
-        for job in list(self._queue.values()) if self._has_place() else ():
-            if not self._has_place():
-                return
-            try:
-                worker = self._worker_for(job, now_s)
-            except OSError as error:
-                del self._queue[job.key]
-                message = f"cannot start a replay worker: {error}"
-                self._reply(job, {"failed": "crashed", "message": message}, started=False)
-                continue
-            if worker is not None:
-                del self._queue[job.key]
-                worker.start(job, now_s)
+        """First the oldest if overtaken too often, then those whose net a worker has read, then the others."""
+        for find in (self._if_overtaken, self._prepared_worker, self._any_worker, self._displaced_worker):
+            for job in list(self._queue.values()) if self._has_place() else ():
+                if not self._has_place():
+                    return
+                try:
+                    worker = find(job, now_s)
+                except OSError as error:
+                    del self._queue[job.key]
+                    message = f"cannot start a replay worker: {error}"
+                    self._reply(job, {"failed": "crashed", "message": message}, started=False)
+                    continue
+                if worker is not None:
+                    del self._queue[job.key]
+                    worker.start(job, now_s)
+                    oldest = next(iter(self._queue.values()), None)
+                    if oldest is not None and oldest.queued_s < job.queued_s:
+                        oldest.num_overtaken += 1
 
     def _has_place(self) -> bool:
         return bool(self._idle) or len(self._workers) < self._bound
 
-    def _worker_for(self, job: _Job, now_s: float) -> _Worker | None:
+    def _if_overtaken(self, job: _Job, now_s: float) -> _Worker | None:
+        if job.num_overtaken < _MAX_OVERTAKEN:
+            return None
+        return self._prepared_worker(job, now_s) or self._any_worker(job, now_s) or self._in_place_of_idle(job)
+
+    def _prepared_worker(self, job: _Job, now_s: float) -> _Worker | None:
         for worker in reversed(self._idle):
+            if worker.kind == job.kind and worker.net == job.net:
+                self._idle.remove(worker)
+                return worker
+        return None
+
+    def _any_worker(self, job: _Job, now_s: float) -> _Worker | None:
+        for worker in self._idle:
             if worker.kind == job.kind:
                 self._idle.remove(worker)
                 return worker
-        if len(self._workers) >= self._bound:
-            if not self._idle or now_s - job.queued_s < _DISPLACE_AFTER_S:
-                return None
-            self._end(self._idle[0])
-        worker = _Worker(job.kind, self._selector)
+        return self._new_worker(job.kind) if len(self._workers) < self._bound else None
+
+    def _displaced_worker(self, job: _Job, now_s: float) -> _Worker | None:
+        """No other request wants the workers that are still idle."""
+        return self._in_place_of_idle(job) if now_s - job.queued_s >= _KEEP_IDLE_S else None
+
+    def _in_place_of_idle(self, job: _Job) -> _Worker:
+        self._end(self._idle[0])
+        return self._new_worker(job.kind)
+
+    def _new_worker(self, kind: Kind) -> _Worker:
+        worker = _Worker(kind, self._selector)
         self._workers[worker.process.pid] = worker
         return worker
 

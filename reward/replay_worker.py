@@ -5,9 +5,9 @@ forked, never through multiprocessing, which would run the parent's __main__ aga
 no Ray, no torch, no threads, no open files.
 
 Protocol: lines. After the import of FUNCTION the worker says {"ready": true}. A job is a HEADER with "timeout_s", a tab
-and {"request": …, "settings": …}, both JSON. It is answered by {"outcomes": …} or by {"error": class name,
-"message": …, "ours": bool, "ends": bool}; "ends" where SUMO may be left half loaded, so that the worker is of no more
-use. End of input ends the worker.
+and {"request": …, "settings": …}, both JSON. It is answered by {"outcomes": …}, by {"error": class name, "message": …,
+"ours": bool, "ends": bool}, or by {"failed": "crashed", "message": …, "ends": bool} where a process that it forked
+died; "ends" where SUMO may be left half loaded, so that the worker is of no more use. End of input ends the worker.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from tsc.embedded_files import UnpackedFiles
-from tsc.errors import ConfigError, ReplayError, SampleError, StateError, TscError, UnknownJunction
+from tsc.errors import (
+    ConfigError,
+    ReplayError,
+    ReplayProcessDied,
+    SampleError,
+    StateError,
+    TscError,
+    UnknownJunction,
+)
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.replay_request import ReplayRequest
 
@@ -63,6 +71,8 @@ def _answer(replay: ReplayFunction, files: UnpackedFiles, job: dict[str, Any]) -
             math.isfinite(cost) for each in (outcomes, *outcomes.terms.values()) for cost in (each.yes, each.no)
         ):
             raise ReplayError(f"the replay ended in costs that are no numbers: {outcomes.as_dict()}")
+    except ReplayProcessDied as error:
+        return {"failed": "crashed", "message": files.original_names(str(error)), "ends": True}
     except Exception as error:  # whatever is raised has to reach the client, which names the state and the junction
         name, message = type(error).__name__, files.original_names(str(error))
         is_of_sumo = type(error).__module__.partition(".")[0] == "libsumo"

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from tsc.errors import ReplayError, StateError
+from tsc.errors import ReplayError, ReplayProcessDied, StateError
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.replay_request import ReplayRequest
 
@@ -46,6 +46,8 @@ def replay(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
         with Path(request.dataset_dir, "forked.pids").open("a") as pids:
             pids.write(f"{os.fork() or os.getpid()}\n")
         time.sleep(3600)
+    elif behaviour == "fork_dies" and call == 1:
+        raise ReplayProcessDied("the process of a continuation was ended by signal 6")
     elif behaviour == "crash":
         print("Error: vehicle 'v7' has no route.", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -73,6 +75,14 @@ def replay_backwards(request: ReplayRequest, settings: OutcomeSettings) -> Outco
     """Another function, with other costs."""
     outcomes = replay(request, settings)
     return Outcomes(yes=outcomes.no, no=outcomes.yes)
+
+
+def note_order(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
+    """Takes 20 ms and notes who came when."""
+    time.sleep(0.02)
+    with Path(request.dataset_dir, "order").open("a") as order:
+        order.write(f"{request.state_file}\n")
+    return costs_of(request.state_file, settings)
 
 
 def report_modules(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:

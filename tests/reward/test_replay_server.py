@@ -11,6 +11,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +127,14 @@ def test_a_server_killed_between_two_replays_costs_no_attempt(make_pool: MakePoo
     assert pool.replay(make_request("second"), SETTINGS).num_failed_attempts == 0
 
 
-def test_a_simulation_that_aborts_is_repeated_in_a_new_worker(make_pool: MakePool, make_request: MakeRequest) -> None:
+@pytest.mark.parametrize("state", ["abort_once", "fork_dies"])
+def test_a_simulation_that_aborts_is_repeated_in_a_new_worker(
+    make_pool: MakePool, make_request: MakeRequest, state: str
+) -> None:
     pool = make_pool()
-    replayed = pool.replay(make_request("abort_once"), SETTINGS)
+    replayed = pool.replay(make_request(state), SETTINGS)
     assert (replayed.num_failed_attempts, pool.counts["crashed"], pool.counts["started"]) == (1, 1, 2)
-    assert replayed.outcomes == outcomes_of(make_pool, make_request("abort_once"))
+    assert replayed.outcomes == outcomes_of(make_pool, make_request(state))
 
 
 @pytest.mark.parametrize("ends", ["timeout", "server"])
@@ -177,6 +182,25 @@ def test_a_function_without_a_worker_gets_the_place_of_an_idle_one(
         outcomes = [pool.replay(make_request(f"state-{number}"), SETTINGS).outcomes for pool in (usual, backwards)]
         assert outcomes[0].yes == outcomes[1].no
     assert len(usual.worker_pids()) == 1
+
+
+def test_a_worker_stays_with_its_net_and_no_request_is_overtaken_for_ever(
+    make_pool: MakePool, make_request: MakeRequest
+) -> None:
+    pool = make_pool(workers=1, function="replay_stand_ins:note_order")
+    others = [make_pool(workers=1, function="replay_stand_ins:note_order") for _ in range(20)]
+    pool.replay(make_request("first"), SETTINGS)
+    nets = {"A": {"net_sha256": "a" * 64}, "B": {"net_sha256": "b" * 64}}
+    # 40 requests are with the server at once
+    names = [f"{'AB'[number % 2]}-{number:02d}" for number in range(80)]
+    requests = [replace(make_request(name), sumo=nets[name[0]]) for name in names]
+    with ThreadPoolExecutor(80) as threads:
+        list(threads.map(lambda pool, request: pool.replay(request, SETTINGS), others * 4, requests))
+    order = Path(make_request("first").dataset_dir, "order").read_text().split()[1:]
+    assert sorted(order) == sorted(names)
+    runs = [sum(1 for _ in run) for _, run in groupby(name[0] for name in order)]
+    # in the order of arrival there would be about 80; if each net went on for as long as it has requests, 2
+    assert 3 <= len(runs) <= 12
 
 
 def test_the_lowest_number_of_workers_that_a_client_sets_holds_for_all(
