@@ -81,7 +81,8 @@ class _TextDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
 
 
 class OutcomeStore:
-    """Never raises, and gives back exactly what was put under a key, or nothing. Safe from many threads and processes.
+    """Gives back exactly what was put under a key, or nothing; no fault of the disk raises. Safe from many threads and
+    processes.
 
     The folder is named for REPLAY_VERSION and the installed SUMO, so that outcomes of others are never found. In it
     every database has a numbered folder of its own. One that proves damaged is left behind for the next number, which
