@@ -14,7 +14,7 @@ from tsc.decision import Decision
 from tsc.errors import ReplayError
 from tsc.fork import ForkedCall
 from tsc.measures import Scene, measure_named
-from tsc.outcome import Outcomes, OutcomeSettings
+from tsc.outcome import Outcomes, OutcomeSettings, import_measures
 from tsc.signal_control import SignalControl
 from tsc.simulation import detach_outputs_of_fork
 
@@ -68,8 +68,10 @@ def continuations_by_fork(
 ) -> dict[Decision, Continuation]:
     """Both continuations, each in a forked copy of the running simulation, which itself stays where it is.
 
-    A fork continues bit-exactly (tests hold this). Only for processes without other threads. Raises ReplayError.
+    A fork continues bit-exactly (tests hold this). Only for processes without other threads. Raises ReplayError, and
+    ConfigError for a measure that cannot be imported.
     """
+    import_measures(settings)
 
     def continuation(decision: Decision) -> Continuation:
         detach_outputs_of_fork()

@@ -220,10 +220,18 @@ def measure_named(name: str) -> Measure:
     return _MEASURES[name] if name in _MEASURES else _user_measure(name)
 
 
+# digest of a module's file when it was imported; a worker outlives a change of the file
+_imported_sha256: dict[str, str] = {}
+
+
 def _user_measure(name: str) -> Measure:
     module_name, _, function_name = name.removeprefix(USER_PREFIX).partition(":")
+    sha256 = source_sha256(name)
     try:
         module = importlib.import_module(module_name)
+        if _imported_sha256.setdefault(module_name, sha256) != sha256:
+            module = importlib.reload(module)
+            _imported_sha256[module_name] = sha256
     except Exception as error:  # whatever the user's module does while it is imported
         raise _cannot_import(name, f"{type(error).__name__}: {error}") from error
     function: Any = getattr(module, function_name, None)

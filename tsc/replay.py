@@ -20,7 +20,7 @@ from tsc.continuation import Continuation, continue_with, outcomes_of
 from tsc.decision import Decision
 from tsc.errors import ReplayError, ScenarioError, StateError, TscError
 from tsc.fork import ForkedCall, in_fork
-from tsc.outcome import Outcomes, OutcomeSettings
+from tsc.outcome import Outcomes, OutcomeSettings, import_measures
 from tsc.replay_request import ReplayRequest
 from tsc.saved_state import (
     demand_until_s,
@@ -181,6 +181,7 @@ def replay_continuations(request: ReplayRequest, settings: OutcomeSettings) -> d
     Raises StateError, ScenarioError or ReplayError, always naming the state, and ReplayProcessDied where the process of
     the replay ended without an answer; never returns a number instead.
     """
+    import_measures(settings)
     text = checked_state(request)
     files = sumo_files(request.sumo, Path(request.dataset_dir))
     try:

@@ -420,6 +420,32 @@ def _own_cost(files: SumoFiles, folder: Path, name: str) -> float:
     return outcomes_at_first_decision(files, OutcomeSettings(horizon_s=10, measure=f"pkg://own_costs:{name}")).yes
 
 
+def _costs_before_and_after_a_change(files: SumoFiles, folder: Path) -> tuple[float, float, str]:
+    sys.path.insert(0, str(folder))
+    module = folder / "edited_costs.py"
+
+    def cost(settings: OutcomeSettings) -> float:
+        return outcomes_by_fork(control, "A0", settings).yes
+
+    module.write_text("def cost(simulation, lanes):\n    return 1.0\n")
+    plain = OutcomeSettings(horizon_s=10, measure="pkg://edited_costs:cost")
+    settings = plain.with_sources()
+    control = at_first_decision(files)
+    before = cost(settings)
+    module.write_text("def cost(simulation, lanes):\n    return 20.0\n")
+    try:
+        cost(settings)
+    except ConfigError as error:
+        told = str(error)
+    return before, cost(plain.with_sources()), told
+
+
+def test_a_process_that_goes_on_sees_a_function_that_was_changed(files: SumoFiles, tmp_path: Path) -> None:
+    before, after, told = in_new_process(_costs_before_and_after_a_change, files, tmp_path)
+    assert (before, after) == (10.0, 200.0)
+    assert "was changed after the settings were read" in told
+
+
 def test_a_function_of_the_users_own_is_called_after_every_second(files: SumoFiles, tmp_path: Path) -> None:
     (tmp_path / "own_costs.py").write_text(
         "def seconds(simulation, lanes):\n    assert len(lanes) == 12\n    return -simulation.time_s\n"
