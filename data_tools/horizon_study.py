@@ -133,16 +133,15 @@ def plan_jobs(
     return jobs
 
 
-def read_episodes(path: Path, wanted: set[str]) -> dict[str, dict[str, Any]]:
-    """The stored episodes that still hold, by fingerprint. A last line cut short by a kill is dropped."""
+def read_episodes(path: Path) -> dict[str, dict[str, Any]]:
+    """The stored episodes by fingerprint, those of other arguments too. A last line cut short by a kill is dropped."""
     episodes = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             episode = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if episode["fingerprint"] in wanted:
-            episodes[episode["fingerprint"]] = episode
+        episodes[episode["fingerprint"]] = episode
     return episodes
 
 
@@ -438,11 +437,11 @@ def main() -> None:
     jobs = plan_jobs(scenarios, num_seeds, settings, out)
 
     path = out / "episodes.jsonl"
-    episodes = read_episodes(path, {job.fingerprint for job in jobs})
+    episodes = read_episodes(path)
     missing = [job for job in jobs if job.fingerprint not in episodes]
     write_atomically(path, "".join(json.dumps(episode) + "\n" for episode in episodes.values()).encode())
-    if episodes:
-        print(f"{len(episodes)} of {len(jobs)} episodes are there already")
+    if len(missing) < len(jobs):
+        print(f"{len(jobs) - len(missing)} of {len(jobs)} episodes are there already")
     with path.open("a") as file:
         for record in run_jobs(missing, arguments.workers):
             episodes[record["fingerprint"]] = record
