@@ -87,14 +87,14 @@ def totals() -> dict[str, int]:
 
 
 def worker_pids() -> list[int]:
-    """The replay workers of this process."""
+    """The replay workers of this machine, where this process uses them."""
     with _lock:
         sources = list(_sources.values())
-    return [pid for source in sources for pid in source.worker_pids()]
+    return sorted({pid for source in sources for pid in source.worker_pids()})
 
 
 def close() -> None:
-    """End the replay workers of this process. The next score that needs one starts them again."""
+    """Leave the replay workers; they end where no other process uses them. The next replay connects again."""
     with _lock:
         sources = list(_sources.values())
         _sources.clear()

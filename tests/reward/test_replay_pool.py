@@ -262,6 +262,7 @@ def test_no_worker_is_left_however_the_parent_ends(
     try:
         pids = json.loads(parent.stdout.readline())
         assert len(pids) >= 2
+        pids.append(psutil.Process(pids[0]).ppid())  # their server
         if ends is not None:
             parent.send_signal(ends)
         parent.wait(timeout=30)

@@ -76,15 +76,15 @@ def outcomes_of(make_pool: MakePool, request: ReplayRequest) -> Outcomes:
 def test_server_and_workers_end_when_the_last_client_has_left_and_start_again_for_the_next(
     make_pool: MakePool, make_request: MakeRequest, server_folder: Path
 ) -> None:
-    for _ in range(2):
-        first, second = make_pool(), make_pool()
-        outcomes = [pool.replay(make_request("ok"), SETTINGS).outcomes for pool in (first, second)]
-        assert outcomes[0] == outcomes[1]
-        first.close()
-        time.sleep(4)
-        assert len(second.worker_pids()) == 1  # there still is a client
-        second.close()
-        assert_nothing_is_left(server_folder)
+    first, second = make_pool(), make_pool()
+    outcomes = [pool.replay(make_request("ok"), SETTINGS).outcomes for pool in (first, second)]
+    assert outcomes[0] == outcomes[1]
+    first.close()
+    time.sleep(4)
+    assert len(second.worker_pids()) == 1  # there still is a client
+    second.close()
+    assert_nothing_is_left(server_folder)
+    assert make_pool().replay(make_request("ok"), SETTINGS).outcomes == outcomes[0]
 
 
 def test_a_server_killed_in_the_middle_of_replays_is_started_again(
@@ -343,6 +343,24 @@ def test_a_training_that_is_killed_does_not_disturb_another_one(
     other.kill()
     other.wait()
     assert_nothing_is_left(server_folder)
+
+
+def test_a_supervised_run_that_is_stopped_takes_the_server_along(
+    make_request: MakeRequest, stand_ins: str, tmp_path: Path, repo_root: Path, server_folder: Path
+) -> None:
+    request = make_request("hang")
+    (tmp_path / "client.py").write_text(CLIENT)
+    settings = {"workers": 1, "function": stand_ins, "timeout_s": 600}
+    client = [sys.executable, str(tmp_path / "client.py"), json.dumps([request.to_json()]), json.dumps(settings)]
+    run = subprocess.Popen(
+        [sys.executable, str(repo_root / "recipes/supervise.py"), "--", *client],
+        env={**os.environ, "PYTHONPATH": f"{repo_root}:{os.environ['PYTHONPATH']}"},
+    )
+    wait_for_call(request)
+    assert len(processes_in(server_folder)) == 2
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=30) == 128 + signal.SIGTERM
+    assert processes_in(server_folder) == []  # at once, with no time to linger
 
 
 def test_a_forked_child_neither_uses_nor_keeps_its_parents_connections(
