@@ -1,0 +1,102 @@
+"""What one would write without this project: the same replay by other means.
+
+All simulate 2 × horizon_s seconds a replay and read the queue of the junction after each. Those with
+libsumo need a process of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import process_time
+
+from benchmarks.stopwatch import Cost, cost_of
+from tsc.controllers import MaxPressure
+from tsc.decision import Decision
+from tsc.errors import ReplayError
+from tsc.replay import sumo_files
+from tsc.replay_request import ReplayRequest
+from tsc.scenario import sumo_binary
+from tsc.signal_control import SignalControl
+from tsc.simulation import Simulation, SumoFiles
+from tsc.timing import Timing
+
+
+def bare_step_cpu_s(files: SumoFiles, duration_s: int, timing: Timing) -> list[float]:
+    """CPU time of each second's simulationStep in one simulation of an episode, and of nothing else.
+
+    Max-pressure, the replays' tail, runs the signals, so that there is as much traffic as in a replay; its time does
+    not count.
+    """
+    simulation = Simulation(files)
+    control = SignalControl(simulation, timing)
+    control.start()
+    controller = MaxPressure()
+    step_cpu_s = []
+    for _ in range(duration_s):
+        control.apply(controller.decide(control, control.due_junctions()))
+        begin = process_time()
+        simulation.step()
+        step_cpu_s.append(process_time() - begin)
+        control.after_step()
+    simulation.close()
+    return step_cpu_s
+
+
+def bare_cost(step_cpu_s: Sequence[float], decision_times_s: Sequence[float], horizon_s: int) -> Cost:
+    """Of the steps that replays of these decision points simulate: horizon_s from each on, once for each answer.
+
+    Wall time is taken as CPU time: steps do not wait.
+    """
+    total_s = sum(len(Decision) * sum(step_cpu_s[int(time) : int(time) + horizon_s]) for time in decision_times_s)
+    return Cost(num_units=len(decision_times_s), wall_s=total_s, cpu_s=total_s)
+
+
+def fresh_libsumo_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cost:
+    """libsumo.start with net, routes and --load-state, the steps, and close: for each answer anew."""
+
+    def replay_all() -> None:
+        for request in requests:
+            for decision in Decision:
+                simulation = Simulation(
+                    sumo_files(request.sumo, Path(request.dataset_dir)), state_file=request.state_path
+                )
+                lanes = simulation.program(request.junction_id).incoming_lanes
+                simulation.set_phase_remaining(request.junction_id, _green_to_come_s(request, decision))
+                for _ in range(horizon_s):
+                    simulation.step()
+                    simulation.queue_veh(lanes)
+                simulation.close()
+
+    return cost_of(replay_all, len(requests))
+
+
+def fresh_traci_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cost:
+    """traci.start with net, routes and --load-state, the steps, and close: for each answer a new sumo process."""
+    jobs = []
+    for request in requests:
+        files = sumo_files(request.sumo, Path(request.dataset_dir))
+        command = [str(sumo_binary("sumo")), *files.options(), "--load-state", str(request.state_path)]
+        command += ["--no-step-log", "--no-warnings", "--duration-log.disable"]
+        remaining_s = [_green_to_come_s(request, decision) for decision in Decision]
+        jobs.append({"command": command, "junction_id": request.junction_id, "remaining_s": remaining_s})
+    environment = {name: value for name, value in os.environ.items() if name != "LIBSUMO_AS_TRACI"}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.traci_replay"],
+        input=json.dumps({"requests": jobs, "num_steps": horizon_s}),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ReplayError(f"the replay over TraCI ended with status {done.returncode}: {done.stderr[-2000:]}")
+    return Cost(num_units=len(requests), **json.loads(done.stdout))
+
+
+def _green_to_come_s(request: ReplayRequest, decision: Decision) -> int:
+    return request.green_extension_s if decision is Decision.YES else 0

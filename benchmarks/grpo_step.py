@@ -1,0 +1,123 @@
+"""Rows about the share of a GRPO step that goes to rewards: a short training by scripts/train_grpo.sh."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.datasets import REPO_ROOT, default_dataset
+from benchmarks.effort import Effort
+from benchmarks.rows import Bound, Row
+from benchmarks.timed_score import CACHED, LIVE, mode_of_step
+from tsc.errors import TscError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """reward_s: while at least one reward was being computed."""
+
+    mode: str
+    step_s: float
+    generation_s: float
+    reward_s: float
+
+
+def covered_s(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of the union."""
+    total = 0.0
+    end_so_far = float("-inf")
+    for begin, end in sorted(intervals):
+        total += max(0.0, end - max(begin, end_so_far))
+        end_so_far = max(end_so_far, end)
+    return total
+
+
+def train(folder: Path, effort: Effort) -> Path:
+    """Runs the demo's GRPO for one step more than effort.steps; the folder with what it wrote. Raises TscError."""
+    dataset = default_dataset(folder, effort.episodes)
+    run = folder / f"grpo-{effort.step_prompts}"
+    shutil.rmtree(run / "grpo", ignore_errors=True)  # the model that it starts from, run/sft, is kept
+    run.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {
+        "RUNS": str(folder),
+        "RUN_NAME": run.name,
+        "DATA": str(dataset / "parquet"),
+        "HARDWARE": "cpu",
+        "WANDB": "off",
+        "STEPS": str(effort.steps + 1),
+        "BATCH_PROMPTS": str(effort.step_prompts),
+        # as many passes as teach the answer's form on little data: an unreadable answer needs no replay
+        "SFT_EPOCHS": str(max(1, 20 // effort.episodes)),
+        "EVAL_SEEDS": "0",
+    }
+    (run / "grpo").mkdir()
+    log = run / "grpo/rewards.jsonl"
+    function = "reward.custom_reward_function"
+    command = ["bash", str(REPO_ROOT / "scripts/train_grpo.sh")]
+    command += [f"{function}.path=pkg://benchmarks.timed_score", f"{function}.name=timed_score"]
+    command += [f"+{function}.reward_kwargs.log={log}"]
+    # an empty cache, and not the user's: every state is live when it is first asked for
+    command += [f"+{function}.reward_kwargs.cache.directory={run / 'grpo/cache'}"]
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise TscError(
+            f"scripts/train_grpo.sh ended with status {done.returncode} (log: {run / 'grpo/train.log'}): "
+            f"{done.stdout.strip()[-2000:]}"
+        )
+    return run / "grpo"
+
+
+def read_steps(run: Path) -> list[Step]:
+    """All steps but the first, in which everything starts."""
+    (metrics,) = run.glob("metrics/*.jsonl")
+    intervals: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for line in (run / "rewards.jsonl").read_text().splitlines():
+        call = json.loads(line)
+        intervals[call["version"]].append((call["begin_s"], call["end_s"]))
+    steps = []
+    for line in metrics.read_text().splitlines():
+        record = json.loads(line)
+        version, data = record["step"] - 1, record["data"]
+        if version:
+            steps.append(
+                Step(
+                    mode=mode_of_step(version),
+                    # a checkpoint is saved in the last step only
+                    step_s=data["timing_s/step"] - data.get("timing_s/save_checkpoint", 0.0),
+                    generation_s=data["timing_s/gen"],
+                    reward_s=covered_s(intervals[version]),
+                )
+            )
+    return steps
+
+
+def rows_of(steps: Sequence[Step], num_prompts: int) -> list[Row]:
+    rows = []
+    for mode, most, what in (
+        (CACHED, 0.02, "labelled states, 2 % of them audited live"),
+        (LIVE, 0.2, "every state replayed"),
+    ):
+        of_mode = [step for step in steps if step.mode == mode]
+        rows.append(
+            Row.of_medians(
+                name=f"step-{mode}",
+                what=f"time with rewards under way, {what}; the step, {num_prompts} prompts × 4 answers",
+                values=[step.reward_s for step in of_mode],
+                beside=[step.step_s for step in of_mode],
+                unit="s",
+                must_reach=Bound(at="most", value=most),
+            )
+        )
+    return rows
+
+
+def step_rows(folder: Path, effort: Effort) -> list[Row]:
+    return rows_of(read_steps(train(folder, effort)), effort.step_prompts)

@@ -1,0 +1,75 @@
+"""Time by the clock and by the CPUs, and a process of its own for each side of a comparison."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of `num_units` replays. cpu_s: user and system time of this process and of its children that have ended."""
+
+    num_units: int
+    wall_s: float
+    cpu_s: float
+
+    @property
+    def rate_per_s(self) -> float:
+        return self.num_units / self.wall_s
+
+    @property
+    def rate_per_core_s(self) -> float:
+        return self.num_units / self.cpu_s
+
+
+def cpu_time_s() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def cost_of(work: Callable[[], object], num_units: int) -> Cost:
+    begin, cpu_begin_s = time.perf_counter(), cpu_time_s()
+    work()
+    return Cost(num_units=num_units, wall_s=time.perf_counter() - begin, cpu_s=cpu_time_s() - cpu_begin_s)
+
+
+def in_turn(repetitions: int, *sides: Callable[[], Cost]) -> list[list[Cost]]:
+    """The costs of each side: A B A B …, so that a machine that slows down slows both."""
+    rounds = [[side() for side in sides] for _ in range(repetitions)]
+    return [list(costs) for costs in zip(*rounds, strict=True)]
+
+
+class WarmProcess:
+    """A new process that keeps what the functions called in it leave behind: libsumo has one simulation each."""
+
+    def __init__(self) -> None:
+        # spawned, not forked: it must own nothing of this process, neither its memory nor its threads
+        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+    def call(
+        self, function: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
+    ) -> Result:
+        return self._pool.submit(function, *arguments, **options).result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def warm_processes(count: int) -> Iterator[list[WarmProcess]]:
+    processes = [WarmProcess() for _ in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.close()

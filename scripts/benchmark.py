@@ -1,0 +1,91 @@
+"""Measure this project beside what one would otherwise write, on this machine. docs/benchmarks.md defines the rows.
+
+Examples:
+    python scripts/benchmark.py reward --json runs/benchmark/reward.json
+    python scripts/benchmark.py reward --only replay-bare replay-city --quick
+
+Both sides of a ratio are measured in the same run, in turn, several times; the medians are compared. The exit status is
+0 when everything was measured, whether or not a row reaches what it must, and 2 when something could not be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.effort import FULL, QUICK, Effort
+from benchmarks.grpo_step import step_rows
+from benchmarks.replay_speed import bare_rows, city_rows, memory_rows, traci_rows
+from benchmarks.rows import Machine, Row, table, write_rows
+from benchmarks.score_rate import score_rows
+from tsc.errors import ConfigError, run_main
+from tsc.yaml_file import nearest_spelling
+
+Measure = Callable[[Path, Effort], list[Row]]
+
+# what measures which rows, in the order of the table
+REWARD: Mapping[Measure, tuple[str, ...]] = {
+    bare_rows: ("replay-bare",),
+    traci_rows: ("replay-traci", "replay-traci-cpu"),
+    city_rows: ("replay-city",),
+    score_rows: ("score-cached", "score-labelled"),
+    step_rows: ("step-cached", "step-live"),
+    memory_rows: ("worker-memory",),
+}
+
+
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ConfigError with the nearest spelling."""
+    for name in names:
+        if name not in known:
+            nearest = nearest_spelling(name, known)
+            meant = f"did you mean {nearest!r}? " if nearest else ""
+            raise ConfigError(f"--only {name!r} is unknown: {meant}choose of {', '.join(known)}")
+
+
+def measure(
+    measures: Mapping[Measure, tuple[str, ...]], only: Sequence[str], folder: Path, effort: Effort
+) -> list[Row]:
+    """The rows that `only` names, all where it is empty; says what is under way."""
+    check_names(only, [name for names in measures.values() for name in names])
+    rows = []
+    for function, names in measures.items():
+        wanted = [name for name in names if not only or name in only]
+        if not wanted:
+            continue
+        print(f"measuring {', '.join(wanted)} …", end="", flush=True)
+        begin = time.monotonic()
+        rows += [row for row in function(folder, effort) if row.name in wanted]
+        print(f" {time.monotonic() - begin:.0f} s", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
+    known = ", ".join(name for names in REWARD.values() for name in names)
+    reward = subjects.add_parser("reward", help="replays and scores", description=f"Rows: {known}.")
+    reward.set_defaults(measures=REWARD)
+    for subject in (reward,):
+        subject.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
+        subject.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these rows alone")
+        subject.add_argument("--quick", action="store_true", help="few repetitions: shows that all runs, no result")
+        subject.add_argument(
+            "--folder", type=Path, default=Path("runs/benchmark"), help="for data, kept (default: %(default)s)"
+        )
+    arguments = parser.parse_args()
+
+    machine = Machine.here()
+    effort = QUICK if arguments.quick else FULL
+    print("\n".join(machine.lines()))
+    rows = measure(arguments.measures, arguments.only, arguments.folder.resolve(), effort)
+    print()
+    print(table(rows))
+    if arguments.json is not None:
+        write_rows(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    run_main(main)
