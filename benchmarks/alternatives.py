@@ -13,7 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import process_time
+from typing import Any
 
+from benchmarks.datasets import REPO_ROOT
 from benchmarks.stopwatch import Cost, cost_of
 from tsc.controllers import MaxPressure
 from tsc.decision import Decision
@@ -56,27 +58,36 @@ def bare_cost(step_cpu_s: Sequence[float], decision_times_s: Sequence[float], ho
     return Cost(num_units=len(decision_times_s), wall_s=total_s, cpu_s=total_s)
 
 
+def fresh_libsumo_queue_veh_s(requests: Sequence[ReplayRequest], horizon_s: int) -> list[int]:
+    """libsumo.start with net, routes and --load-state, the steps, and close: for each answer anew. The queues."""
+    queues_veh_s = []
+    for request in requests:
+        files = sumo_files(request.sumo, Path(request.dataset_dir))
+        for decision in Decision:
+            simulation = Simulation(files, state_file=request.state_path)
+            lanes = simulation.program(request.junction_id).incoming_lanes
+            simulation.set_phase_remaining(request.junction_id, _green_to_come_s(request, decision))
+            queue_veh_s = 0
+            for _ in range(horizon_s):
+                simulation.step()
+                queue_veh_s += simulation.queue_veh(lanes)
+            simulation.close()
+            queues_veh_s.append(queue_veh_s)
+    return queues_veh_s
+
+
 def fresh_libsumo_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cost:
-    """libsumo.start with net, routes and --load-state, the steps, and close: for each answer anew."""
-
-    def replay_all() -> None:
-        for request in requests:
-            for decision in Decision:
-                simulation = Simulation(
-                    sumo_files(request.sumo, Path(request.dataset_dir)), state_file=request.state_path
-                )
-                lanes = simulation.program(request.junction_id).incoming_lanes
-                simulation.set_phase_remaining(request.junction_id, _green_to_come_s(request, decision))
-                for _ in range(horizon_s):
-                    simulation.step()
-                    simulation.queue_veh(lanes)
-                simulation.close()
-
-    return cost_of(replay_all, len(requests))
+    return cost_of(lambda: fresh_libsumo_queue_veh_s(requests, horizon_s), len(requests))
 
 
 def fresh_traci_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cost:
-    """traci.start with net, routes and --load-state, the steps, and close: for each answer a new sumo process."""
+    """The time in benchmarks.traci_replay, without the start of its Python."""
+    done = fresh_traci(requests, horizon_s)
+    return Cost(num_units=len(requests), wall_s=done["wall_s"], cpu_s=done["cpu_s"])
+
+
+def fresh_traci(requests: Sequence[ReplayRequest], horizon_s: int) -> dict[str, Any]:
+    """What benchmarks.traci_replay says. Raises ReplayError."""
     jobs = []
     for request in requests:
         files = sumo_files(request.sumo, Path(request.dataset_dir))
@@ -85,18 +96,21 @@ def fresh_traci_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cost:
         remaining_s = [_green_to_come_s(request, decision) for decision in Decision]
         jobs.append({"command": command, "junction_id": request.junction_id, "remaining_s": remaining_s})
     environment = {name: value for name, value in os.environ.items() if name != "LIBSUMO_AS_TRACI"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "benchmarks.traci_replay"],
         input=json.dumps({"requests": jobs, "num_steps": horizon_s}),
+        cwd=REPO_ROOT,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode != 0:
-        raise ReplayError(f"the replay over TraCI ended with status {done.returncode}: {done.stderr[-2000:]}")
-    return Cost(num_units=len(requests), **json.loads(done.stdout))
+    if process.returncode != 0:
+        raise ReplayError(f"the replay over TraCI ended with status {process.returncode}: {process.stderr[-2000:]}")
+    done: dict[str, Any] = json.loads(process.stdout)
+    return done
 
 
 def _green_to_come_s(request: ReplayRequest, decision: Decision) -> int:
+    """What is left of the green when it is extended, or not; the program goes on by itself."""
     return request.green_extension_s if decision is Decision.YES else 0
