@@ -27,6 +27,7 @@ from tsc.saved_state import (
     occupied_internal_lanes,
     state_text,
     state_time_s,
+    with_junctions_last,
     with_repeated_loader_second,
     with_right_of_way,
     without_departures_after,
@@ -188,7 +189,7 @@ def replay_continuations(request: ReplayRequest, settings: OutcomeSettings) -> d
         template = _template_for(files, request.sumo.get("net_sha256"))
         lanes = {lane: template.simulation.next_lane(lane) for lane in occupied_internal_lanes(text)}
         text = with_right_of_way(text, {lane: to for lane, to in lanes.items() if to is not None})
-        text = with_repeated_loader_second(text)
+        text = with_repeated_loader_second(with_junctions_last(text))
         return in_fork(lambda: _continuations(request, settings, files, template, text))
     except TscError as error:
         if str(request.state_path) in str(error):

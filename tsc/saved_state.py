@@ -1,6 +1,6 @@
 """The XML text of a saved SUMO state: read, and completed with what SUMO leaves out of it.
 
-SUMO 1.28 writes states that go on differently from the simulation they were saved from, for three reasons that were
+SUMO 1.28 writes states that go on differently from the simulation they were saved from, for four reasons that were
 found by comparing every vehicle, second by second, with the simulation that ran on:
 
 * The registration of vehicles inside a junction at the link they are about to take is left out, except at rail
@@ -8,8 +8,11 @@ found by comparing every vehicle, second by second, with the simulation that ran
   these registrations wherever they are written: with_right_of_way writes them.
 * Vehicles that depart in the very second up to which the route files were read are lost, unless they were read
   already. with_repeated_loader_second lets SUMO read that second again; it skips whom it knows.
-* Numbers are written with the precision asked for, and SUMO's default moves every vehicle a little; with 17 digits a
-  number reads back as it was.
+* Vehicles are put onto the lanes one lane after the other, in the order of the net, those inside junctions first. A
+  vehicle inside a junction counts the vehicles on the road ahead in that moment only, and so counts none; later it
+  picks another lane. with_junctions_last lets it see them.
+* Numbers are written with as many decimal places as asked for, and SUMO's default moves every vehicle a little; with
+  21 a number reads back as it was.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ from pathlib import Path
 
 from tsc.errors import StateError
 
-# digits that tell any two numbers of 64 bits apart (IEEE 754)
-EXACT_PRECISION = 17
+# Decimal places. 17 digits tell any two numbers of 64 bits apart (IEEE 754), and the slowest vehicles drive 0.0001 m/s.
+EXACT_PRECISION = 21
 
 _SNAPSHOT = re.compile(r'<snapshot\b[^>]*\btime="([\d.]+)"')
 _VEHICLE = re.compile(r'\s*<vehicle id="([^"]*)" depart="([\d.]+)"')
 _OWN_ROUTE = re.compile(r'\s*<route id="!([^"]*)"')
 _OCCUPIED_INTERNAL_LANE = re.compile(r'<lane id="(:[^"]*)">\s*<vehicles value="([^"]*)"/>(?!\s*<link\b)')
+_INTERNAL_LANE = re.compile(r'\s*<lane id=":[^"]*">.*?</lane>', re.DOTALL)
 _BEYOND_VEHICLES = re.compile(r"<(flowState|person|container|transportables)\b")
 _LOADER_TIME = re.compile(r'loaderTime="(\d+)"')
 
@@ -86,6 +90,14 @@ def with_right_of_way(text: str, next_lanes: Mapping[str, str]) -> str:
         return f'{match.group(0)}<link to="{next_lanes[lane]}">{approaching}</link>'
 
     return _OCCUPIED_INTERNAL_LANE.sub(registered, text)
+
+
+def with_junctions_last(text: str) -> str:
+    """Puts the lanes inside junctions after all others, so that SUMO fills them last."""
+    inside = "".join(_INTERNAL_LANE.findall(text))
+    others = _INTERNAL_LANE.sub("", text)
+    lanes, end, rest = others.rpartition("</lane>")
+    return f"{lanes}{end}{inside}{rest}" if end else text
 
 
 def with_repeated_loader_second(text: str) -> str:
