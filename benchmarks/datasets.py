@@ -38,12 +38,11 @@ def default_dataset(folder: Path, episodes: int) -> Path:
     Raises TscError with the tool's words.
     """
     dataset = folder / f"four_way-{episodes}"
-    # the answers that tie cost a step as much as others do
     _run_tool("generate_dataset", "--scenario", DEFAULT_SCENARIO, "--out", dataset, "--episodes", episodes,
-              "--validation-episodes", 0, "--resume")  # fmt: skip
+              "--validation-episodes", 1, "--resume")  # fmt: skip
     if not (dataset / "parquet/train.parquet").exists():
-        _run_tool("json_to_parquet", "--input", dataset, "--output", dataset / "parquet", "--ties", "keep",
-                  "--val-fraction", 0)  # fmt: skip
+        # a tie takes a step as long as any other state
+        _run_tool("json_to_parquet", "--input", dataset, "--output", dataset / "parquet", "--ties", "keep")  # fmt: skip
     return dataset
 
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-import resource
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.alternatives import bare_cost, bare_step_cpu_s, fresh_libsumo_cost, fresh_traci_cost
 from benchmarks.datasets import DEFAULT_SCENARIO, city_requests, default_dataset, make_city, samples_of, spread
 from benchmarks.effort import Effort
+from benchmarks.live_replay import live_cost, replay_in_circles
 from benchmarks.rows import Bound, Row
-from benchmarks.stopwatch import Cost, cost_of, in_turn, warm_processes
-from tsc.outcome import OutcomeSettings, load_outcome_settings
-from tsc.replay import replay, sumo_files
+from benchmarks.stopwatch import Cost, in_turn
+from benchmarks.warm_process import warm_processes
+from tsc.outcome import load_outcome_settings
+from tsc.replay import sumo_files
 from tsc.replay_request import ReplayRequest
 from tsc.scenario import load_scenario
 
 REWARD_SETTINGS = DEFAULT_SCENARIO.parents[1] / "reward.yaml"
-
-
+# after which the memory of a worker is what it stays at
 FIRST_REPLAYS = 100
-
-
-def live_cost(requests: Sequence[ReplayRequest], settings: OutcomeSettings) -> Cost:
-    """tsc.replay.replay in this process, both answers of each, after one that warms it up."""
-    replay(requests[0], settings)
-    return cost_of(lambda: [replay(request, settings) for request in requests], len(requests))
 
 
 def bare_rows(folder: Path, effort: Effort) -> list[Row]:
@@ -113,20 +105,6 @@ def city_rows(folder: Path, effort: Effort) -> list[Row]:
             must_reach=Bound(at="least", value=3),
         )
     ]
-
-
-def resident_mib() -> float:
-    """Of this process, and of the largest that it forked so far; what the two share counts twice."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    largest_fork_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return (pages * resource.getpagesize() / 1024 + largest_fork_kib) / 1024
-
-
-def replay_in_circles(requests: Sequence[ReplayRequest], settings: OutcomeSettings, count: int) -> float:
-    """`count` replays over and over; resident_mib after them."""
-    for request in itertools.islice(itertools.cycle(requests), count):
-        replay(request, settings)
-    return resident_mib()
 
 
 def memory_rows(folder: Path, effort: Effort) -> list[Row]:

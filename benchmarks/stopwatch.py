@@ -1,18 +1,11 @@
-"""Time by the clock and by the CPUs, and a process of its own for each side of a comparison."""
+"""Time by the clock and by the CPUs."""
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,29 +40,3 @@ def in_turn(repetitions: int, *sides: Callable[[], Cost]) -> list[list[Cost]]:
     """The costs of each side: A B A B …, so that a machine that slows down slows both."""
     rounds = [[side() for side in sides] for _ in range(repetitions)]
     return [list(costs) for costs in zip(*rounds, strict=True)]
-
-
-class WarmProcess:
-    """A new process that keeps what the functions called in it leave behind: libsumo has one simulation each."""
-
-    def __init__(self) -> None:
-        # spawned, not forked: it must own nothing of this process, neither its memory nor its threads
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-
-    def call(
-        self, function: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
-    ) -> Result:
-        return self._pool.submit(function, *arguments, **options).result()
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def warm_processes(count: int) -> Iterator[list[WarmProcess]]:
-    processes = [WarmProcess() for _ in range(count)]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.close()

@@ -16,11 +16,13 @@ from benchmarks.alternatives import bare_cost, bare_step_cpu_s, fresh_libsumo_qu
 from benchmarks.datasets import samples_of, spread
 from benchmarks.effort import FULL, QUICK, Effort
 from benchmarks.grpo_step import Step, covered_s, read_steps, rows_of
-from benchmarks.replay_speed import bare_rows, live_cost
+from benchmarks.live_replay import live_cost
+from benchmarks.replay_speed import bare_rows
 from benchmarks.rows import Bound, Machine, Row, table, write_rows
 from benchmarks.score_rate import ground_truth
 from benchmarks.stopwatch import Cost, in_turn
 from benchmarks.timed_score import CACHED, LIVE, mode_of_step, timed_score, without_label
+from benchmarks.warm_process import WarmProcess
 from reward.ground_truth import parse_ground_truth
 from tests.tsc.sumo_process import in_new_process
 from tsc.decision import Decision
@@ -118,6 +120,17 @@ def test_the_sides_of_a_comparison_take_turns() -> None:
     one, other = in_turn(3, lambda: side("A"), lambda: side("B"))
     assert order == ["A", "B"] * 3
     assert ([cost.wall_s for cost in one], [cost.wall_s for cost in other]) == ([1, 3, 5], [2, 4, 6])
+
+
+def test_a_warm_process_keeps_its_state_and_hands_on_errors() -> None:
+    process = WarmProcess()
+    try:
+        assert process.call(os.getpid) == process.call(os.getpid) != os.getpid()
+        with pytest.raises(FileNotFoundError):
+            process.call(os.stat, "/does/not/exist")
+        assert process.call(len, "goes on") == 7
+    finally:
+        process.close()
 
 
 def test_rates_are_by_the_clock_and_by_the_cpu_time() -> None:
