@@ -149,6 +149,8 @@ class ServerAddress:
             fcntl.flock(lock_fd, fcntl.LOCK_EX)
             yield
         finally:
+            # a child that another thread forks meanwhile has the descriptor too, so closing it here would not unlock
+            fcntl.flock(lock_fd, fcntl.LOCK_UN)
             os.close(lock_fd)
 
     def _start(self) -> None:

@@ -28,7 +28,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -135,7 +134,8 @@ class _Client(_Channel):
     def __init__(self, sock: socket.socket, selector: selectors.BaseSelector) -> None:
         super().__init__(sock, selector)
         self.job: _Job | None = None
-        self.workers: int | None = None
+        # the most workers that it lets run; None while it has asked for no replay
+        self.allows: int | None = None
 
 
 class _Worker(_Channel):
@@ -286,8 +286,9 @@ class ReplayServer:
     def _take_request(self, client: _Client, line: bytes) -> None:
         text, _, body = line.partition(b"\t")
         header = _parse_header(text)
-        if client.workers != header.workers:
-            client.workers = header.workers
+        allows = self._num_cores if header.workers is None else header.workers
+        if client.allows != allows:
+            client.allows = allows
             self._set_bound()
         key = (header.kind, header.timeout_s, body)
         job = self._jobs.get(key)
@@ -326,8 +327,7 @@ class ReplayServer:
 
     def _set_bound(self) -> None:
         """The lowest that a client allows; one that has set nothing allows one for each core."""
-        asked = {client.workers for client in self._clients}
-        self._bound = min((self._num_cores if workers is None else workers for workers in asked), default=self._bound)
+        self._bound = min((one.allows for one in self._clients if one.allows is not None), default=self._bound)
         while len(self._workers) > self._bound and self._idle:
             self._end(self._idle[0])
 
@@ -463,26 +463,25 @@ class ReplayServer:
 
 def num_cores() -> int:
     """CPU cores that this process may use: by its affinity and by the quotas of its control groups (containers)."""
-    cores = len(os.sched_getaffinity(0))
-    for quota in _quotas():
-        cores = min(cores, max(1, round(quota)))
-    return cores
+    return min([len(os.sched_getaffinity(0)), *(max(1, round(quota)) for quota in cpu_quotas())])
 
 
-def _quotas() -> Iterator[float]:
-    root = Path("/sys/fs/cgroup")
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+def cpu_quotas(of: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[float]:
+    """The quotas, in cores, of a process's control group (version 2) and of those above it."""
+    quotas = []
+    for line in of.read_text().splitlines() if of.exists() else ():
         _, controllers, name = line.split(":", 2)
         if controllers:
-            continue  # version 1 of control groups
+            continue  # version 1
         own = root / name.strip("/")
         for folder in (own, *own.parents):
-            if folder == root.parent:
+            if not folder.is_relative_to(root):
                 break
             with contextlib.suppress(OSError):  # the root has no quota, and a container sees no group above its own
                 quota, period = (folder / "cpu.max").read_text().split()
                 if quota != "max":
-                    yield int(quota) / int(period)
+                    quotas.append(int(quota) / int(period))
+    return quotas
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import pytest
 import reward.compute_score
 from reward.replay_pool import ReplayPool
 from reward.settings import ReplaySection
+from tests.reward.replay_processes import replay_processes
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.replay_request import ReplayRequest
 
@@ -92,20 +93,7 @@ def server_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield Path(folder, f"tsc-replay-{os.getuid()}")
         reward.compute_score.close()
-        for process in server_processes(folder):
+        for process in replay_processes(Path(folder)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
                 process.wait(timeout=10)
-
-
-def server_processes(folder: str | Path) -> list[psutil.Process]:
-    """The replay servers and workers whose folder for temporary files this is."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            is_ours = any(name.startswith("reward.replay_") for name in process.cmdline())
-            if is_ours and process.environ().get("TMPDIR") == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found

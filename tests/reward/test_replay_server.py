@@ -20,7 +20,8 @@ import psutil
 import pytest
 
 from reward.replay_pool import ReplayPool
-from reward.replay_server import num_cores
+from reward.replay_server import cpu_quotas, num_cores
+from tests.reward.replay_processes import replay_processes
 from tsc.errors import ReplayError
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.replay_request import ReplayRequest
@@ -29,19 +30,6 @@ MakePool = Callable[..., ReplayPool]
 MakeRequest = Callable[[str], ReplayRequest]
 SETTINGS = OutcomeSettings()
 BACKWARDS = "replay_stand_ins:replay_backwards"
-
-
-def processes_in(server_folder: Path, module: str = "reward.replay_") -> list[psutil.Process]:
-    """The replay servers and workers whose folder for temporary files is this test's."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            is_one = any(name.startswith(module) for name in process.cmdline())
-            if is_one and process.environ().get("TMPDIR") == str(server_folder.parent):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
 
 
 def server_of(pool: ReplayPool) -> psutil.Process:
@@ -63,7 +51,7 @@ def wait_for_call(request: ReplayRequest) -> None:
 
 
 def assert_nothing_is_left(server_folder: Path) -> None:
-    wait_until(lambda: not processes_in(server_folder), "server and workers are gone")
+    wait_until(lambda: not replay_processes(server_folder.parent), "server and workers are gone")
     assert [path.suffix for path in sorted(server_folder.iterdir())] == [".lock", ".log"]
     assert all(path.stat().st_size == 0 for path in server_folder.iterdir())
 
@@ -96,7 +84,7 @@ def test_a_server_killed_in_the_middle_of_replays_is_started_again(
         replays = [threads.submit(pool.replay, request, SETTINGS) for request in requests]
         for request in requests:
             wait_for_call(request)
-        old = processes_in(server_folder)
+        old = replay_processes(server_folder.parent)
         assert len(old) == 3
         server_of(pool).kill()
         replayed = [replay.result(timeout=60) for replay in replays]
@@ -229,6 +217,16 @@ def test_without_a_number_there_are_no_more_workers_than_cores(make_pool: MakePo
     assert 1 <= len(pools[0].worker_pids()) <= num_cores() <= len(os.sched_getaffinity(0))
 
 
+def test_the_quota_of_a_container_is_found_in_its_control_group_and_those_above(tmp_path: Path) -> None:
+    own = tmp_path / "root/pod/container"
+    own.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("1:cpu:/elsewhere\n0::/pod/container\n")
+    (own / "cpu.max").write_text("max 100000\n")
+    (own.parent / "cpu.max").write_text("250000 100000\n")
+    assert cpu_quotas(tmp_path / "cgroup", tmp_path / "root") == [2.5]
+    assert cpu_quotas(tmp_path / "no such file", tmp_path / "root") == []
+
+
 def test_equal_requests_at_the_same_time_are_replayed_once(make_pool: MakePool, make_request: MakeRequest) -> None:
     pools = [make_pool() for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
@@ -312,7 +310,7 @@ def test_eight_processes_that_start_at_once_share_one_server(
     clients = start_clients(8, requests, tmp_path, function=stand_ins)
     go_on(clients)
     said = [json.loads(client.stdout.readline()) for client in clients if client.stdout]
-    assert len(processes_in(server_folder, "reward.replay_server")) == 1
+    assert len(replay_processes(server_folder.parent, "reward.replay_server")) == 1
     assert len({server for one in said for server in one["servers"]}) == 1
     assert len({worker for one in said for worker in one["workers"]}) <= 2
     assert sum(one["counts"]["started"] for one in said) <= 2
@@ -357,10 +355,10 @@ def test_a_supervised_run_that_is_stopped_takes_the_server_along(
         env={**os.environ, "PYTHONPATH": f"{repo_root}:{os.environ['PYTHONPATH']}"},
     )
     wait_for_call(request)
-    assert len(processes_in(server_folder)) == 2
+    assert len(replay_processes(server_folder.parent)) == 2
     run.send_signal(signal.SIGTERM)
     assert run.wait(timeout=30) == 128 + signal.SIGTERM
-    assert processes_in(server_folder) == []  # at once, with no time to linger
+    assert replay_processes(server_folder.parent) == []  # at once, with no time to linger
 
 
 def test_a_forked_child_neither_uses_nor_keeps_its_parents_connections(

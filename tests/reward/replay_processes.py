@@ -1,0 +1,20 @@
+"""Replay servers and workers, found among all processes by the folder for temporary files that a test gave them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+
+def replay_processes(folder: Path, module: str = "reward.replay_") -> list[psutil.Process]:
+    """Those that run `module` and have `folder` as TMPDIR."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            is_one = any(name.startswith(module) for name in process.cmdline())
+            if is_one and process.environ().get("TMPDIR") == str(folder):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
