@@ -6,13 +6,19 @@ does: the more a process has loaded, the longer it takes to fork.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, ParamSpec, TypeVar
+
+from tsc.errors import ReplayProcessDied
+
+_PR_SET_PDEATHSIG = 1
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -29,12 +35,18 @@ class WarmProcess:
     def call(
         self, function: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
     ) -> Result:
-        """Raises what the function raises, and EOFError where the process has ended."""
+        """Raises what the function raises, and ReplayProcessDied where the process has ended."""
         calls, answers = self._process.stdin, self._process.stdout
         assert calls is not None and answers is not None
         pickle.dump((function, arguments, options), calls)
         calls.flush()
-        result, error = pickle.load(answers)
+        try:
+            result, error = pickle.load(answers)
+        except EOFError:
+            status = self._process.wait()
+            if status == -signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise ReplayProcessDied(f"a process of the benchmark ended with status {status}") from None
         if error is not None:
             raise error
         return result
@@ -64,6 +76,9 @@ def _private_stdout() -> IO[bytes]:
 
 
 def main() -> None:
+    # Ctrl-C reaches every process of the terminal and ends this one without a word; so does the end of the parent
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     answers = _private_stdout()
     while True:
         answer: tuple[Any, BaseException | None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from benchmarks.warm_process import WarmProcess
 from reward.ground_truth import parse_ground_truth
 from tests.tsc.sumo_process import in_new_process
 from tsc.decision import Decision
+from tsc.errors import ReplayProcessDied
 from tsc.outcome import OutcomeSettings
 from tsc.replay import sumo_files
 from tsc.replay_request import ReplayRequest
@@ -129,6 +131,8 @@ def test_a_warm_process_keeps_its_state_and_hands_on_errors() -> None:
         with pytest.raises(FileNotFoundError):
             process.call(os.stat, "/does/not/exist")
         assert process.call(len, "goes on") == 7
+        with pytest.raises(ReplayProcessDied, match="ended with status -9"):
+            process.call(os.kill, process.call(os.getpid), signal.SIGKILL)
     finally:
         process.close()
 
@@ -232,8 +236,8 @@ def test_the_timed_score_is_compute_score_s_and_its_time_is_written(small_datase
 def test_steps_are_read_from_verl_s_metrics_and_the_times_of_the_rewards(tmp_path: Path) -> None:
     (tmp_path / "metrics").mkdir()
     records = [
-        {"step": step, "data": {"timing_s/step": 20.0, "timing_s/gen": 8.0, "timing_s/save_checkpoint": saved}}
-        for step, saved in ((1, 0.0), (2, 0.0), (3, 4.0))
+        {"step": step, "data": {"timing_s/step": 20.0, "timing_s/gen": gen, "timing_s/save_checkpoint": saved}}
+        for step, gen, saved in ((1, 15.0, 0.0), (2, 8.0, 0.0), (3, 11.0, 4.0))
     ]
     (tmp_path / "metrics/a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     calls = [(0, 0.0, 9.0), (1, 10.0, 10.1), (1, 10.05, 10.2), (2, 20.0, 22.0), (2, 21.0, 24.0)]
@@ -245,14 +249,20 @@ def test_steps_are_read_from_verl_s_metrics_and_the_times_of_the_rewards(tmp_pat
         (CACHED, 20.0, 0.2),
         (LIVE, 16.0, 4.0),
     ]
-    cached, live = rows_of(steps, num_prompts=128)
+    cached, live, busy = rows_of(steps, num_prompts=128)
     assert (cached.name, round(cached.ratio or 0, 6), cached.ok) == ("step-cached", 0.01, True)
-    assert (live.name, live.ratio, live.ok) == ("step-live", 0.25, False)
+    assert (live.name, round(live.value, 6), live.beside, live.ok) == ("step-live", 11.0 - 8.0 + 0.2, 16.0, True)
+    assert (busy.name, busy.ratio, busy.ok) == ("step-live-busy", 0.25, None)
 
 
-def test_shares_of_a_step_are_of_the_medians() -> None:
-    steps = [Step(mode=mode, step_s=10, generation_s=5, reward_s=s) for mode in (CACHED, LIVE) for s in (1, 9, 2)]
-    assert [row.ratio for row in rows_of(steps, num_prompts=1)] == [0.2, 0.2]
+def test_waiting_is_the_median_over_pairs_of_neighbouring_steps() -> None:
+    generation_s = [(5, 6), (10, 19), (20, 22)]  # the machine slows down
+    steps = [
+        Step(mode=mode, step_s=10, generation_s=seconds, reward_s=0)
+        for pair in generation_s
+        for mode, seconds in zip((CACHED, LIVE), pair, strict=True)
+    ]
+    assert [(row.value, row.ratio) for row in rows_of(steps, num_prompts=1)] == [(0, 0), (2, 0.2), (0, 0)]
 
 
 # The command
