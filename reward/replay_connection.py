@@ -85,7 +85,8 @@ class Connection:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerAddress:
-    """Where a server listens, what its starters and its end take turns by, and what it says on standard error."""
+    """Where a server listens, what starts and ends of the servers of a user take turns by, and where a server's log of
+    errors is, beside its socket."""
 
     socket: Path
     lock: Path
@@ -107,7 +108,7 @@ class ServerAddress:
         path = folder / f"{name}.sock"
         if len(os.fsencode(path)) > _MAX_PATH_BYTES:
             raise ReplayError(f"{path} is too long a name for a socket, at most {_MAX_PATH_BYTES} bytes: {remedy}")
-        return cls(socket=path, lock=folder / f"{name}.lock", log=folder / f"{name}.log")
+        return cls(socket=path, lock=folder / "lock", log=folder / f"{name}.log")
 
     def connect(self) -> Connection | None:
         """None where no server listens."""

@@ -457,6 +457,9 @@ class ReplayServer:
         # who connects until here gets no greeting, waits for the lock, and starts the next server
         self._socket_path.unlink(missing_ok=True)
         self._listener.close()
+        log = self._socket_path.with_suffix(".log")
+        if log.exists() and log.stat().st_size == 0:
+            log.unlink()
         os.close(lock_fd)
         return True
 
