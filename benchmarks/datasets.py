@@ -28,8 +28,9 @@ DEFAULT_SCENARIO = REPO_ROOT / "configs/scenarios/four_way.yaml"
 # shared taxis. Its own demand is a few taxi rides.
 CITY_NET = Path("tools/game/DRT/osm.net.xml")
 CITY_SEED = 1
-CITY_DURATION_S = 1000
+CITY_DURATION_S = 3600
 CITY_FIRST_STATE_S = 300
+CITY_NUM_STATES = 6
 
 
 def default_dataset(folder: Path, episodes: int) -> Path:
@@ -73,14 +74,14 @@ def city_requests(folder: Path) -> list[ReplayRequest]:
     return [ReplayRequest.from_json(values) for values in json.loads(path.read_text())]
 
 
-def make_city(folder: Path, num_states: int) -> None:
+def make_city(folder: Path) -> None:
     """OUT/city: CITY_NET without its rails and with static programs, one random trip a second (randomTrips' own
-    default), run by max-pressure; and states saved at decision points, spread over time. Nothing where it is there.
+    default), run by max-pressure; and states saved at decision points, spread over an hour. Nothing where it is there.
 
     To be called in a new process: only the first simulation of a process can be saved.
     """
     out = folder / "city"
-    if (out / "requests.json").exists() and len(city_requests(folder)) >= num_states:
+    if (out / "requests.json").exists():
         return
     out.mkdir(parents=True, exist_ok=True)
     net_file, route_file = out / "city.net.xml", out / "city.rou.xml"
@@ -95,10 +96,10 @@ def make_city(folder: Path, num_states: int) -> None:
     _run_sumo_tool(
         [sys.executable, Path(sumo.SUMO_HOME, "tools/randomTrips.py"), "--net-file", net_file,
          "--output-trip-file", out / "trips.xml", "--route-file", route_file, "--seed", CITY_SEED,
-         "--end", CITY_DURATION_S + 200, "--period", 1, "--fringe-factor", 5, "--min-distance", 500,
+         "--end", CITY_DURATION_S, "--period", 1, "--fringe-factor", 5, "--min-distance", 500,
          "--vehicle-class", "passenger", "--validate"],
     )  # fmt: skip
-    requests = _save_city_states(out, SumoFiles(net_file=net_file, route_files=(route_file,)), num_states)
+    requests = _save_city_states(out, SumoFiles(net_file=net_file, route_files=(route_file,)))
     write_atomically(out / "requests.json", json.dumps(requests).encode())
 
 
@@ -110,7 +111,7 @@ def _run_sumo_tool(command: list[object]) -> None:
         raise ScenarioError(f"{Path(str(command[0])).name} cannot make the city: {done.stdout.strip()[-2000:]}")
 
 
-def _save_city_states(out: Path, files: SumoFiles, num_states: int) -> list[dict[str, Any]]:
+def _save_city_states(out: Path, files: SumoFiles) -> list[dict[str, Any]]:
     timing, controller = Timing(), MaxPressure()
     simulation = Simulation(files, saves_states=True)
     control = SignalControl(simulation, timing)
@@ -125,11 +126,11 @@ def _save_city_states(out: Path, files: SumoFiles, num_states: int) -> list[dict
         "step_length_s": files.step_length_s,
         "time_to_teleport_s": files.time_to_teleport_s,
     }
-    every_s = (CITY_DURATION_S - CITY_FIRST_STATE_S) // num_states
+    every_s = (CITY_DURATION_S - CITY_FIRST_STATE_S) // CITY_NUM_STATES
     requests: list[dict[str, Any]] = []
     for second in range(CITY_DURATION_S):
         due = control.due_junctions()
-        if due and second >= CITY_FIRST_STATE_S + every_s * len(requests) and len(requests) < num_states:
+        if due and second >= CITY_FIRST_STATE_S + every_s * len(requests) and len(requests) < CITY_NUM_STATES:
             # each state asks another junction, as far as they are due
             junction_id = due[len(requests) % len(due)]
             state_file = out / f"t{second:05d}.xml.gz"

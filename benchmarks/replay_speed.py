@@ -88,7 +88,7 @@ def city_rows(folder: Path, effort: Effort) -> list[Row]:
     """Live replays in a city net beside libsumo started anew for each answer, by CPU time."""
     settings = load_outcome_settings(REWARD_SETTINGS)
     with warm_processes(3) as (maker, live, fresh):
-        maker.call(make_city, folder, effort.city_replays)
+        maker.call(make_city, folder)
         requests = spread(city_requests(folder), effort.city_replays)
         live_costs, fresh_costs = in_turn(
             effort.repetitions,
