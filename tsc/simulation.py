@@ -140,7 +140,7 @@ class Simulation:
         self._has_moved = True
         try:
             libsumo.simulationStep()
-        except libsumo.TraCIException as error:
+        except (libsumo.TraCIException, libsumo.FatalTraCIError) as error:
             raise ScenarioError(f"SUMO stopped at {self.time_s:g} s in {self.files.net_file}: {error}") from error
 
     def not_inserted_veh(self) -> int:
