@@ -77,7 +77,7 @@ def _one_car(folder: Path, edges: str, position_m: int) -> Outcomes:
     control.start()
     while not control.due_junctions():
         control.advance({})
-    return outcomes_by_fork(control, "A0", OutcomeSettings(horizon_s=30, tail="gap_out"))
+    return outcomes_by_fork(control, "A0", OutcomeSettings(horizon_s=30, tail="gap_out", measure="queue_veh_s"))
 
 
 def test_ending_the_green_helps_a_lone_car_on_red_and_stops_one_on_green(

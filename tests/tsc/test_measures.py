@@ -66,7 +66,7 @@ def test_costs_of_four_standing_vehicles_are_those_worked_out_by_hand(files: Sum
     standing = standing_vehicles(
         tmp_path, files.net_file, [(1, "left", 0), (1, "left", 1), (1, "left", 2), (1, "right", 1)]
     )
-    settings = OutcomeSettings(horizon_s=30, tail="gap_out", terms=TERMS)
+    settings = OutcomeSettings(horizon_s=30, tail="gap_out", measure="queue_veh_s", terms=TERMS)
     outcomes = in_new_process(outcomes_at_first_decision, standing, settings)
     starting_s = 4 * (4 - (2.5 + 5 + 7.5 + 10) / 13.89)
     assert (outcomes.no, outcomes.yes) == (4 * 3, 4 * 8)
@@ -89,7 +89,7 @@ def test_waiting_time_counts_the_vehicle_that_finds_no_room_to_enter_and_the_que
     standing = standing_vehicles(
         tmp_path, files.net_file, [(1, "left", 0), (1, "left", 1), (1, "left", 2), (2, "left", 1)]
     )
-    settings = OutcomeSettings(horizon_s=3, terms=("waiting_time_s",))
+    settings = OutcomeSettings(horizon_s=3, measure="queue_veh_s", terms=("waiting_time_s",))
     outcomes = in_new_process(outcomes_at_first_decision, standing, settings)
     assert outcomes.no == 3 * 3
     assert outcomes.terms["waiting_time_s"].no == 4 * 3
