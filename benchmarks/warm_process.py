@@ -40,6 +40,7 @@ class WarmProcess:
         assert calls is not None and answers is not None
         pickle.dump((function, arguments, options), calls)
         calls.flush()
+        result: Result
         try:
             result, error = pickle.load(answers)
         except EOFError:

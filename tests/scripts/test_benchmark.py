@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import sumo
 
 from benchmarks import replay_speed
 from benchmarks.alternatives import bare_cost, bare_step_cpu_s, fresh_libsumo_queue_veh_s, fresh_traci
-from benchmarks.datasets import samples_of, spread
+from benchmarks.datasets import CITY_NET, samples_of, spread
 from benchmarks.effort import FULL, QUICK, Effort
 from benchmarks.grpo_step import Step, covered_s, read_steps, rows_of
 from benchmarks.live_replay import live_cost
@@ -186,6 +187,11 @@ def test_the_alternatives_simulate_the_same_traffic(requests: list[ReplayRequest
     expected = in_new_process(fresh_libsumo_queue_veh_s, requests[:1], 45)
     assert fresh_traci(requests[:1], 45)["queue_veh_s"] == expected
     assert sum(expected) > 0
+
+
+def test_the_city_is_the_largest_net_in_the_wheel() -> None:
+    nets = Path(sumo.SUMO_HOME, "tools").rglob("*.net.xml")
+    assert max(nets, key=lambda path: path.stat().st_size) == Path(sumo.SUMO_HOME, CITY_NET)
 
 
 def test_live_replays_stand_beside_the_bare_steps_of_their_own_episode(
