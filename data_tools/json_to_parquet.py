@@ -78,6 +78,7 @@ class Row:
     placed: Placed
     answer: Decision | None  # the better one; None on a tie, or where the outcomes are unknown
     is_tie: bool
+    is_faithful: bool | None  # as verify_states has marked the sample; None where it has not
 
     def grpo(self, index: int, side: str) -> dict[str, Any]:
         return {
@@ -126,6 +127,7 @@ def row_of(checked: CheckedSample) -> Row:
         ),
         answer=sample.expert_decision or better,
         is_tie=outcomes is not None and better is None,
+        is_faithful=sample.replay.is_faithful if sample.replay is not None else None,
     )
 
 
@@ -271,7 +273,12 @@ def write_files(
 
 
 def summarise(
-    conversion: Conversion, *, ties_left_out: Counter[str], num_faulty: int, tokenizer: Any | None
+    conversion: Conversion,
+    *,
+    ties_left_out: Counter[str],
+    num_unfaithful: int,
+    num_faulty: int,
+    tokenizer: Any | None,
 ) -> dict[str, Any]:
     lengths = prompt_tokens([row.prompt for row in conversion.rows], tokenizer)
     files = {}
@@ -290,6 +297,7 @@ def summarise(
         },
         "ties_left_out": ties_left_out.total(),
         "surplus_left_out": len(conversion.surplus),
+        "unfaithful_left_out": num_unfaithful,
         "faulty_left_out": num_faulty,
         "prompt_tokens": {**quantiles(lengths).as_dict(), "exact": tokenizer is not None},
     }
@@ -314,6 +322,11 @@ def print_summary(summary: dict[str, Any], folder: Path, tokenizer: Any | None) 
         )
     if summary["ties_left_out"]:
         print("  ties: both answers cost the same, so no answer earns a reward; --ties keep keeps them for GRPO")
+    if summary["unfaithful_left_out"]:
+        print(
+            f"  replays: {summary['unfaithful_left_out']:,} samples left out whose states, as verify_states has marked "
+            "them, cannot be replayed or favour another answer than the label"
+        )
     if summary["surplus_left_out"]:
         print(
             f"  balanced: {summary['surplus_left_out']:,} samples of the more frequent answer left out of train.parquet"
@@ -387,6 +400,16 @@ def convert(options: argparse.Namespace) -> None:
         if num_placed > kept and not options.resplit:
             print(f"note: {file}: {num_placed:,} of {len(of_file):,} samples have a split; none of them counts")
         rows.extend(of_file)
+    num_unfaithful = 0
+    if options.replays == "drop":
+        if all(row.is_faithful is None for row in rows):
+            raise SampleError(
+                f"--replays drop: no sample of {options.input} is marked: run data_tools/verify_states.py --data "
+                f"{options.input} --mark first"
+            )
+        faithful = [row for row in rows if row.is_faithful is not False]
+        num_unfaithful = len(rows) - len(faithful)
+        rows = faithful
     ties_left_out: Counter[str] = Counter()
     if options.ties == "drop":
         ties_left_out.update(row.placed.scenario for row in rows if row.is_tie)
@@ -394,7 +417,7 @@ def convert(options: argparse.Namespace) -> None:
     if not rows:
         raise SampleError(
             f"{options.input} has no sample to train on: {checker.num_read:,} read, {checker.num_faulty:,} faulty, "
-            f"{ties_left_out.total():,} ties"
+            f"{num_unfaithful:,} not replayed as labelled, {ties_left_out.total():,} ties"
         )
     conversion = arrange(
         rows,
@@ -404,7 +427,13 @@ def convert(options: argparse.Namespace) -> None:
         seed=options.seed,
         balance=options.balance,
     )
-    summary = summarise(conversion, ties_left_out=ties_left_out, num_faulty=checker.num_faulty, tokenizer=tokenizer)
+    summary = summarise(
+        conversion,
+        ties_left_out=ties_left_out,
+        num_unfaithful=num_unfaithful,
+        num_faulty=checker.num_faulty,
+        tokenizer=tokenizer,
+    )
     write_files(options.output, conversion, summary, FileEmbedder() if options.embed_states else None)
 
     seconds = time.monotonic() - started
@@ -475,6 +504,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=("drop", "keep"),
         default="drop",
         help="samples whose answers cost the same: leave them out (default), or keep them for GRPO; SFT never has them",
+    )
+    parser.add_argument(
+        "--replays",
+        choices=("keep", "drop"),
+        default="keep",
+        help="samples that verify_states --mark found not to replay, or to favour another answer than the label: keep "
+        "them (default), or leave them out; unmarked ones are kept",
     )
     parser.add_argument(
         "--balance",

@@ -109,6 +109,26 @@ class SampleOutcomes(CostPair):
         return {"settings": self.settings, **self.outcomes.as_dict()}
 
 
+class ReplayMark(_Record):
+    """How the replay of the state compares with the label; data_tools/verify_states.py writes it.
+
+    verdict: `identical`; `same_outcomes`, though the traffic ends otherwise; `same_answer` better, at other costs;
+    `other_answer` better; `failed`, it could not be replayed. Without a label: `repeatable`, two replays end the same,
+    or `not_repeatable`. gap_error: in the unit of the measure. cause: a name of docs/replays.md.
+    """
+
+    verdict: Literal[
+        "identical", "same_outcomes", "same_answer", "other_answer", "failed", "repeatable", "not_repeatable"
+    ]
+    gap_error: float | None = Field(default=None, ge=0)
+    cause: str | None = None
+
+    @property
+    def is_faithful(self) -> bool:
+        """Whether rewards that come from the replay favour the answer that the label favours."""
+        return self.verdict not in ("other_answer", "failed", "not_repeatable")
+
+
 class Sample(_Record):
     """One decision point. Required are prompt, state_file, junction_id, current_green_elapsed, min_green and max_green;
     a sample of another generator that has only these converts and trains too, once it is told its SUMO input."""
@@ -135,6 +155,7 @@ class Sample(_Record):
     sumo: SumoInput | None = None
     outcomes: SampleOutcomes | None = None
     expert_decision: Decision | None = None
+    replay: ReplayMark | None = None
 
     @model_validator(mode="after")
     def _green_lies_within_its_bounds(self) -> Sample:

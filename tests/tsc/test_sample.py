@@ -98,3 +98,13 @@ def test_a_file_stands_for_itself_and_a_folder_for_all_datasets_below_it(tmp_pat
 def test_a_folder_without_a_dataset_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(SampleError, match="generate_dataset"):
         find_dataset_files(tmp_path)
+
+
+@pytest.mark.parametrize(("verdict", "is_faithful"), [("identical", True), ("same_answer", True), ("failed", False)])
+def test_a_mark_tells_whether_the_replay_favours_the_label(verdict: str, is_faithful: bool) -> None:
+    sample = Sample.model_validate({**MINIMAL, "replay": {"verdict": verdict}})
+    assert sample.replay is not None
+    assert sample.replay.is_faithful is is_faithful
+    assert sample.to_json()["replay"] == {"verdict": verdict}
+    with pytest.raises(ValidationError, match="verdict"):
+        Sample.model_validate({**MINIMAL, "replay": {"verdict": "good"}})
