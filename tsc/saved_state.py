@@ -84,7 +84,7 @@ def with_right_of_way(text: str, next_lanes: Mapping[str, str]) -> str:
             return match.group(0)
         approaching = "".join(
             f'<approaching id="{vehicle}" arrivalTime="{now_ms}" arrivalSpeed="0" departSpeed="0" request="1" '
-            f'arrivalTimeBraking="{now_ms}" arrivalSpeedBraking="0" waitingTime="0" distance="0" latOffset="0"/>'
+            f'arrivalTimeBraking="{now_ms}" arrivalSpeedBraking="0" waitingTime="0" distance="0"/>'
             for vehicle in vehicles.split()
         )
         return f'{match.group(0)}<link to="{next_lanes[lane]}">{approaching}</link>'
