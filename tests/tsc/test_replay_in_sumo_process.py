@@ -88,7 +88,8 @@ def test_a_replay_is_what_a_sumo_process_does_under_the_same_signals(
     signals, lanes = in_new_process(_signals, request, decision, tmp_path / "state.xml")
     sumo = request.sumo
     command = [
-        str(Path(sys.executable).with_name("sumo")), "--net-file", str(small_dataset / sumo["net_file"]), "--load-state", str(tmp_path / "state.xml"),
+        str(Path(sys.executable).with_name("sumo")),
+        "--net-file", str(small_dataset / sumo["net_file"]), "--load-state", str(tmp_path / "state.xml"),
         "--route-files", ",".join(str(small_dataset / name) for name in sumo["route_files"]),
         "--seed", str(sumo["seed"]), "--time-to-teleport", "-1", "--no-step-log", "--no-warnings",
     ]  # fmt: skip
