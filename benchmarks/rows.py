@@ -78,7 +78,7 @@ class Row:
             "unit": self.unit,
             "beside": self.beside,
             "ratio": self.ratio,
-            "must_reach": str(self.must_reach) if self.must_reach else None,
+            "must_reach": self.must_reach.value if self.must_reach else None,
             "ok": self.ok,
         }
 

@@ -56,7 +56,7 @@ def test_a_row_is_the_ratio_of_the_medians_of_its_repetitions() -> None:
         must_reach=Bound(at="least", value=4),
     )  # fmt: skip
     assert row.as_dict() == {
-        "name": "speed", "value": 20, "unit": "1/s", "beside": 5, "ratio": 4, "must_reach": "≥ 4", "ok": True,
+        "name": "speed", "value": 20, "unit": "1/s", "beside": 5, "ratio": 4, "must_reach": 4, "ok": True,
     }  # fmt: skip
 
 
@@ -304,3 +304,20 @@ def test_only_the_named_rows_are_measured(repo_root: Path, monkeypatch: pytest.M
     assert [row.name for row in measured] == ["b", "d"]
     assert called == [("a", "b"), ("d",)]
     assert [row.name for row in benchmark.measure(measures, [], tmp_path, QUICK)] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(("value", "status"), [(3.0, 0), (1.0, 1)])
+def test_the_exit_status_tells_whether_every_row_reaches_what_it_must(
+    repo_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: float, status: int
+) -> None:
+    monkeypatch.syspath_prepend(str(repo_root / "scripts"))
+    import benchmark
+
+    def measure(folder: Path, effort: Effort) -> list[Row]:
+        return [_row(1), _row(value, 1, Bound(at="least", value=2))]
+
+    monkeypatch.setattr(benchmark, "REWARD", {measure: ("speed",)})
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "reward", "--json", str(file), "--folder", str(tmp_path)])
+    assert benchmark.main() == status
+    assert [row["ok"] for row in json.loads(file.read_text())] == [None, status == 0]
