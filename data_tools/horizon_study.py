@@ -206,16 +206,16 @@ def results_of(episodes: Sequence[dict[str, Any]], names: Sequence[str]) -> list
     return results
 
 
-def over_scenarios(results: Sequence[Result], name: str) -> tuple[float, float, float]:
+def over_scenarios(results: Sequence[Result], name: str, level: float = 0.95) -> tuple[float, float, float]:
     """(mean, low, high) of the relative difference of mean queue to the default, every scenario with the same weight;
-    95 % interval with Welch and Satterthwaite's degrees of freedom, since scenarios differ in spread."""
+    interval of this level with Welch and Satterthwaite's degrees of freedom, since scenarios differ in spread."""
     differences = [np.array(result.relative_differences) for result in results if result.name == name]
     mean = float(np.mean([values.mean() for values in differences]))
     variances = [values.var(ddof=1) / len(values) if len(values) > 1 else 0.0 for values in differences]
     if not sum(variances):
         return mean, mean, mean
     freedom = sum(variances) ** 2 / sum(v**2 / (len(d) - 1) for v, d in zip(variances, differences, strict=True) if v)
-    half = float(stats.t.ppf(0.975, freedom) * math.sqrt(sum(variances)) / len(differences))
+    half = float(stats.t.ppf(0.5 + level / 2, freedom) * math.sqrt(sum(variances)) / len(differences))
     return mean, mean - half, mean + half
 
 
@@ -274,11 +274,19 @@ def _half(interval: tuple[float, float, float]) -> float:
 
 
 def verdict(results: Sequence[Result], ordered: Sequence[str]) -> list[str]:
-    """In words, which settings differ from the default by more than the spread over seeds."""
-    better = [name for name in ordered if over_scenarios(results, name)[2] < 0]
-    worse = [name for name in ordered if over_scenarios(results, name)[1] > 0]
+    """In words, which settings differ from the default by more than the spread over seeds.
+
+    Of many settings some look better by chance, so the intervals are those that hold for all of them together with
+    95 % (Bonferroni).
+    """
+    level = 1 - 0.05 / len(ordered)
+    intervals = {name: over_scenarios(results, name, level) for name in ordered}
+    better = [name for name, (_, _, high) in intervals.items() if high < 0]
+    worse = [name for name, (_, low, _) in intervals.items() if low > 0]
     alike = [name for name in ordered if name not in better and name not in worse]
     return [
+        f"With intervals that hold for all {len(ordered)} settings together:",
+        "",
         f"- shorter queues than the default, beyond the spread: {', '.join(better) or 'none'}",
         f"- longer queues than the default, beyond the spread: {', '.join(worse) or 'none'}",
         f"- within the spread: {', '.join(alike) or 'none'}",

@@ -87,6 +87,8 @@ def test_scenarios_weigh_alike_and_the_interval_is_that_of_their_mean() -> None:
     assert mean == pytest.approx(0.5)
     half = stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3) / 2
     assert (low, high) == pytest.approx((0.5 - half, 0.5 + half))
+    wider = over_scenarios(results(), "horizon_s=5", level=0.99)
+    assert wider[2] - 0.5 == pytest.approx(half * stats.t.ppf(0.995, 2) / stats.t.ppf(0.975, 2))
 
 
 def test_the_table_says_what_lies_beyond_the_spread() -> None:
