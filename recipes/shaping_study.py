@@ -69,7 +69,7 @@ def _one(name: str, what: str, **changes: Any) -> Variant:
 def _whole(name: str, what: str, exact: float, embedded: float) -> Variant:
     changes = {
         "whole_answers": True,
-        "reward": {"format": {"exact": exact, "embedded": embedded, "invalid": min(-1.0, embedded - 1.0)}},
+        "reward": {"format": {"exact": exact, "embedded": embedded, "invalid": -1.0}},
     }
     return Variant(name=name, what=what, changes=changes, group="format")
 
