@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,22 +21,13 @@ from tsc.errors import TscError
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """generation_s: until the last answer of the step has its reward. reward_s: while any reward was being computed."""
+    """generation_s: until the last answer of the step has its reward. wait_s: the end of that, after the last answer
+    was there."""
 
     mode: str
     step_s: float
     generation_s: float
-    reward_s: float
-
-
-def covered_s(intervals: Iterable[tuple[float, float]]) -> float:
-    """Length of the union."""
-    total = 0.0
-    end_so_far = float("-inf")
-    for begin, end in sorted(intervals):
-        total += max(0.0, end - max(begin, end_so_far))
-        end_so_far = max(end_so_far, end)
-    return total
+    wait_s: float
 
 
 def train(folder: Path, effort: Effort) -> Path:
@@ -87,10 +78,13 @@ def train(folder: Path, effort: Effort) -> Path:
 def read_steps(run: Path) -> list[Step]:
     """All steps but the first, in which everything starts."""
     (metrics,) = run.glob("metrics/*.jsonl")
-    intervals: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    arrived_s: dict[int, float] = defaultdict(float)
+    done_s: dict[int, float] = defaultdict(float)
     for line in (run / "rewards.jsonl").read_text().splitlines():
         call = json.loads(line)
-        intervals[call["version"]].append((call["begin_s"], call["end_s"]))
+        version = call["version"]
+        arrived_s[version] = max(arrived_s[version], call["arrived_s"])
+        done_s[version] = max(done_s[version], call["done_s"])
     steps = []
     for line in metrics.read_text().splitlines():
         record = json.loads(line)
@@ -102,7 +96,7 @@ def read_steps(run: Path) -> list[Step]:
                     # a checkpoint is saved in the last step only
                     step_s=data["timing_s/step"] - data.get("timing_s/save_checkpoint", 0.0),
                     generation_s=data["timing_s/gen"],
-                    reward_s=covered_s(intervals[version]),
+                    wait_s=done_s[version] - arrived_s[version],
                 )
             )
     return steps
@@ -116,25 +110,25 @@ def rows_of(steps: Sequence[Step], num_prompts: int) -> list[Row]:
     return [
         Row.of_medians(
             name="step-cached",
-            what=f"time with rewards under way, labelled states, 2 % of them audited live; {the_step}",
-            values=[step.reward_s for step in cached],
+            what=f"wait for the last reward, labelled states, 2 % of them audited live; {the_step}",
+            values=[step.wait_s for step in cached],
             beside=[step.step_s for step in cached],
             unit="s",
             must_reach=Bound(at="most", value=0.02),
         ),
         Row.of_medians(
             name="step-live",
-            what=f"by how much longer generation takes where every state is replayed; {the_step}",
+            what=f"by how much longer the generation phase is where every state is replayed; {the_step}",
             # a cached step has waited, too
-            values=[of_live.generation_s - other.generation_s + other.reward_s for other, of_live in pairs],
+            values=[of_live.generation_s - other.generation_s + other.wait_s for other, of_live in pairs],
             beside=[step.step_s for step in live],
             unit="s",
             must_reach=Bound(at="most", value=0.2),
         ),
         Row.of_medians(
-            name="step-live-busy",
-            what="time with rewards under way there, generation or not; the step",
-            values=[step.reward_s for step in live],
+            name="step-live-wait",
+            what="wait for the last reward there, without what replays slow down generation; the step",
+            values=[step.wait_s for step in live],
             beside=[step.step_s for step in live],
             unit="s",
         ),

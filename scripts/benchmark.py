@@ -31,7 +31,7 @@ REWARD: Mapping[Measure, tuple[str, ...]] = {
     traci_rows: ("replay-traci", "replay-traci-cpu"),
     city_rows: ("replay-city",),
     score_rows: ("score-cached", "score-labelled"),
-    step_rows: ("step-cached", "step-live", "step-live-busy"),
+    step_rows: ("step-cached", "step-live", "step-live-wait"),
     memory_rows: ("worker-memory",),
 }
 
