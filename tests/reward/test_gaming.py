@@ -69,6 +69,17 @@ def test_no_accepted_settings_let_an_unreadable_answer_beat_a_readable_one(
 
 
 @many
+@given(overrides, outcomes, outcomes, st.floats(min_value=0.01, max_value=20))
+def test_neither_do_settings_with_a_term_of_the_users(
+    values: dict[str, Any], of: Outcomes, of_term: Outcomes, term_weight: float
+) -> None:
+    under = accepted(values | {"terms": {"switches": term_weight}})
+    both = Outcomes(yes=of.yes, no=of.no, terms={"switches": of_term})
+    worst = min(score(decision, form, both, under) for decision in Decision for form in READABLE)
+    assert unreadable(under) <= worst + ROUNDING
+
+
+@many
 @given(overrides, costs.filter(lambda cost: cost > 1))
 def test_no_accepted_settings_let_a_better_form_make_up_for_the_worse_answer_at_full_gap(
     values: dict[str, Any], cost: float
