@@ -177,7 +177,7 @@ class _Worker:
         """Of the job that was begun; a process that died over it is an answer too."""
         assert self.job is not None
         try:
-            answer = self.connection.recv()
+            answer: Verification | str = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
             code = self._process.exitcode
@@ -403,10 +403,10 @@ def causes_report(results: Sequence[tuple[Job, Verification]]) -> str:
         lines.append(f"  … and {len(told) - MAX_PRINTED_STATES:,} more; --mark writes all into the samples")
     lines.append("Causes:")
     counts = Counter(each.cause for _, each in told)
-    for name, cause in CAUSES.items():
+    for name, known in CAUSES.items():
         if counts[name]:
-            likely = "likely; " if cause.is_likely_only else ""
-            lines.append(f"  {name} ({likely}{counts[name]:,} states): states {cause.what}. Remedy: {cause.remedy}")
+            likely = "likely; " if known.is_likely_only else ""
+            lines.append(f"  {name} ({likely}{counts[name]:,} states): states {known.what}. Remedy: {known.remedy}")
     return "\n".join(lines)
 
 
