@@ -31,7 +31,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,15 @@ from data_tools.state_causes import CAUSES, why_different, why_not_replayed
 from data_tools.sumocfg import SumoConfig, read_sumocfg, sumo_input
 from tsc.continuation import outcomes_of
 from tsc.decision import Decision
-from tsc.errors import SampleError, TscError, run_main
+from tsc.errors import ConfigError, SampleError, TscError, run_main
 from tsc.files import sha256_of, write_atomically
 from tsc.measures import unit_of
 from tsc.outcome import Outcomes, OutcomeSettings
-from tsc.replay import replay_continuations
+from tsc.replay import completed, replay_continuations
 from tsc.replay_request import ReplayRequest
 from tsc.sample import Sample, SumoInput, find_dataset_files
+from tsc.saved_state import with_decimal_places
+from tsc.simulation import Simulation
 from tsc.sumo_version import installed_sumo_version
 
 SAME_ANSWER_MUST_REACH = 0.995
@@ -62,7 +64,8 @@ _TIME_LIMIT_S = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A sample to verify. outcomes, ends: its label; None where it has none."""
+    """A sample to verify. outcomes, ends: its label; None where it has none. as_saved: decimal places, where the state
+    is to be loaded as SUMO would have written it; None to complete it as a replay does."""
 
     file: Path
     index: int
@@ -72,6 +75,10 @@ class Job:
     settings: OutcomeSettings
     outcomes: Outcomes | None
     ends: dict[Decision, str] | None
+    as_saved: int | None = None
+
+    def prepare(self, text: str, net: Simulation) -> str:
+        return completed(text, net) if self.as_saved is None else with_decimal_places(text, self.as_saved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +105,9 @@ class Verification:
 def verify(job: Job) -> Verification:
     """Replay one state. What keeps it from being replayed is part of the answer."""
     try:
-        continuations = replay_continuations(job.request, job.settings)
+        continuations = replay_continuations(job.request, job.settings, job.prepare)
         if job.outcomes is None:
-            is_repeatable = replay_continuations(job.request, job.settings) == continuations
+            is_repeatable = replay_continuations(job.request, job.settings, job.prepare) == continuations
             cause = None if is_repeatable else why_different(job.request, job.time_s)
             return Verification(verdict="repeatable" if is_repeatable else "not_repeatable", cause=cause)
     except TscError as error:
@@ -482,14 +489,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--sumocfg", type=Path, metavar="FILE", help="the scenario of samples that name no SUMO files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument(
+        "--as-saved",
+        type=_at_least_one,
+        metavar="PLACES",
+        help="load the states as SUMO would have written them with PLACES decimal places, nothing completed: what a "
+        "replay adds to a state is the difference",
+    )
     parser.add_argument("--mark", action="store_true", help="write each verdict into its sample")
     options = parser.parse_args(arguments)
+    if options.as_saved is not None and options.mark:
+        raise ConfigError("--as-saved is no replay as training does it: leave --mark out")
 
     files = find_dataset_files(options.data)
     digests = {file: sha256_of(file) for file in files}
     jobs = chosen(
         read_jobs(files, read_sumocfg(options.sumocfg) if options.sumocfg else None), options.sample, options.seed
     )
+    jobs = [replace(job, as_saved=options.as_saved) for job in jobs]
     begin = time.monotonic()
     answers: dict[int, Verification] = {}
     with tqdm(total=len(jobs), unit=" states", disable=None) as bar:

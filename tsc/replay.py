@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,8 +176,19 @@ def _restore(request: ReplayRequest, simulation: Simulation, programs: dict[str,
     return control
 
 
-def replay_continuations(request: ReplayRequest, settings: OutcomeSettings) -> dict[Decision, Continuation]:
+def completed(text: str, net: Simulation) -> str:
+    """The state with all that SUMO left out and that can be put back (tsc.saved_state)."""
+    lanes = {lane: net.next_lane(lane) for lane in occupied_internal_lanes(text)}
+    text = with_right_of_way(text, {lane: to for lane, to in lanes.items() if to is not None})
+    return with_repeated_loader_second(with_junctions_last(text))
+
+
+def replay_continuations(
+    request: ReplayRequest, settings: OutcomeSettings, prepare: Callable[[str, Simulation], str] = completed
+) -> dict[Decision, Continuation]:
     """Load the state and continue it with each answer.
+
+    prepare: what is done to the text of the state before it is loaded, given a simulation of the net.
 
     Raises StateError, ScenarioError or ReplayError, always naming the state, and ReplayProcessDied where the process of
     the replay ended without an answer; never returns a number instead.
@@ -187,9 +198,7 @@ def replay_continuations(request: ReplayRequest, settings: OutcomeSettings) -> d
     files = sumo_files(request.sumo, Path(request.dataset_dir))
     try:
         template = _template_for(files, request.sumo.get("net_sha256"))
-        lanes = {lane: template.simulation.next_lane(lane) for lane in occupied_internal_lanes(text)}
-        text = with_right_of_way(text, {lane: to for lane, to in lanes.items() if to is not None})
-        text = with_repeated_loader_second(with_junctions_last(text))
+        text = prepare(text, template.simulation)
         return in_fork(lambda: _continuations(request, settings, files, template, text))
     except TscError as error:
         if str(request.state_path) in str(error):

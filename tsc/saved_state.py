@@ -21,6 +21,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 
 from tsc.errors import StateError
@@ -28,6 +29,7 @@ from tsc.errors import StateError
 # Decimal places. 17 digits tell any two numbers of 64 bits apart (IEEE 754), and the slowest vehicles drive 0.0001 m/s.
 EXACT_PRECISION = 21
 
+_DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.])")
 _SNAPSHOT = re.compile(r'<snapshot\b[^>]*\btime="([\d.]+)"')
 _VEHICLE = re.compile(r'\s*<vehicle id="([^"]*)" depart="([\d.]+)"')
 _OWN_ROUTE = re.compile(r'\s*<route id="!([^"]*)"')
@@ -103,6 +105,11 @@ def with_junctions_last(text: str) -> str:
 def with_repeated_loader_second(text: str) -> str:
     """Lets SUMO go on reading the route files one millisecond before where it had stopped."""
     return _LOADER_TIME.sub(lambda match: f'loaderTime="{max(0, int(match.group(1)) - 1)}"', text)
+
+
+def with_decimal_places(text: str, places: int) -> str:
+    """As SUMO would have written it with that --save-state.precision."""
+    return _DECIMAL.sub(lambda match: f"{Decimal(match.group(0)):.{places}f}", text)
 
 
 def without_departures_after(text: str, time_s: float) -> str:

@@ -21,7 +21,7 @@ import pytest
 
 from data_tools import json_to_parquet, verify_states
 from data_tools.state_causes import CAUSES, has_low_precision
-from tsc.errors import SampleError
+from tsc.errors import ConfigError, SampleError
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 Sample = dict[str, Any]
@@ -61,6 +61,15 @@ def test_a_good_dataset_replays_identically(small_dataset: Path, tmp_path: Path,
         "four_way: identical outcomes": (0.95, True),
         "four_way: same better answer": (0.995, True),
     }
+
+
+def test_states_as_sumo_writes_them_go_another_way(small_dataset: Path, tmp_path: Path) -> None:
+    report = tmp_path / "replays.json"
+    arguments = ["--data", str(small_dataset), "--sample", "12", "--workers", "2", "--json", str(report)]
+    assert verify_states.main([*arguments, "--as-saved", "2"]) == 1
+    assert figures(report)["four_way: identical continuation"] < 0.5
+    with pytest.raises(ConfigError, match="--as-saved is no replay as training does it"):
+        verify_states.main([*arguments, "--as-saved", "2", "--mark"])
 
 
 def test_the_same_seed_draws_the_same_states(small_dataset: Path) -> None:

@@ -17,6 +17,7 @@ from tsc.saved_state import (
     occupied_internal_lanes,
     state_text,
     state_time_s,
+    with_decimal_places,
     with_junctions_last,
     with_repeated_loader_second,
     with_right_of_way,
@@ -70,6 +71,11 @@ def test_the_state_tells_its_time_and_how_far_its_demand_reaches() -> None:
     assert demand_until_s(with_repeated_loader_second(STATE)) == 74.999
     assert demand_until_s(STATE.replace(' loaderTime="75000"', "")) is None
     assert demand_until_s(STATE.replace("<lane", '<flowState id="f"/><lane', 1)) is None
+
+
+def test_numbers_are_rounded_to_decimal_places_and_names_are_left_alone() -> None:
+    text = 'id="v1.25" version="1.28.0" pos="0.12345678901234567 -2.5" time="69.000"'
+    assert with_decimal_places(text, 4) == 'id="v1.25" version="1.28.0" pos="0.1235 -2.5000" time="69.0000"'
 
 
 @pytest.mark.parametrize(
