@@ -32,6 +32,9 @@ import psutil
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
+# After so many steps with nearly the same answer to everything, the policy has settled on it.
+ONE_SIDED_STEPS = 5
+
 # How long the command may take to end after SIGTERM, before everything is killed.
 TERMINATION_S = 10.0
 POLL_S = 0.5
@@ -99,6 +102,8 @@ def progress_line(step: int, metrics: dict[str, float]) -> str | None:
             parts.append(f"exact format {metrics['reward/format_exact/mean']:.0%}")
         if "reward/answer_yes/mean" in metrics:
             parts.append(f"yes {metrics['reward/answer_yes/mean']:.0%}")
+        if metrics.get("reward/one_sided_steps", 0) >= ONE_SIDED_STEPS:
+            parts.append("WARNING: hardly any other answer is left to learn from (more balance, more KL?)")
         if metrics.get("reward/failed/sum"):
             parts.append(f"failed rewards {metrics['reward/failed/sum']:.0f}")
     elif "train/loss" in metrics:

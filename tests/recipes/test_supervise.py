@@ -131,5 +131,11 @@ def test_progress_shows_a_training_step_in_one_line() -> None:
     assert line == "step 3  score +0.250  exact format 100%  yes 40%  2.0 s"
 
 
+def test_progress_warns_of_a_policy_that_gives_one_answer_only() -> None:
+    metrics = {"reward/score/mean": 0.25, "reward/answer_yes/mean": 0.01}
+    assert "WARNING" not in str(progress_line(3, metrics | {"reward/one_sided_steps": 4}))
+    assert "WARNING: hardly any other answer" in str(progress_line(4, metrics | {"reward/one_sided_steps": 5}))
+
+
 def test_a_record_without_training_metrics_is_not_progress() -> None:
     assert progress_line(0, {"val-core/tsc/four_way/reward/mean@1": 0.2}) is None
