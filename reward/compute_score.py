@@ -56,8 +56,11 @@ def compute_score(
     A fault of ours raises and is never a number: ReplayError where the last attempt at a replay failed, StateError
     for a state that is missing or damaged, SampleError for a broken ground_truth, ConfigError for wrong settings.
 
-    Safe from many threads; no score depends on the order of the calls, nor on what was kept from earlier ones. What
-    exactly is guaranteed, and the test that holds each promise, is in docs/guarantees.md.
+    Safe from many threads; no score depends on the order of the calls, on the worker, nor on what was kept from earlier
+    ones. A replayed state goes on exactly as the simulation it was saved from, except for what SUMO cannot restore:
+    what a vehicle inside a junction saw of the lanes ahead when it entered, walking persons, flows at random intervals,
+    and digits or random numbers that the state was saved without. Such a score is still the same every time.
+    docs/guarantees.md has every promise with the test that holds it.
     """
     settings = _settings_for(kwargs)
     truth = parse_ground_truth(ground_truth)
