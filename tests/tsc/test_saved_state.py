@@ -37,7 +37,7 @@ STATE = """<?xml version="1.0" encoding="UTF-8"?>
     <vehicle id="b" depart="74.000" route="!b" state="20 9223372036854774807 0">
         <param key="x" value="1"/>
     </vehicle>
-    <vehicle id="c" depart="74.500" route="!a" state="20 9223372036854774807 0"/>
+    <vehicle id="c" type="truck" depart="74.500" route="!a" state="20 9223372036854774807 0"/>
     <lane id=":J_1_0">
         <vehicles value="a"/>
     </lane>
