@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.effort import FULL, QUICK, Effort
-from benchmarks.grpo_step import step_rows
-from benchmarks.replay_speed import bare_rows, city_rows, memory_rows, traci_rows
-from benchmarks.rows import Machine, Row, table, write_rows
-from benchmarks.score_rate import score_rows
+from reward.benchmarks.effort import FULL, QUICK, Effort
+from reward.benchmarks.grpo_step import step_rows
+from reward.benchmarks.replay_speed import bare_rows, city_rows, memory_rows, traci_rows
+from reward.benchmarks.rows import Machine, Row, table, write_rows
+from reward.benchmarks.score_rate import score_rows
 from tsc.errors import ConfigError, run_main
 from tsc.yaml_file import nearest_spelling
 

@@ -18,6 +18,7 @@ found by comparing every vehicle, second by second, with the simulation that ran
 from __future__ import annotations
 
 import gzip
+import math
 import re
 import zlib
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ _VEHICLE = re.compile(r'\s*<vehicle id="([^"]*)"[^>]* depart="([\d.]+)"')
 _OWN_ROUTE = re.compile(r'\s*<route id="!([^"]*)"')
 _OCCUPIED_INTERNAL_LANE = re.compile(r'<lane id="(:[^"]*)">\s*<vehicles value="([^"]*)"/>(?!\s*<link\b)')
 _INTERNAL_LANE = re.compile(r'\s*<lane id=":[^"]*">.*?</lane>', re.DOTALL)
-_BEYOND_VEHICLES = re.compile(r"<(flowState|person|container|transportables)\b")
+_BEYOND_VEHICLES = ("<flowState", "<person", "<container", "<transportables")
 _LOADER_TIME = re.compile(r'loaderTime="(\d+)"')
 
 
@@ -57,13 +58,13 @@ def state_time_s(text: str) -> float:
     return float(match.group(1))
 
 
-def demand_until_s(text: str) -> float | None:
-    """The second before which every vehicle that departs is in the state itself. None where that cannot be told: with
-    flows and persons, whose future is in the route files, and in states without SUMO's mark of how far it had read."""
+def demand_until_s(text: str) -> float:
+    """The second before which every vehicle that departs is in the state itself: how far SUMO had read the route files;
+    infinity where it had read all. With flows or persons, whose future is in the route files alone, the state's own."""
+    if any(tag in text for tag in _BEYOND_VEHICLES):
+        return state_time_s(text)
     match = _LOADER_TIME.search(text)
-    if match is None or _BEYOND_VEHICLES.search(text) is not None:
-        return None
-    return int(match.group(1)) / 1000
+    return int(match.group(1)) / 1000 if match is not None else math.inf
 
 
 def occupied_internal_lanes(text: str) -> list[str]:
@@ -96,10 +97,14 @@ def with_right_of_way(text: str, next_lanes: Mapping[str, str]) -> str:
 
 def with_junctions_last(text: str) -> str:
     """Puts the lanes inside junctions after all others, so that SUMO fills them last."""
-    inside = "".join(_INTERNAL_LANE.findall(text))
-    others = _INTERNAL_LANE.sub("", text)
-    lanes, end, rest = others.rpartition("</lane>")
-    return f"{lanes}{end}{inside}{rest}" if end else text
+    first = text.find("<lane ")
+    if first < 0:
+        return text
+    begin = len(text[:first].rstrip())
+    before, lanes = text[:begin], text[begin:]
+    inside = "".join(_INTERNAL_LANE.findall(lanes))
+    others, end, rest = _INTERNAL_LANE.sub("", lanes).rpartition("</lane>")
+    return f"{before}{others}{end}{inside}{rest}"
 
 
 def with_repeated_loader_second(text: str) -> str:

@@ -25,6 +25,7 @@ from tsc.embedded_files import FileEmbedder
 from tsc.errors import ScenarioError, StateError, TscError, UnknownJunction
 from tsc.replay_request import ReplayRequest
 from tsc.sample import Sample
+from tsc.saved_state import state_time_s
 from tsc.scenario import build_net, load_scenario
 
 YES, NO = '{"extend": "yes"}', '{"extend": "no"}'
@@ -207,7 +208,17 @@ def test_a_fatal_error_of_sumo_inside_the_simulation_is_named_and_disturbs_no_ot
     late = next(found for found in re.finditer(r'<vehicle id="[^"]+" depart="(\d+)', routes) if int(found[1]) >= 250)
     lost = f'<vehicle id="lost" depart="{late[1]}"><route edges="nowhere"/></vehicle>'
     (tmp_path / "lost.rou.xml").write_text(routes[: late.start()] + lost + routes[late.start() :])
-    truth = changed(unlabelled[0], sumo={"route_files": [str(tmp_path / "lost.rou.xml")], "route_sha256": None})
+    # a state of which SUMO has yet to read all demand, so that the replay reads the route files
+    state = gzip.decompress(Path(request["dataset_dir"], request["state_file"]).read_bytes()).decode()
+    read_until = f'loaderTime="{round(state_time_s(state) * 1000)}"'
+    state = re.sub(r'(<delay [^>]*?)( loaderTime="\d+")?/>', rf"\1 {read_until}/>", state)
+    (tmp_path / "t1.xml.gz").write_bytes(gzip.compress(state.encode()))
+    truth = changed(
+        unlabelled[0],
+        state_file=str(tmp_path / "t1.xml.gz"),
+        state_sha256=None,
+        sumo={"route_files": [str(tmp_path / "lost.rou.xml")], "route_sha256": None},
+    )
     expected = live_scores(unlabelled[:6])
     module.close()
     with ThreadPoolExecutor(8) as threads:

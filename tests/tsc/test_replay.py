@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import tsc.replay
 from tests.tsc.sumo_process import in_new_process
 from tsc.decision import Decision
 from tsc.errors import ReplayError, ScenarioError, StateError, UnknownJunction
@@ -18,6 +19,7 @@ from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.replay import replay, replay_continuations
 from tsc.replay_request import ReplayRequest
 from tsc.sample import Sample
+from tsc.saved_state import state_time_s
 
 SETTINGS = OutcomeSettings()
 
@@ -54,22 +56,34 @@ def test_live_replays_have_the_costs_of_the_forked_labels(samples: list[Sample],
     assert in_new_process(_replay_all, requests) == labels
 
 
-def _without_mark_of_the_loader(small_dataset: Path, request: ReplayRequest, folder: Path) -> ReplayRequest:
+def _with_demand_to_be_read(small_dataset: Path, request: ReplayRequest, folder: Path) -> ReplayRequest:
     """SUMO's mark of how far it had read the route files, set to the second of the state."""
     moved = dataclasses.replace(request, dataset_dir=str(_copy(small_dataset, folder)), state_sha256=None)
     text = gzip.decompress(moved.state_path.read_bytes()).decode()
-    moved.state_path.write_bytes(gzip.compress(re.sub(' loaderTime="[0-9]+"', "", text).encode()))
+    read_until = f'loaderTime="{round(state_time_s(text) * 1000)}"'
+    text = re.sub(r'(<delay [^>]*?)( loaderTime="\d+")?/>', rf"\1 {read_until}/>", text)
+    moved.state_path.write_bytes(gzip.compress(text.encode()))
     return moved
 
 
 def test_a_state_that_does_not_hold_its_demand_is_replayed_with_the_route_files(
     small_dataset: Path, samples: list[Sample], requests: list[ReplayRequest], tmp_path: Path
 ) -> None:
-    request = _without_mark_of_the_loader(small_dataset, requests[3], tmp_path)
+    request = _with_demand_to_be_read(small_dataset, requests[3], tmp_path)
     assert in_new_process(_ends, [request]) == [samples[3].outcomes and samples[3].outcomes.ends]
     Path(request.dataset_dir, request.sumo["route_files"][0]).unlink()
     with pytest.raises(ScenarioError, match="demand"):
         in_new_process(_ends, [dataclasses.replace(request, sumo={**request.sumo, "route_sha256": None})])
+
+
+def _ends_by_forks(requests: list[ReplayRequest]) -> list[dict[Decision, str]]:
+    tsc.replay._SMALL_NET_BYTES = 0
+    return _ends(requests)
+
+
+def test_a_large_net_is_forked_to_the_same_ends(samples: list[Sample], requests: list[ReplayRequest]) -> None:
+    labelled = [sample.outcomes.ends for sample in samples[:20] if sample.outcomes]
+    assert in_new_process(_ends_by_forks, requests[:20]) == labelled
 
 
 def test_replays_do_not_depend_on_their_order_nor_on_the_process(requests: list[ReplayRequest]) -> None:

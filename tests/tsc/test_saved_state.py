@@ -1,6 +1,7 @@
 """What SUMO leaves out of a saved state, and that it is put back."""
 
 import gzip
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -69,8 +70,8 @@ def test_the_state_tells_its_time_and_how_far_its_demand_reaches() -> None:
     assert state_time_s(STATE) == 69
     assert demand_until_s(STATE) == 75
     assert demand_until_s(with_repeated_loader_second(STATE)) == 74.999
-    assert demand_until_s(STATE.replace(' loaderTime="75000"', "")) is None
-    assert demand_until_s(STATE.replace("<lane", '<flowState id="f"/><lane', 1)) is None
+    assert demand_until_s(STATE.replace(' loaderTime="75000"', "")) == math.inf
+    assert demand_until_s(STATE.replace("<lane", '<flowState id="f"/><lane', 1)) == 69
 
 
 def test_numbers_are_rounded_to_decimal_places_and_names_are_left_alone() -> None:

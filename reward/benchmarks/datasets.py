@@ -21,7 +21,7 @@ from tsc.simulation import Simulation, SumoFiles
 from tsc.sumo_version import installed_sumo_version
 from tsc.timing import Timing
 
-REPO_ROOT = Path(__file__).resolve().parents[1]
+REPO_ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_SCENARIO = REPO_ROOT / "configs/scenarios/four_way.yaml"
 
 # The largest net in the eclipse-sumo wheel, in tools/: 2.6 × 3.3 km of Berlin from OpenStreetMap, made for a game about

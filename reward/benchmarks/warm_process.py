@@ -29,7 +29,7 @@ class WarmProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.warm_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-m", "reward.benchmarks.warm_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     def call(

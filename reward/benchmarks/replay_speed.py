@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.alternatives import bare_cost, bare_step_cpu_s, fresh_libsumo_cost, fresh_traci_cost
-from benchmarks.datasets import DEFAULT_SCENARIO, city_requests, default_dataset, make_city, samples_of, spread
-from benchmarks.effort import Effort
-from benchmarks.live_replay import live_cost, replay_in_circles
-from benchmarks.rows import Bound, Row
-from benchmarks.stopwatch import Cost, in_turn
-from benchmarks.warm_process import warm_processes
+from reward.benchmarks.alternatives import bare_cost, bare_step_cpu_s, fresh_libsumo_cost, fresh_traci_cost
+from reward.benchmarks.datasets import DEFAULT_SCENARIO, city_requests, default_dataset, make_city, samples_of, spread
+from reward.benchmarks.effort import Effort
+from reward.benchmarks.live_replay import live_cost, replay_in_circles
+from reward.benchmarks.rows import Bound, Row
+from reward.benchmarks.stopwatch import Cost, in_turn
+from reward.benchmarks.warm_process import warm_processes
 from tsc.outcome import load_outcome_settings
 from tsc.replay import sumo_files
 from tsc.replay_request import ReplayRequest

@@ -1,6 +1,6 @@
 """The replay as tutorials write it: a new sumo for each answer, over TraCI.
 
-`python -m benchmarks.traci_replay`, a program of its own: where libsumo was imported, the name traci stands for it.
+`python -m reward.benchmarks.traci_replay`, a program of its own: where libsumo was imported, its name is traci, too.
 Reads {"requests": [{"command", "junction_id", "remaining_s"}], "num_steps"} from standard input and writes the time of
 all. command: sumo with its options; remaining_s: how long the green is to go on, one number for each answer.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import traci
 
-from benchmarks.stopwatch import cost_of
+from reward.benchmarks.stopwatch import cost_of
 
 
 def replay(command: list[str], junction_id: str, remaining_s: float, num_steps: int) -> int:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.datasets import default_dataset, samples_of, spread
-from benchmarks.effort import Effort
-from benchmarks.rows import Bound, Row
-from benchmarks.stopwatch import Cost, cost_of, in_turn
-from benchmarks.warm_process import warm_processes
+from reward.benchmarks.datasets import default_dataset, samples_of, spread
+from reward.benchmarks.effort import Effort
+from reward.benchmarks.rows import Bound, Row
+from reward.benchmarks.stopwatch import Cost, cost_of, in_turn
+from reward.benchmarks.warm_process import warm_processes
 from tsc.decision import Decision
 from tsc.replay_request import ReplayRequest
 from tsc.sample import Sample

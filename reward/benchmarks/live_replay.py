@@ -7,7 +7,7 @@ import resource
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.stopwatch import Cost, cost_of
+from reward.benchmarks.stopwatch import Cost, cost_of
 from tsc.outcome import OutcomeSettings
 from tsc.replay import replay
 from tsc.replay_request import ReplayRequest

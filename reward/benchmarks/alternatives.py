@@ -15,8 +15,8 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
-from benchmarks.datasets import REPO_ROOT
-from benchmarks.stopwatch import Cost, cost_of
+from reward.benchmarks.datasets import REPO_ROOT
+from reward.benchmarks.stopwatch import Cost, cost_of
 from tsc.controllers import MaxPressure
 from tsc.decision import Decision
 from tsc.errors import ReplayError
@@ -81,13 +81,13 @@ def fresh_libsumo_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cos
 
 
 def fresh_traci_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cost:
-    """The time in benchmarks.traci_replay, without the start of its Python."""
+    """The time in reward.benchmarks.traci_replay, without the start of its Python."""
     done = fresh_traci(requests, horizon_s)
     return Cost(num_units=len(requests), wall_s=done["wall_s"], cpu_s=done["cpu_s"])
 
 
 def fresh_traci(requests: Sequence[ReplayRequest], horizon_s: int) -> dict[str, Any]:
-    """What benchmarks.traci_replay says. Raises ReplayError."""
+    """What reward.benchmarks.traci_replay says. Raises ReplayError."""
     jobs = []
     for request in requests:
         files = sumo_files(request.sumo, Path(request.dataset_dir))
@@ -97,7 +97,7 @@ def fresh_traci(requests: Sequence[ReplayRequest], horizon_s: int) -> dict[str, 
         jobs.append({"command": command, "junction_id": request.junction_id, "remaining_s": remaining_s})
     environment = {name: value for name, value in os.environ.items() if name != "LIBSUMO_AS_TRACI"}
     process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.traci_replay"],
+        [sys.executable, "-m", "reward.benchmarks.traci_replay"],
         input=json.dumps({"requests": jobs, "num_steps": horizon_s}),
         cwd=REPO_ROOT,
         env=environment,

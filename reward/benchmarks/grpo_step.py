@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.datasets import REPO_ROOT, default_dataset
-from benchmarks.effort import Effort
-from benchmarks.rows import Bound, Row
-from benchmarks.timed_score import CACHED, LIVE, mode_of_step
+from reward.benchmarks.datasets import REPO_ROOT, default_dataset
+from reward.benchmarks.effort import Effort
+from reward.benchmarks.rows import Bound, Row
+from reward.benchmarks.timed_score import CACHED, LIVE, mode_of_step
 from tsc.errors import TscError
 
 
@@ -54,7 +54,7 @@ def train(folder: Path, effort: Effort) -> Path:
     # whatever ends this process ends the training
     command = [sys.executable, str(REPO_ROOT / "recipes/supervise.py"), "--parent-pid", str(os.getpid()), "--"]
     command += ["bash", str(REPO_ROOT / "scripts/train_grpo.sh")]
-    command += [f"{function}.path=pkg://benchmarks.timed_score", f"{function}.name=timed_score"]
+    command += [f"{function}.path=pkg://reward.benchmarks.timed_score", f"{function}.name=timed_score"]
     command += [f"+{function}.reward_kwargs.log={log}"]
     # an empty cache, and not the user's: every state is live when it is first asked for
     command += [f"+{function}.reward_kwargs.cache.directory={run / 'grpo/cache'}"]
