@@ -75,6 +75,11 @@ def _template_for(files: SumoFiles, net_sha256: str | None) -> _Template:
     return _template
 
 
+def _forget_template() -> None:
+    global _template
+    _template = None
+
+
 def file_sha256(path: Path) -> str:
     """Digest of a file; read again only when its size or time of change differs from the last look."""
     try:
@@ -145,10 +150,7 @@ def _in_memory(text: str) -> Iterator[Path]:
 def _continuations(
     request: ReplayRequest, settings: OutcomeSettings, files: SumoFiles, template: _Template, text: str
 ) -> dict[Decision, Continuation]:
-    """A state that holds its demand up to the end of the horizon is loaded without the route files."""
-    end_s = state_time_s(text) + settings.horizon_s
-    if demand_until_s(text) >= end_s:
-        text, files = without_departures_after(text, end_s), template.simulation.files
+    """files: without route files where the state holds its demand up to the end of the horizon."""
 
     def continuation(simulation: Simulation, decision: Decision) -> Continuation:
         control = _restore(request, simulation, template.programs)
@@ -165,11 +167,15 @@ def _continuations(
 
     with _in_memory(text) as state_file:
         try:
-            if template.is_small:
+            if not template.is_small:
+                return in_fork(lambda: both_in_fork(state_file))
+            try:
                 return {
                     decision: continuation(Simulation(files, state_file=state_file), decision) for decision in Decision
                 }
-            return in_fork(lambda: both_in_fork(state_file))
+            except BaseException:
+                _forget_template()  # wherever SUMO stands now
+                raise
         except StateError as error:
             raise StateError(str(error).replace(str(state_file), str(request.state_path))) from error
 
@@ -211,8 +217,11 @@ def replay_continuations(
     files = sumo_files(request.sumo, Path(request.dataset_dir))
     try:
         template = _template_for(files, request.sumo.get("net_sha256"))
+        end_s = state_time_s(text) + settings.horizon_s
+        if demand_until_s(text) >= end_s:
+            text, files = without_departures_after(text, end_s), template.simulation.files
         text = prepare(text, template.simulation)
-        return in_fork(lambda: _continuations(request, settings, files, template, text))
+        return _continuations(request, settings, files, template, text)
     except TscError as error:
         if str(request.state_path) in str(error):
             raise

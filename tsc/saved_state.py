@@ -32,7 +32,7 @@ EXACT_PRECISION = 21
 
 _DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.])")
 _SNAPSHOT = re.compile(r'<snapshot\b[^>]*\btime="([\d.]+)"')
-_VEHICLE = re.compile(r'\s*<vehicle id="([^"]*)"[^>]* depart="([\d.]+)"')
+_VEHICLE = re.compile(r'\s*<vehicle id="([^"]*)"[^>]*? depart="([\d.]+)"')
 _OWN_ROUTE = re.compile(r'\s*<route id="!([^"]*)"')
 _OCCUPIED_INTERNAL_LANE = re.compile(r'<lane id="(:[^"]*)">\s*<vehicles value="([^"]*)"/>(?!\s*<link\b)')
 _INTERNAL_LANE = re.compile(r'\s*<lane id=":[^"]*">.*?</lane>', re.DOTALL)

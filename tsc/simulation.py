@@ -47,7 +47,7 @@ HOLD_S = 1e6
 
 # How far ahead a simulation that saves states reads its route files at a time. A state holds the vehicles read so far,
 # and a replay that ends before the last of them departs need not read route files.
-ROUTE_STEPS_S = 1200
+ROUTE_STEPS_S = 600
 
 # how SUMO names the edges inside a node: `:NODE_3`, and with c or w before the number crossings and walking areas
 _INNER_EDGE = re.compile(r":(?P<node>.+)_(?P<kind>[cw]?)\d+")
