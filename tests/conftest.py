@@ -1,5 +1,6 @@
 """Fixtures that tests of several packages share."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ import pytest
 
 from tsc.scenario import build_demand, build_net, load_scenario
 from tsc.simulation import SumoFiles
+
+# A shell starts background jobs with SIGINT ignored, which the processes that tests start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
