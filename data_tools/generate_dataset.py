@@ -29,7 +29,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from tqdm import tqdm
 
 from tsc.continuation import continuations_by_fork, outcomes_of
-from tsc.controllers import Controller, Random, tail_controller
+from tsc.controllers.controller import Controller
+from tsc.controllers.random_choice import Random
+from tsc.controllers.tail import tail_controller
 from tsc.decision import Decision
 from tsc.errors import ConfigError, TscError, run_main
 from tsc.files import sha256_of, write_atomically

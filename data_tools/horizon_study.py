@@ -30,12 +30,12 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
+from tsc.controllers.lookahead import Lookahead
 from tsc.decision import Decision
 from tsc.episode import run_episode
 from tsc.errors import ConfigError, run_main
 from tsc.evaluation_report import interval95, paired_difference
 from tsc.files import write_atomically
-from tsc.lookahead import Lookahead
 from tsc.measures import SCOPES
 from tsc.outcome import TAILS, OutcomeSettings, load_outcome_settings
 from tsc.scenario import Scenario, build_demand, build_net, load_scenario

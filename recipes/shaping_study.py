@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from reward.settings import load_settings
+from tsc.controllers.language_model import Ask
 from tsc.episode_runner import LANGUAGE_MODEL, EpisodeJob, run_jobs
 from tsc.errors import ConfigError, TscError, run_main
 from tsc.evaluation_report import interval95, paired_difference
 from tsc.files import sha256_of, write_atomically
-from tsc.language_model_controller import Ask
 from tsc.outcome import OutcomeSettings
 from tsc.prompt import PROMPT_VERSION
 from tsc.scenario import Scenario, build_demand, build_net, load_scenario

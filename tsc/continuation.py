@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from tsc.controllers import tail_controller
+from tsc.controllers.tail import tail_controller
 from tsc.decision import Decision
 from tsc.errors import ReplayError
 from tsc.fork import ForkedCall

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tsc.controllers import Controller
+from tsc.controllers.controller import Controller
 from tsc.signal_control import SignalControl
 from tsc.simulation import Simulation, SumoFiles
 from tsc.timing import Timing

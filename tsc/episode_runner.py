@@ -12,11 +12,14 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from tsc.controllers import Controller, GapOut, MaxPressure, Random
+from tsc.controllers.controller import Controller
+from tsc.controllers.gap_out import GapOut
+from tsc.controllers.language_model import Ask, Conversation, LanguageModelController
+from tsc.controllers.lookahead import Lookahead
+from tsc.controllers.max_pressure import MaxPressure
+from tsc.controllers.random_choice import Random
 from tsc.episode import run_episode
 from tsc.errors import ConfigError, ReplayError, TscError
-from tsc.language_model_controller import Ask, Conversation, LanguageModelController
-from tsc.lookahead import Lookahead
 from tsc.outcome import OutcomeSettings
 from tsc.simulation import SumoFiles
 from tsc.timing import Timing

@@ -121,6 +121,7 @@ class Simulation:
             if state_file is not None:
                 raise StateError(f"SUMO cannot load state {state_file}: {error}") from error
             raise ScenarioError(f"SUMO cannot load {files.net_file}: {error}") from error
+        self._sumo = libsumo
         self.files = files
         global _simulations_opened
         _simulations_opened += 1
@@ -128,29 +129,29 @@ class Simulation:
         self._has_moved = state_file is not None
 
     def close(self) -> None:
-        if libsumo.isLoaded():
-            libsumo.close()
+        if self._sumo.isLoaded():
+            self._sumo.close()
 
     @property
     def time_s(self) -> float:
-        return float(libsumo.simulation.getTime())
+        return float(self._sumo.simulation.getTime())
 
     def step(self) -> None:
         """One simulation step. Raises ScenarioError where SUMO stops with an error."""
         self._has_moved = True
         try:
-            libsumo.simulationStep()
+            self._sumo.simulationStep()
         except (libsumo.TraCIException, libsumo.FatalTraCIError) as error:
             raise ScenarioError(f"SUMO stopped at {self.time_s:g} s in {self.files.net_file}: {error}") from error
 
     def not_inserted_veh(self) -> int:
         """Vehicles whose departure has come but for which their first lane has had no room."""
-        return len(libsumo.simulation.getPendingVehicles())
+        return len(self._sumo.simulation.getPendingVehicles())
 
     def traffic_digest(self) -> str:
         """16 hexadecimal digits that two simulations share only where every vehicle is on the same lane, at the same
         position and speed, to the last bit."""
-        vehicle = libsumo.vehicle
+        vehicle = self._sumo.vehicle
         traffic = sorted(
             (name, vehicle.getLaneID(name), vehicle.getLanePosition(name), vehicle.getSpeed(name))
             for name in vehicle.getIDList()
@@ -167,7 +168,7 @@ class Simulation:
         if not self._is_first_of_process:
             raise StateError("only the first simulation of a process can be saved faithfully: use a new process")
         raw = path.with_name(f".{path.name}.raw.xml")
-        libsumo.simulation.saveState(str(raw))
+        self._sumo.simulation.saveState(str(raw))
         data = strip_generated_comment(raw.read_bytes())
         raw.unlink()
         write_atomically(path, gzip.compress(data, compresslevel=6, mtime=0))
@@ -182,14 +183,14 @@ class Simulation:
             raise StateError("a state can only be loaded into a simulation without demand that has not moved")
         self._has_moved = True
         try:
-            libsumo.simulation.loadState(str(path))
+            self._sumo.simulation.loadState(str(path))
         except libsumo.TraCIException as error:
             raise StateError(f"SUMO cannot load state {path}: {error}") from error
 
     def next_lane(self, internal_lane: str) -> str | None:
         """Where the one link of a lane inside a junction leads; None where it has not exactly one, or is unknown."""
         try:
-            links = libsumo.lane.getLinks(internal_lane)
+            links = self._sumo.lane.getLinks(internal_lane)
         except libsumo.TraCIException:
             return None
         if len(links) != 1:
@@ -200,13 +201,13 @@ class Simulation:
     # Signals
 
     def junction_ids(self) -> tuple[str, ...]:
-        return tuple(libsumo.trafficlight.getIDList())
+        return tuple(self._sumo.trafficlight.getIDList())
 
     def program(self, junction_id: str) -> SignalProgram:
         """The running program. Raises ScenarioError for a program that SUMO itself switches by detectors."""
-        program_id = libsumo.trafficlight.getProgram(junction_id)
+        program_id = self._sumo.trafficlight.getProgram(junction_id)
         logic = next(
-            logic for logic in libsumo.trafficlight.getAllProgramLogics(junction_id) if logic.programID == program_id
+            logic for logic in self._sumo.trafficlight.getAllProgramLogics(junction_id) if logic.programID == program_id
         )
         if logic.type != 0:
             raise ScenarioError(
@@ -216,50 +217,50 @@ class Simulation:
         phases = [Phase(state=phase.state, duration_s=phase.duration) for phase in logic.phases]
         links = [
             [(incoming, outgoing) for incoming, outgoing, _ in group]
-            for group in libsumo.trafficlight.getControlledLinks(junction_id)
+            for group in self._sumo.trafficlight.getControlledLinks(junction_id)
         ]
         return build_program(junction_id, program_id, phases, links)
 
     def phase_index(self, junction_id: str) -> int:
-        return int(libsumo.trafficlight.getPhase(junction_id))
+        return int(self._sumo.trafficlight.getPhase(junction_id))
 
     def phase_remaining_s(self, junction_id: str) -> float:
-        return float(libsumo.trafficlight.getNextSwitch(junction_id)) - self.time_s
+        return float(self._sumo.trafficlight.getNextSwitch(junction_id)) - self.time_s
 
     def set_phase_remaining(self, junction_id: str, remaining_s: float) -> None:
         """0 ends the phase with the next step; the program's own next phase follows."""
-        libsumo.trafficlight.setPhaseDuration(junction_id, remaining_s)
+        self._sumo.trafficlight.setPhaseDuration(junction_id, remaining_s)
 
     # Lanes
 
     def queue_veh(self, lanes: Sequence[str]) -> int:
         """Halting vehicles (speed < 0.1 m/s) on the lanes."""
-        halting = libsumo.lane.getLastStepHaltingNumber
+        halting = self._sumo.lane.getLastStepHaltingNumber
         return sum(halting(lane) for lane in lanes)
 
     def vehicles_veh(self, lanes: Sequence[str]) -> int:
-        count = libsumo.lane.getLastStepVehicleNumber
+        count = self._sumo.lane.getLastStepVehicleNumber
         return sum(count(lane) for lane in lanes)
 
     def free_space_veh(self, lanes: Sequence[str]) -> int:
         """How many more vehicles of 7.5 m (5 m and SUMO's default gap of 2.5 m) fit on the lanes."""
         free = 0
         for lane in lanes:
-            room = int(libsumo.lane.getLength(lane) // 7.5)
-            free += max(0, room - libsumo.lane.getLastStepVehicleNumber(lane))
+            room = int(self._sumo.lane.getLength(lane) // 7.5)
+            free += max(0, room - self._sumo.lane.getLastStepVehicleNumber(lane))
         return free
 
     def approaching(self, lane: str) -> list[Approaching]:
         """The vehicles on a lane, in SUMO's order (from the lane's begin)."""
-        length_m = libsumo.lane.getLength(lane)
-        vehicle = libsumo.vehicle
+        length_m = self._sumo.lane.getLength(lane)
+        vehicle = self._sumo.vehicle
         return [
             Approaching(
                 distance_m=length_m - vehicle.getLanePosition(name),
                 speed_m_per_s=vehicle.getSpeed(name),
                 waiting_time_s=vehicle.getWaitingTime(name),
             )
-            for name in libsumo.lane.getLastStepVehicleIDs(lane)
+            for name in self._sumo.lane.getLastStepVehicleIDs(lane)
         ]
 
     def time_loss_s(self, lanes: Sequence[str]) -> float:
@@ -268,10 +269,10 @@ class Simulation:
         As SUMO's timeLoss: the allowed speed is the vehicle's own on its lane, and a scheduled stop loses nothing. But
         a vehicle that still brakes from a faster lane loses nothing, where SUMO counts a gain.
         """
-        vehicle = libsumo.vehicle
+        vehicle = self._sumo.vehicle
         loss_s = 0.0
         for lane in lanes:
-            for name in libsumo.lane.getLastStepVehicleIDs(lane):
+            for name in self._sumo.lane.getLastStepVehicleIDs(lane):
                 speed, allowed = vehicle.getSpeed(name), vehicle.getAllowedSpeed(name)
                 if allowed > 0 and (speed > 0 or not vehicle.isStopped(name)):
                     loss_s += max(0.0, 1.0 - speed / allowed)
@@ -283,24 +284,24 @@ class Simulation:
         longest_s = at_least_s
         for lane in lanes:
             # all waits of a lane together bound each of them, and most lanes are done with that one call
-            if libsumo.lane.getWaitingTime(lane) > longest_s:
-                waits_s = map(libsumo.vehicle.getWaitingTime, libsumo.lane.getLastStepVehicleIDs(lane))
+            if self._sumo.lane.getWaitingTime(lane) > longest_s:
+                waits_s = map(self._sumo.vehicle.getWaitingTime, self._sumo.lane.getLastStepVehicleIDs(lane))
                 longest_s = max(longest_s, *waits_s)
         return float(longest_s)
 
     def co2_g_per_s(self, lanes: Sequence[str]) -> float:
         """CO2 of the vehicles on the lanes, by the emission model of their vehicle types."""
-        return float(sum(map(libsumo.lane.getCO2Emission, lanes)) / 1000)
+        return float(sum(map(self._sumo.lane.getCO2Emission, lanes)) / 1000)
 
     def waiting_to_enter_veh(self, edges: Sequence[str]) -> int:
         """Vehicles whose departure on these edges has come but that have found no room there."""
-        return sum(len(libsumo.edge.getPendingVehicles(edge)) for edge in edges)
+        return sum(len(self._sumo.edge.getPendingVehicles(edge)) for edge in edges)
 
     def waiting_persons(self, edges: Sequence[str]) -> int:
         """Persons on foot on the edges that do not move (speed < 0.1 m/s)."""
-        person = libsumo.person
+        person = self._sumo.person
         return sum(
-            person.getWaitingTime(name) > 0 for edge in edges for name in libsumo.edge.getLastStepPersonIDs(edge)
+            person.getWaitingTime(name) > 0 for edge in edges for name in self._sumo.edge.getLastStepPersonIDs(edge)
         )
 
     # The inside of junctions
@@ -308,19 +309,20 @@ class Simulation:
     def inner_lanes(self, junction_ids: Sequence[str]) -> tuple[str, ...]:
         """The lanes on which vehicles cross the junctions, in the net's order; none in a net without internal links."""
         nodes = self._nodes(junction_ids)
-        return tuple(lane for lane in libsumo.lane.getIDList() if _place_inside(lane.rpartition("_")[0], nodes) == "")
+        lanes = self._sumo.lane.getIDList()
+        return tuple(lane for lane in lanes if _place_inside(lane.rpartition("_")[0], nodes) == "")
 
     def pedestrian_edges(self, junction_ids: Sequence[str]) -> tuple[str, ...]:
         """The crossings and walking areas of the junctions, in the net's order."""
         nodes = self._nodes(junction_ids)
-        return tuple(edge for edge in libsumo.edge.getIDList() if _place_inside(edge, nodes) in ("c", "w"))
+        return tuple(edge for edge in self._sumo.edge.getIDList() if _place_inside(edge, nodes) in ("c", "w"))
 
     def _nodes(self, junction_ids: Sequence[str]) -> set[str]:
         """The net's nodes whose links the junctions control: a signal may control several."""
         inner_lanes = (
             lane
             for junction_id in junction_ids
-            for group in libsumo.trafficlight.getControlledLinks(junction_id)
+            for group in self._sumo.trafficlight.getControlledLinks(junction_id)
             for _, _, lane in group
         )
         return {found["node"] for lane in inner_lanes if (found := _INNER_EDGE.fullmatch(lane.rpartition("_")[0]))}

@@ -17,7 +17,7 @@ from typing import Any
 
 from reward.benchmarks.datasets import REPO_ROOT
 from reward.benchmarks.stopwatch import Cost, cost_of
-from tsc.controllers import MaxPressure
+from tsc.controllers.max_pressure import MaxPressure
 from tsc.decision import Decision
 from tsc.errors import ReplayError
 from tsc.replay import sumo_files

@@ -10,7 +10,7 @@ from typing import Any
 
 import sumo
 
-from tsc.controllers import MaxPressure
+from tsc.controllers.max_pressure import MaxPressure
 from tsc.errors import ScenarioError, TscError
 from tsc.files import sha256_of, strip_generated_comment, write_atomically
 from tsc.replay_request import ReplayRequest

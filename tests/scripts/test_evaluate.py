@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.tsc.sumo_process import in_new_process
-from tsc.controllers import MaxPressure
+from tsc.controllers.language_model import Conversation, LanguageModelController
+from tsc.controllers.max_pressure import MaxPressure
 from tsc.decision import Decision
 from tsc.episode_runner import EpisodeJob, run_jobs
-from tsc.language_model_controller import Conversation, LanguageModelController
 from tsc.outcome import OutcomeSettings
 from tsc.signal_control import SignalControl
 from tsc.simulation import Simulation, SumoFiles

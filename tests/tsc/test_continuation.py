@@ -6,11 +6,12 @@ import pytest
 
 from tests.tsc.sumo_process import in_new_process
 from tsc.continuation import continue_with, outcomes_by_fork
-from tsc.controllers import MaxPressure, Random
+from tsc.controllers.lookahead import Lookahead
+from tsc.controllers.max_pressure import MaxPressure
+from tsc.controllers.random_choice import Random
 from tsc.decision import Decision
 from tsc.episode import run_episode
 from tsc.errors import ReplayError
-from tsc.lookahead import Lookahead
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.signal_control import SignalControl
 from tsc.simulation import Simulation, SumoFiles

@@ -13,7 +13,8 @@ import pytest
 
 from tests.tsc.sumo_process import in_new_process
 from tsc.continuation import continue_with, outcomes_by_fork
-from tsc.controllers import MaxPressure, Random
+from tsc.controllers.max_pressure import MaxPressure
+from tsc.controllers.random_choice import Random
 from tsc.decision import Decision
 from tsc.errors import ConfigError, ReplayError
 from tsc.measures import MEASURES, SCOPES, Scene, measure_named, source_sha256

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.tsc.sumo_process import in_new_process
-from tsc.controllers import MaxPressure
+from tsc.controllers.max_pressure import MaxPressure
 from tsc.decision import Decision
 from tsc.outcome import OutcomeSettings
 from tsc.replay import checked_state, replay_continuations, sumo_files

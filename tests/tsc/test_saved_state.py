@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tsc.sumo_process import in_new_process
-from tsc.controllers import MaxPressure
+from tsc.controllers.max_pressure import MaxPressure
 from tsc.decision import Decision
 from tsc.errors import StateError
 from tsc.fork import in_fork

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tsc.controllers import Controller, Static
+from tsc.controllers.controller import Controller
+from tsc.controllers.static import Static
 from tsc.decision import Decision, parse_answer
 from tsc.observation import observe
 from tsc.prompt import messages
