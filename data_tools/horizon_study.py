@@ -34,7 +34,7 @@ from tsc.controllers.lookahead import Lookahead
 from tsc.decision import Decision
 from tsc.episode import run_episode
 from tsc.errors import ConfigError, run_main
-from tsc.evaluation_report import interval95, paired_difference
+from tsc.evaluation.statistics import interval95, paired_difference
 from tsc.files import write_atomically
 from tsc.measures import SCOPES
 from tsc.outcome import TAILS, OutcomeSettings, load_outcome_settings

@@ -29,7 +29,7 @@ from reward.settings import load_settings
 from tsc.controllers.language_model import Ask
 from tsc.episode_runner import LANGUAGE_MODEL, EpisodeJob, run_jobs
 from tsc.errors import ConfigError, TscError, run_main
-from tsc.evaluation_report import interval95, paired_difference
+from tsc.evaluation.statistics import interval95, paired_difference
 from tsc.files import sha256_of, write_atomically
 from tsc.outcome import OutcomeSettings
 from tsc.prompt import PROMPT_VERSION
@@ -305,7 +305,7 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
 
 
 def queue_by_run(runs: Sequence[dict[str, Any]], scenario: str) -> list[dict[str, Any]]:
-    """One record a run, as tsc.evaluation_report takes them: `seed` is the training seed, the queue the hours' mean."""
+    """One record a run, as tsc.evaluation.statistics takes them: `seed` is the training seed, the queue the hours' mean."""
     return [
         {
             "scenario": scenario,

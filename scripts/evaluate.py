@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tsc.controllers.language_model import Ask
 from tsc.episode_runner import CLASSICAL_CONTROLLERS, LANGUAGE_MODEL, EpisodeJob, job_record, run_jobs
 from tsc.errors import ConfigError, run_main
-from tsc.evaluation_report import markdown_table, paired_difference, result_rows
+from tsc.evaluation.statistics import markdown_table, paired_difference, result_rows
 from tsc.files import write_atomically
 from tsc.outcome import OutcomeSettings, load_outcome_settings
 from tsc.prompt import PROMPT_VERSION

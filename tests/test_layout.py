@@ -12,7 +12,7 @@ OTHER_CODE = ("scripts",)
 
 # Top-level names that a package must not import.
 FORBIDDEN = {
-    "tsc": {"reward", "data_tools", "recipes", "verl", "torch", "ray", "pandas"},
+    "tsc": {"reward", "data_tools", "recipes", "verl", "torch", "ray"},
     "reward": {"data_tools", "recipes", "verl", "torch", "ray"},
     "data_tools": {"reward", "recipes", "verl", "torch", "ray"},
     "recipes": set(),
@@ -51,6 +51,17 @@ def test_a_package_imports_only_what_it_may_depend_on(folder: str) -> None:
         for path in python_files(folder)
         for line, name in imports(path)
         if name.split(".")[0] in FORBIDDEN[folder]
+    )
+
+
+def test_the_core_does_without_the_evaluation_and_its_tables_and_pictures() -> None:
+    evaluation = REPO_ROOT / "tsc" / "evaluation"
+    assert not places(
+        (path, line, name)
+        for path in python_files("tsc")
+        for line, name in imports(path)
+        if evaluation not in path.parents
+        and (name.startswith("tsc.evaluation.") or name.split(".")[0] in {"pandas", "scipy", "matplotlib", "jinja2"})
     )
 
 

@@ -55,7 +55,10 @@ _INNER_EDGE = re.compile(r":(?P<node>.+)_(?P<kind>[cw]?)\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class SumoFiles:
-    """What a simulation is started from; paths are absolute or relative to the working folder."""
+    """What a simulation is started from; paths are absolute or relative to the working folder.
+
+    more_options: further words of SUMO's command line, as a sumocfg may have them.
+    """
 
     net_file: Path
     route_files: tuple[Path, ...]
@@ -63,6 +66,8 @@ class SumoFiles:
     seed: int = 0
     step_length_s: float = 1.0
     time_to_teleport_s: float = -1.0
+    begin_s: float = 0.0
+    more_options: tuple[str, ...] = ()
 
     def options(self) -> list[str]:
         options = ["--net-file", str(self.net_file), "--seed", str(self.seed)]
@@ -71,7 +76,9 @@ class SumoFiles:
         if self.additional_files:
             options += ["--additional-files", ",".join(map(str, self.additional_files))]
         options += ["--step-length", f"{self.step_length_s:g}", "--time-to-teleport", f"{self.time_to_teleport_s:g}"]
-        return options
+        if self.begin_s:
+            options += ["--begin", f"{self.begin_s:g}"]
+        return [*options, *self.more_options]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from tsc.evaluation_report import interval95, markdown_table, paired_difference, result_rows
+from tsc.evaluation.statistics import interval95, markdown_table, paired_difference, result_rows
 
 
 def episodes() -> list[dict[str, object]]:
