@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from reward.settings import load_settings
-from tsc.controllers.language_model import Ask
+from tsc.controllers.language_model import Ask, ask_function
 from tsc.episode_runner import LANGUAGE_MODEL, EpisodeJob, run_jobs
 from tsc.errors import ConfigError, TscError, run_main
 from tsc.evaluation.statistics import interval95, paired_difference
@@ -236,7 +236,7 @@ class Runner:
         if variant.changes is None:
             from recipes.text_generation import LocalModel
 
-            hours = run_closed_loop(jobs, LocalModel(self._study.start).generate)
+            hours = run_closed_loop(jobs, ask_function(LocalModel(self._study.start).generate))
             return {"hours": hours, "metrics": {}, "train_s": 0.0, "wall_s": round(time.monotonic() - begin, 1)}
         settings = GrpoSettings(**{"steps": self._study.steps, **variant.changes})
         trained: TrainedPolicy = train(
@@ -281,14 +281,14 @@ class Runner:
             trained.policy.save(Path(folder))
             model = LocalModel(Path(folder))
         if whole:
-            return model.generate
+            return ask_function(model.generate)
         prompts: list[list[dict[str, str]]] = [state.prompt for state in self._unseen[:CHECKED_PROMPTS]]
         if trained.policy.decide(prompts) != model.generate(prompts):
             raise TscError(
                 "the greedy answers of a trained model differ from those of its decision token: its format is not "
                 "certain enough for this study; train the start for longer"
             )
-        return trained.policy.decide
+        return ask_function(trained.policy.decide)
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tsc.controllers.language_model import Ask
+from tsc.controllers.language_model import Ask, ask_function
 from tsc.episode_runner import CLASSICAL_CONTROLLERS, LANGUAGE_MODEL, EpisodeJob, job_record, run_jobs
 from tsc.errors import ConfigError, run_main
 from tsc.evaluation.statistics import markdown_table, paired_difference, result_rows
@@ -135,7 +135,7 @@ def ask_for(controllers: dict[str, tuple[Path, Path | None] | None]) -> Callable
 
         folders = controllers[name]
         assert folders is not None
-        return LocalModel(*folders).generate
+        return ask_function(LocalModel(*folders).generate)
 
     return ask
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tsc.controllers.controller import Controller
 from tsc.controllers.gap_out import GapOut
-from tsc.controllers.language_model import Ask, Conversation, LanguageModelController
+from tsc.controllers.language_model import Ask, Conversation, LanguageModelController, Reply
 from tsc.controllers.lookahead import Lookahead
 from tsc.controllers.max_pressure import MaxPressure
 from tsc.controllers.random_choice import Random
@@ -64,10 +64,10 @@ def make_controller(job: EpisodeJob, ask: Ask) -> Controller | None:
 def _work(job: EpisodeJob, connection: Connection) -> None:
     """In the episode's process. Sends ("ask", prompts), then ("done", record) or ("failed", message, trace)."""
 
-    def ask(conversations: list[Conversation]) -> list[str]:
+    def ask(conversations: list[Conversation]) -> list[Reply]:
         connection.send(("ask", conversations))
-        answers: list[str] = connection.recv()
-        return answers
+        replies: list[Reply] = connection.recv()
+        return replies
 
     try:
         begin = time.monotonic()
@@ -156,11 +156,11 @@ def _run_together(jobs: Sequence[EpisodeJob], at_once: int, ask: Ask | None) -> 
 def _answer(asked: dict[Connection, list[Conversation]], order: list[Connection], ask: Ask) -> None:
     """Answer all waiting episodes with one call, in the order in which they were started."""
     waiting = [connection for connection in order if connection in asked]
-    answers = ask([conversation for connection in waiting for conversation in asked[connection]])
+    replies = ask([conversation for connection in waiting for conversation in asked[connection]])
     for connection in waiting:
         count = len(asked[connection])
-        connection.send(answers[:count])
-        answers = answers[count:]
+        connection.send(replies[:count])
+        replies = replies[count:]
     asked.clear()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.tsc.sumo_process import in_new_process
-from tsc.controllers.language_model import Conversation, LanguageModelController
+from tsc.controllers.language_model import Conversation, LanguageModelController, ask_function
 from tsc.controllers.max_pressure import MaxPressure
 from tsc.decision import Decision
 from tsc.episode_runner import EpisodeJob, run_jobs
@@ -75,21 +75,21 @@ def test_waiting_episodes_share_one_batch(files: SumoFiles) -> None:
     """Both episodes have the same demand and signals, so they ask in step."""
     batches = []
 
-    def ask(conversations: list[Conversation]) -> list[str]:
+    def answer(conversations: list[Conversation]) -> list[str]:
         batches.append(conversations)
         return [Decision.NO.answer] * len(conversations)
 
-    records = list(run_jobs(_jobs(files, "model", "llm"), 1, lambda name: ask))
+    records = list(run_jobs(_jobs(files, "model", "llm"), 1, lambda name: ask_function(answer)))
     assert [record["invalid_answers"] for record in records] == [0, 0]
     assert {len(batch) for batch in batches} == {2}
     assert len(batches) == records[0]["decisions"]
 
 
 def test_unreadable_answers_are_counted_and_the_net_s_own_plan_decides(files: SumoFiles) -> None:
-    def ask(conversations: list[Conversation]) -> list[str]:
+    def answer(conversations: list[Conversation]) -> list[str]:
         return ["perhaps"] * len(conversations)
 
-    records = list(run_jobs(_jobs(files, "model", "llm"), 1, lambda name: ask))
+    records = list(run_jobs(_jobs(files, "model", "llm"), 1, lambda name: ask_function(answer)))
     assert [record["invalid_answers"] for record in records] == [record["decisions"] for record in records]
 
 
@@ -100,7 +100,7 @@ def _answers_from_prompts(files: SumoFiles) -> tuple[float, float]:
         control = SignalControl(Simulation(files), Timing())
         control.start()
         decided: dict[str, Decision] = {}
-        model = LanguageModelController(lambda chats: [d.answer for d in decided.values()])
+        model = LanguageModelController(ask_function(lambda chats: [d.answer for d in decided.values()]))
         total = 0
         for _ in range(200):
             due = control.due_junctions()

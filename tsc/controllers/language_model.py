@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from tsc.controllers.controller import Controller
 from tsc.controllers.static import Static
@@ -12,24 +15,93 @@ from tsc.prompt import messages
 from tsc.signal_control import SignalControl
 
 Conversation = list[dict[str, str]]
-Ask = Callable[[list[Conversation]], list[str]]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model's answer to one conversation. `text` is None where none came within the time limit.
+
+    latency_s: from sending the conversation to the end of its answer, or to giving it up.
+    Tokens are None where the model does not count them.
+    """
+
+    text: str | None
+    latency_s: float
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+# The replies have the order of the conversations.
+Ask = Callable[[list[Conversation]], list[Reply]]
+
+
+def ask_function(generate: Callable[[list[Conversation]], list[str]]) -> Ask:
+    """`generate`, a model in this process, as an Ask: each answer took as long as the whole call, tokens uncounted."""
+
+    def ask(conversations: list[Conversation]) -> list[Reply]:
+        begin_s = time.monotonic()
+        texts = generate(conversations)
+        latency_s = time.monotonic() - begin_s
+        return [Reply(text, latency_s) for text in texts]
+
+    return ask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One decision of a LanguageModelController: what was asked and answered, and what was carried out.
+
+    fallback: why the model did not decide: "invalid" (its answer cannot be read), "late" (none within the time
+    limit); None where it did.
+    """
+
+    junction_id: str
+    prompt: Conversation
+    reply: Reply
+    decision: Decision
+    fallback: Literal["invalid", "late"] | None
 
 
 class LanguageModelController:
-    """Asks for all due junctions at once. An answer that cannot be read is counted in invalid_answers, and the net's
-    own plan decides instead: a rule that does no better than what is there already, so that bad answers show."""
+    """Asks for all due junctions at once. Answers that cannot be read are counted in invalid_answers, those that come
+    too late in late_answers; the net's own plan decides instead: a rule that does no better than what is there
+    already, so that bad answers show.
+
+    latencies_s, prompt_tokens and completion_tokens have one entry a decision so far; a late answer has the time it
+    was waited for, and no tokens. last_round holds the decisions of the last call of decide(), in its order.
+    """
 
     def __init__(self, ask: Ask, fallback: Controller | None = None) -> None:
         self._ask = ask
         self._fallback = fallback or Static()
         self.invalid_answers = 0
+        self.late_answers = 0
+        self.latencies_s: list[float] = []
+        self.prompt_tokens: list[int | None] = []
+        self.completion_tokens: list[int | None] = []
+        self.last_round: list[Asked] = []
 
     def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
+        self.last_round = []
         if not junction_ids:
             return {}
-        texts = self._ask([messages(observe(control, name)) for name in junction_ids])
-        decisions = {name: parse_answer(text).decision for name, text in zip(junction_ids, texts, strict=True)}
-        unread = [name for name, decision in decisions.items() if decision is None]
-        self.invalid_answers += len(unread)
+        prompts = [messages(observe(control, name)) for name in junction_ids]
+        replies = dict(zip(junction_ids, self._ask(prompts), strict=True))
+        said = {name: parse_answer(reply.text or "").decision for name, reply in replies.items()}
+        unread = [name for name, decision in said.items() if decision is None]
         fallback = self._fallback.decide(control, unread)
-        return {name: decision or fallback[name] for name, decision in decisions.items()}
+        for name, prompt in zip(junction_ids, prompts, strict=True):
+            reply, decision = replies[name], said[name]
+            reason: Literal["invalid", "late"] | None = None
+            if decision is None:
+                decision = fallback[name]
+                reason = "late" if reply.text is None else "invalid"
+            self.last_round.append(
+                Asked(junction_id=name, prompt=prompt, reply=reply, decision=decision, fallback=reason)
+            )
+            self.invalid_answers += reason == "invalid"
+            self.late_answers += reason == "late"
+            self.latencies_s.append(reply.latency_s)
+            self.prompt_tokens.append(reply.prompt_tokens)
+            self.completion_tokens.append(reply.completion_tokens)
+        return {asked.junction_id: asked.decision for asked in self.last_round}
