@@ -93,16 +93,17 @@ def run_job(job: Job) -> dict[str, Any]:
     """Runs in a process of its own: libsumo has one simulation each."""
     begin = time.monotonic()
     lookahead = Lookahead(job.settings)
-    metrics = run_episode(job.files, job.scenario.duration_s, job.scenario.timing, lookahead)
-    decisions = max(1, metrics.decisions)
-    decided = max(1, metrics.decisions - lookahead.found[None])
+    scenario = job.scenario
+    metrics = run_episode(job.files, end_s=scenario.duration_s, timing=scenario.timing, controller=lookahead).metrics
+    decisions = max(1, metrics["decisions"])
+    decided = max(1, metrics["decisions"] - lookahead.found[None])
     return {
         "fingerprint": job.fingerprint,
         "scenario": job.scenario.name,
         "controller": job.name,
         "seed": job.seed,
         "duration_s": job.scenario.duration_s,
-        **metrics.as_dict(),
+        **metrics,
         "tie_share": lookahead.found[None] / decisions,
         "yes_share": lookahead.found[Decision.YES] / decided,
         "wall_s": round(time.monotonic() - begin, 2),

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from reward.settings import load_settings
 from tsc.controllers.language_model import Ask, ask_function
-from tsc.episode_runner import LANGUAGE_MODEL, EpisodeJob, run_jobs
+from tsc.controllers.registry import LANGUAGE_MODEL
+from tsc.episode_runner import EpisodeJob, run_jobs
 from tsc.errors import ConfigError, TscError, run_main
 from tsc.evaluation.statistics import interval95, paired_difference
 from tsc.files import sha256_of, write_atomically
@@ -144,8 +145,10 @@ def closed_loop_jobs(scenario: Scenario, seeds: Sequence[int], folder: Path, nam
                 controller=name,
                 kind=LANGUAGE_MODEL,
                 seed=seed,
+                fingerprint="",
                 files=SumoFiles(net_file=net_file, route_files=(route_file,), seed=seed),
-                duration_s=scenario.duration_s,
+                end_s=scenario.duration_s,
+                warm_up_s=0,
                 timing=scenario.timing,
                 lookahead=OutcomeSettings(),
             )
@@ -159,7 +162,7 @@ def run_closed_loop(jobs: Sequence[EpisodeJob], ask: Ask) -> dict[str, dict[str,
         str(record["seed"]): {
             key: float(record[key]) for key in ("mean_queue_veh", "waiting_time_s", "invalid_answers")
         }
-        for record in run_jobs(jobs, len(jobs), lambda _: ask)
+        for record in run_jobs(jobs, len(jobs), ask)
     }
     return dict(sorted(found.items()))
 

@@ -4,65 +4,184 @@ from __future__ import annotations
 
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
 
 from tsc.controllers.controller import Controller
-from tsc.signal_control import SignalControl
+from tsc.episode_trace import EpisodeTrace, TraceRecorder, greens
+from tsc.measures import edge_of
+from tsc.signal_control import SignalControl, controllable_programs
+from tsc.signal_program import SignalProgram
 from tsc.simulation import Simulation, SumoFiles
 from tsc.timing import Timing
 
+# Called after each round of decisions, before they are applied.
+OnRound = Callable[[SignalControl, Sequence[str]], None]
+
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodeMetrics:
-    """mean_queue_veh: halting vehicles (speed < 0.1 m/s) on all controlled incoming lanes, mean over the seconds.
-    waiting_time_s, trip_duration_s: means over all vehicles that entered the net, as SUMO's tripinfo has them
-    (waitingTime, duration); trips unfinished at the end count with what they have so far. Vehicles that never got into
-    the net are in none of the means and are counted in not_inserted_veh."""
+class Episode:
+    """metrics: docs/evaluation.md defines each. A metric without anything to measure is None, never 0."""
 
-    mean_queue_veh: float
-    waiting_time_s: float
-    trip_duration_s: float
-    finished_veh: int
-    unfinished_veh: int
-    not_inserted_veh: int
-    decisions: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    metrics: dict[str, Any]
+    trace: EpisodeTrace
 
 
-def run_episode(files: SumoFiles, duration_s: int, timing: Timing, controller: Controller | None) -> EpisodeMetrics:
-    """controller None leaves the net's own plan alone. Raises ScenarioError."""
-    with tempfile.TemporaryDirectory(prefix="tsc-episode-") as folder:
-        tripinfo = Path(folder, "tripinfo.xml")
-        outputs = ["--tripinfo-output", str(tripinfo), "--tripinfo-output.write-unfinished"]
-        simulation = Simulation(files, outputs=outputs)
-        control = SignalControl(simulation, timing)
-        lanes = control.incoming_lanes()
-        if controller is not None:
+def run_episode(
+    files: SumoFiles,
+    *,
+    end_s: int,
+    timing: Timing,
+    controller: Controller | None,
+    warm_up_s: int = 0,
+    on_round: OnRound | None = None,
+) -> Episode:
+    """From files.begin_s to end_s; what happens in the first warm_up_s counts in no metric but `decisions`.
+
+    controller None: SUMO switches the signals by the programs that run. Raises ScenarioError.
+    """
+    begin_s = int(files.begin_s)
+    with tempfile.TemporaryDirectory(prefix="tsc-episode-") as name:
+        outputs = _Outputs(Path(name))
+        simulation = Simulation(
+            replace(files, additional_files=(*files.additional_files, outputs.additional_file)),
+            outputs=outputs.options(begin_s + warm_up_s),
+        )
+        if controller is None:
+            programs = controllable_programs(simulation, switched_by_sumo=True)
+            control = None
+        else:
+            control = SignalControl(simulation, timing)
+            programs = control.programs
             control.start()
-        queue_veh_s = decisions = 0
-        for _ in range(duration_s):
-            due = control.due_junctions()
-            decisions += len(due)
-            control.advance(controller.decide(control, due) if controller is not None and due else {})
-            queue_veh_s += simulation.queue_veh(lanes)
-        waiting_to_enter = simulation.not_inserted_veh()
+        lanes = tuple(dict.fromkeys(lane for program in programs.values() for lane in program.incoming_lanes))
+        recorder = TraceRecorder(simulation, lanes, programs, begin_s)
+        decisions = teleports = 0
+        for second in range(begin_s, end_s):
+            if control is None or controller is None:
+                simulation.step()
+            else:
+                due = control.due_junctions()
+                if due:
+                    answers = controller.decide(control, due)
+                    if on_round is not None:
+                        on_round(control, due)
+                    control.advance(answers)
+                    decisions += len(due)
+                else:
+                    control.advance({})
+            recorder.record()
+            if second >= begin_s + warm_up_s:
+                teleports += simulation.teleports_veh()
         simulation.close()
-        trips = [element.attrib for _, element in ElementTree.iterparse(tripinfo) if element.tag == "tripinfo"]
-    finished = sum(float(trip["arrival"]) >= 0 for trip in trips)
-    return EpisodeMetrics(
-        mean_queue_veh=queue_veh_s / duration_s,
-        waiting_time_s=_mean([float(trip["waitingTime"]) for trip in trips]),
-        trip_duration_s=_mean([float(trip["duration"]) for trip in trips]),
-        finished_veh=finished,
-        unfinished_veh=len(trips) - finished,
-        not_inserted_veh=waiting_to_enter,
-        decisions=decisions,
-    )
+        trace = recorder.trace()
+        metrics = {
+            **_queues(trace, warm_up_s),
+            **outputs.trips(begin_s + warm_up_s, end_s),
+            **outputs.worst_approach(programs),
+            "teleports": teleports,
+            **_greens(trace, warm_up_s, timing),
+            "decisions": decisions,
+        }
+    return Episode(metrics=metrics, trace=trace)
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _queues(trace: EpisodeTrace, warm_up_s: int) -> dict[str, float]:
+    queue_veh = trace.queue_veh[warm_up_s:]
+    return {"mean_queue_veh": float(queue_veh.mean()), "p95_queue_veh": float(np.percentile(queue_veh, 95))}
+
+
+def _greens(trace: EpisodeTrace, warm_up_s: int, timing: Timing) -> dict[str, Any]:
+    found = greens(trace.stage, warm_up_s)
+    junction_hours = (trace.stage.shape[0] - warm_up_s) * trace.stage.shape[1] / 3600
+    length_s = found.length_s
+    outside = (length_s < timing.min_green_s) | (length_s > timing.max_green_s)
+    return {
+        "switches_per_h": found.num_ended / junction_hours,
+        "mean_green_s": float(length_s.mean()) if len(length_s) else None,
+        "greens": len(length_s),
+        "greens_outside_bounds": int(outside.sum()),
+    }
+
+
+class _Outputs:
+    """SUMO's own output files of one episode."""
+
+    def __init__(self, folder: Path) -> None:
+        self.additional_file = folder / "outputs.add.xml"
+        self._trips = folder / "trips.xml"
+        self._edges = folder / "edges.xml"
+
+    def options(self, measured_from_s: int) -> list[str]:
+        self.additional_file.write_text(
+            f'<additional><edgeData id="approaches" file={quoteattr(str(self._edges))} begin="{measured_from_s}" '
+            'withInternal="false" excludeEmpty="true" writeAttributes="waitingTime entered departed"/></additional>\n'
+        )
+        return [
+            *("--tripinfo-output", str(self._trips)),
+            *("--tripinfo-output.write-unfinished", "--tripinfo-output.write-undeparted"),
+            *("--device.emissions.probability", "1"),
+        ]
+
+    def trips(self, measured_from_s: int, end_s: int) -> dict[str, Any]:
+        """Of the vehicles whose departure came between measured_from_s and end_s, by SUMO's tripinfo."""
+        entered: list[Mapping[str, str]] = []
+        co2_mg = depart_delay_s = 0.0
+        not_inserted = 0
+        for _, element in ElementTree.iterparse(self._trips):
+            if element.tag != "tripinfo":
+                continue
+            trip = element.attrib
+            depart_s, delay_s = float(trip["depart"]), float(trip["departDelay"])
+            has_entered = depart_s >= 0
+            due_s = depart_s - delay_s if has_entered else end_s - delay_s
+            if measured_from_s <= due_s < end_s:
+                depart_delay_s += delay_s
+                if has_entered:
+                    entered.append(dict(trip))
+                    emissions = element.find("emissions")
+                    assert emissions is not None, "every vehicle has SUMO's emission device"
+                    co2_mg += float(emissions.attrib["CO2_abs"])
+                else:
+                    not_inserted += 1
+            element.clear()
+
+        def total(attribute: str) -> float:
+            return sum(float(trip[attribute]) for trip in entered)
+
+        def mean(attribute: str) -> float | None:
+            return total(attribute) / len(entered) if entered else None
+
+        finished = sum(float(trip["arrival"]) >= 0 for trip in entered)
+        due_veh = len(entered) + not_inserted
+        driven_km = total("routeLength") / 1000
+        return {
+            "waiting_time_s": mean("waitingTime"),
+            "time_loss_s": mean("timeLoss"),
+            "trip_duration_s": mean("duration"),
+            "stops": mean("waitingCount"),
+            "depart_delay_s": depart_delay_s / due_veh if due_veh else None,
+            "delay_s": (total("timeLoss") + depart_delay_s) / due_veh if due_veh else None,
+            "throughput_veh_per_h": finished / (end_s - measured_from_s) * 3600,
+            "co2_g_per_km": co2_mg / 1000 / driven_km if driven_km else None,
+            "finished_veh": finished,
+            "unfinished_veh": len(entered) - finished,
+            "not_inserted_veh": not_inserted,
+        }
+
+    def worst_approach(self, programs: Mapping[str, SignalProgram]) -> dict[str, Any]:
+        """The incoming edge with the longest wait of its vehicles on it, by SUMO's edgeData."""
+        approaches = {edge_of(lane) for program in programs.values() for lane in program.incoming_lanes}
+        worst_s, worst = 0.0, None
+        for element in ElementTree.parse(self._edges).getroot().iter("edge"):
+            if element.attrib["id"] in approaches:
+                vehicles = max(1, int(element.attrib["entered"]) + int(element.attrib["departed"]))
+                wait_s = float(element.attrib["waitingTime"]) / vehicles
+                if worst is None or wait_s > worst_s:
+                    worst_s, worst = wait_s, element.attrib["id"]
+        return {"worst_approach_wait_s": worst_s if worst else None, "worst_approach": worst}

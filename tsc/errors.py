@@ -23,6 +23,14 @@ class ScenarioError(TscError):
     """A SUMO scenario is missing, broken, or has nothing to control."""
 
 
+class NotApplicable(TscError):
+    """A controller cannot run this net; the others can."""
+
+
+class SimulationClosed(TscError):
+    """A SUMO that someone else runs has closed the connection: its simulation has ended, or it was stopped."""
+
+
 class SampleError(TscError):
     """A sample of a dataset breaks the contract."""
 

@@ -55,9 +55,13 @@ def in_fork(function: Callable[[], Result]) -> Result:
     return ForkedCall(function).result()
 
 
-def _call_and_exit(function: Callable[[], Result], write_end: int) -> None:
-    # a parent that is killed takes the copy along
+def die_with_parent() -> None:
+    """From now on this process is killed when its parent ends, however that ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _call_and_exit(function: Callable[[], Result], write_end: int) -> None:
+    die_with_parent()
     answer: object
     try:
         answer = (function(),)

@@ -135,6 +135,14 @@ class SignalControl:
         self.simulation.step()
         self.after_step()
 
+    def release(self) -> None:
+        """Hand the junctions back: each green goes on for as long as its program still gives it, at least to its
+        minimum, and the program runs on by itself."""
+        for junction_id, clock in self.clocks.items():
+            if clock.green:
+                planned_s = max(self.programs[junction_id].stages[clock.stage].duration_s, self.timing.min_green_s)
+                self.simulation.set_phase_remaining(junction_id, max(0.0, planned_s - clock.elapsed_green_s))
+
     def stored_clocks(self) -> dict[str, dict[str, Any]]:
         """The clocks as they are written beside a saved state."""
         return {
@@ -153,9 +161,15 @@ class SignalControl:
         return tuple(dict.fromkeys(lane for name in chosen for lane in self.program(name).incoming_lanes))
 
 
-def controllable_programs(simulation: Simulation) -> dict[str, SignalProgram]:
-    """The programs with at least two stages, in the net's order. Raises ScenarioError where there is none."""
-    programs = {junction_id: simulation.program(junction_id) for junction_id in simulation.junction_ids()}
+def controllable_programs(simulation: Simulation, *, switched_by_sumo: bool = False) -> dict[str, SignalProgram]:
+    """The programs with at least two stages, in the net's order. Raises ScenarioError where there is none.
+
+    switched_by_sumo: nobody but SUMO will end their greens, so programs of any type will do.
+    """
+    programs = {
+        junction_id: simulation.program(junction_id, switched_by_sumo=switched_by_sumo)
+        for junction_id in simulation.junction_ids()
+    }
     controllable = {name: program for name, program in programs.items() if program.is_controllable}
     if not controllable:
         raise ScenarioError(

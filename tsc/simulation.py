@@ -13,15 +13,16 @@ import hashlib
 import os
 import re
 import stat
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsc.errors import ScenarioError, StateError
+from tsc.errors import ScenarioError, SimulationClosed, StateError
 from tsc.files import strip_generated_comment, write_atomically
 from tsc.saved_state import EXACT_PRECISION
-from tsc.signal_program import Phase, SignalProgram, build_program
+from tsc.signal_program import Phase, SignalPlan, SignalProgram, build_program
 
 
 def _import_libsumo() -> Any:
@@ -39,6 +40,9 @@ def _import_libsumo() -> Any:
 
 
 libsumo = _import_libsumo()
+
+# libsumo has loaded these already; before it, this line would load all of traci
+from traci.connection import Connection, FatalTraCIError, TraCIException  # noqa: E402
 
 _simulations_opened = 0
 
@@ -151,9 +155,13 @@ class Simulation:
         except (libsumo.TraCIException, libsumo.FatalTraCIError) as error:
             raise ScenarioError(f"SUMO stopped at {self.time_s:g} s in {self.files.net_file}: {error}") from error
 
-    def not_inserted_veh(self) -> int:
-        """Vehicles whose departure has come but for which their first lane has had no room."""
-        return len(self._sumo.simulation.getPendingVehicles())
+    def arrived_veh(self) -> int:
+        """Vehicles that reached their destination in the last step."""
+        return int(self._sumo.simulation.getArrivedNumber())
+
+    def teleports_veh(self) -> int:
+        """Vehicles that SUMO began to teleport in the last step."""
+        return int(self._sumo.simulation.getStartingTeleportNumber())
 
     def traffic_digest(self) -> str:
         """16 hexadecimal digits that two simulations share only where every vehicle is on the same lane, at the same
@@ -210,13 +218,14 @@ class Simulation:
     def junction_ids(self) -> tuple[str, ...]:
         return tuple(self._sumo.trafficlight.getIDList())
 
-    def program(self, junction_id: str) -> SignalProgram:
-        """The running program. Raises ScenarioError for a program that SUMO itself switches by detectors."""
+    def program(self, junction_id: str, *, switched_by_sumo: bool = False) -> SignalProgram:
+        """The running program. Raises ScenarioError for a program that SUMO itself switches by detectors, unless
+        switched_by_sumo says that nobody else will."""
         program_id = self._sumo.trafficlight.getProgram(junction_id)
         logic = next(
             logic for logic in self._sumo.trafficlight.getAllProgramLogics(junction_id) if logic.programID == program_id
         )
-        if logic.type != 0:
+        if logic.type != 0 and not switched_by_sumo:
             raise ScenarioError(
                 f"the program {program_id!r} of junction {junction_id!r} is not of type static, so SUMO switches it: "
                 "give the junction a static program (netconvert --tls.default-type static)"
@@ -228,8 +237,33 @@ class Simulation:
         ]
         return build_program(junction_id, program_id, phases, links)
 
+    def signal_plan(self, junction_id: str) -> SignalPlan:
+        """The running program, of any type, as it would stand in a file."""
+        light = self._sumo.trafficlight
+        program_id = light.getProgram(junction_id)
+        logic = next(logic for logic in light.getAllProgramLogics(junction_id) if logic.programID == program_id)
+        return SignalPlan(
+            junction_id=junction_id,
+            program_id=program_id,
+            type=light.getParameter(junction_id, "typeName"),
+            offset_s=float(light.getParameter(junction_id, "offset")),
+            phases=tuple(
+                Phase(
+                    state=phase.state,
+                    duration_s=phase.duration,
+                    min_duration_s=phase.minDur,
+                    max_duration_s=phase.maxDur,
+                    next_phases=tuple(phase.next),
+                )
+                for phase in logic.phases
+            ),
+        )
+
     def phase_index(self, junction_id: str) -> int:
         return int(self._sumo.trafficlight.getPhase(junction_id))
+
+    def phase_indices(self, junction_ids: Sequence[str]) -> list[int]:
+        return list(map(self._sumo.trafficlight.getPhase, junction_ids))
 
     def phase_remaining_s(self, junction_id: str) -> float:
         return float(self._sumo.trafficlight.getNextSwitch(junction_id)) - self.time_s
@@ -244,6 +278,10 @@ class Simulation:
         """Halting vehicles (speed < 0.1 m/s) on the lanes."""
         halting = self._sumo.lane.getLastStepHaltingNumber
         return sum(halting(lane) for lane in lanes)
+
+    def halting_veh(self, lanes: Sequence[str]) -> list[int]:
+        """The same for each lane, in their order."""
+        return list(map(self._sumo.lane.getLastStepHaltingNumber, lanes))
 
     def vehicles_veh(self, lanes: Sequence[str]) -> int:
         count = self._sumo.lane.getLastStepVehicleNumber
@@ -333,6 +371,85 @@ class Simulation:
             for _, _, lane in group
         )
         return {found["node"] for lane in inner_lanes if (found := _INNER_EDGE.fullmatch(lane.rpartition("_")[0]))}
+
+
+class AttachedSimulation(Simulation):
+    """A SUMO or sumo-gui that someone else started with --remote-port, over TraCI. Not a simulation of this process.
+
+    Each call raises SimulationClosed from when SUMO has closed the connection.
+    """
+
+    def __init__(self, port: int, *, host: str = "localhost", order: int | None = None, wait_s: float = 0.0) -> None:
+        """order: among several TraCI clients, each with a number of its own. wait_s: for SUMO to listen.
+
+        Waits until all clients are there that SUMO's --num-clients asks for. Raises ScenarioError where nobody listens
+        on the port, or with a step length of which no multiple is one second.
+        """
+        where = f"{host}:{port}"
+        self._sumo = _connection(where, host, port, wait_s)
+        try:
+            if order is not None:
+                self._sumo.setOrder(order)
+            self.sumo_version = str(self._sumo.getVersion()[1])
+            step_length_s = float(self._sumo.simulation.getDeltaT())
+            net_file = Path(self._sumo.simulation.getOption("net-file"))
+            self.end_s = float(self._sumo.simulation.getEndTime())
+        except TraCIException as error:
+            self.close()
+            raise ScenarioError(f"{where} does not answer like SUMO 1.28: {error}") from error
+        except SimulationClosed:
+            raise ScenarioError(
+                f"what listens on {where} closed the connection: let it be SUMO, and where several clients connect to "
+                "it (--num-clients), give each an --order of its own"
+            ) from None
+        if 1000 % round(1000 * step_length_s) != 0:  # SUMO counts in milliseconds
+            self.close()
+            raise ScenarioError(
+                f"the step length is {step_length_s:g} s: decisions fall on whole seconds, start SUMO with a "
+                "--step-length that divides 1 s, for example 1, 0.5 or 0.1"
+            )
+        self.files = SumoFiles(net_file=net_file, route_files=(), begin_s=self.time_s)
+        self._is_first_of_process = False
+        self._has_moved = True
+
+    def close(self) -> None:
+        """Leave it; a SUMO without other clients ends."""
+        self._sumo.close()
+
+    def step(self) -> None:
+        """One second, of as many simulation steps as that takes. Raises SimulationClosed, and ScenarioError where SUMO
+        stops with an error."""
+        time_s = self.time_s
+        try:
+            self._sumo.simulationStep(time_s + 1.0)
+        except TraCIException as error:
+            raise ScenarioError(f"SUMO stopped after {time_s:g} s in {self.files.net_file}: {error}") from error
+
+    def expected_veh(self) -> int:
+        """Vehicles in the net or still to depart."""
+        return int(self._sumo.simulation.getMinExpectedNumber())
+
+
+class _Connection(Connection):  # type: ignore[misc]  # traci has no types
+    def _sendExact(self) -> Any:  # all that goes to SUMO and comes back
+        try:
+            return super()._sendExact()
+        except (FatalTraCIError, OSError) as error:
+            raise SimulationClosed("SUMO closed the connection") from error
+
+
+def _connection(where: str, host: str, port: int, wait_s: float) -> Any:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return _Connection(host, port, None, None, True)
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise ScenarioError(
+                    f"nobody listens on {where} ({error}): start SUMO with --remote-port {port} first, and with "
+                    "--num-clients where others connect to it, too"
+                ) from error
+        time.sleep(0.1)
 
 
 def _place_inside(edge: str, nodes: set[str]) -> str | None:

@@ -95,7 +95,10 @@ def test_ending_the_green_helps_a_lone_car_on_red_and_stops_one_on_green(
 
 def _mean_queues(files: SumoFiles) -> dict[str, float]:
     controllers = {"plan": None, "max_pressure": MaxPressure(), "lookahead": Lookahead(SETTINGS)}
-    return {name: run_episode(files, 300, Timing(), it).mean_queue_veh for name, it in controllers.items()}
+    return {
+        name: run_episode(files, end_s=300, timing=Timing(), controller=it).metrics["mean_queue_veh"]
+        for name, it in controllers.items()
+    }
 
 
 def test_lookahead_beats_max_pressure_and_that_the_net_s_own_plan(files: SumoFiles) -> None:
