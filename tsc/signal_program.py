@@ -7,6 +7,7 @@ all-red, slivers) are the program's own and run as it says.
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,15 +16,45 @@ MIN_STAGE_DURATION_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A phase as in SUMO: one letter a link (G, g, y, r, …), and its duration in the program."""
+    """A phase as in SUMO: one letter a link (G, g, y, r, …), and its duration in the program.
+
+    min_duration_s, max_duration_s: bounds of a phase whose end SUMO chooses.
+    next_phases: where it may lead; empty for the phase that stands next in the program.
+    """
 
     state: str
     duration_s: float
+    min_duration_s: float | None = None
+    max_duration_s: float | None = None
+    next_phases: tuple[int, ...] = ()
 
     @property
     def is_stage(self) -> bool:
         letters = set(self.state)
         return bool(letters & set("Gg")) and not letters & set("yY") and self.duration_s >= MIN_STAGE_DURATION_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalPlan:
+    """A junction's program as SUMO reads it from a file: type (static, actuated, …), offset and phases."""
+
+    junction_id: str
+    program_id: str
+    type: str
+    offset_s: float
+    phases: tuple[Phase, ...]
+
+    def element(self) -> ElementTree.Element:
+        """SUMO's tlLogic. Its phases follow one another as they stand; next_phases is left out."""
+        logic = ElementTree.Element("tlLogic", id=self.junction_id, type=self.type, programID=self.program_id)
+        logic.set("offset", f"{self.offset_s:.10g}")
+        for phase in self.phases:
+            element = ElementTree.SubElement(logic, "phase", duration=f"{phase.duration_s:.10g}", state=phase.state)
+            if phase.min_duration_s is not None:
+                element.set("minDur", f"{phase.min_duration_s:.10g}")
+            if phase.max_duration_s is not None:
+                element.set("maxDur", f"{phase.max_duration_s:.10g}")
+        return logic
 
 
 @dataclass(frozen=True, kw_only=True)

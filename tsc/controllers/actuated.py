@@ -1,0 +1,28 @@
+"""SUMO's own responsive control: each stage ends by its detectors, between the common minimum and maximum green."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from tsc.signal_program import SignalPlan
+from tsc.timing import Timing
+
+DetectorControl = Literal["actuated", "delay_based"]
+
+
+def detector_plan(plan: SignalPlan, control: DetectorControl, timing: Timing) -> SignalPlan:
+    """A static plan, its stages freed between min_green_s and max_green_s; what lies between them keeps its duration.
+
+    All parameters are SUMO's defaults. actuated ends a green when no vehicle has passed the detectors of its lanes for
+    3 s (max-gap); they lie 2 s of travel before the stop line (detector-gap). delay_based goes on while a vehicle that
+    has lost more than 1 s (minTimeLoss) on the last 100 m (detectorRange) can still pass.
+    https://sumo.dlr.de/docs/Simulation/Traffic_Lights.html
+    """
+    phases = tuple(
+        replace(phase, min_duration_s=timing.min_green_s, max_duration_s=timing.max_green_s)
+        if phase.is_stage
+        else replace(phase, min_duration_s=phase.duration_s, max_duration_s=phase.duration_s)
+        for phase in plan.phases
+    )
+    return replace(plan, type=control, program_id=f"tsc_{control}", phases=phases)

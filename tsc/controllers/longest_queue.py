@@ -1,0 +1,20 @@
+"""Longest queue first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tsc.controllers.controller import yes_if
+from tsc.decision import Decision
+from tsc.signal_control import SignalControl
+
+
+class LongestQueue:
+    """Extend while no other stage has a longer queue: halting vehicles on the lanes that it gives green."""
+
+    def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
+        decisions = {}
+        for name in junction_ids:
+            queues_veh = [control.simulation.queue_veh(stage.incoming_lanes) for stage in control.program(name).stages]
+            decisions[name] = yes_if(queues_veh[control.clocks[name].stage] >= max(queues_veh))
+        return decisions

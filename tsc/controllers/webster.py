@@ -1,0 +1,124 @@
+"""Fixed plans by Webster's formula, computed by SUMO's tlsCycleAdaptation from the demand of the episode.
+
+Webster, F. V.: Traffic signal settings. Road Research Technical Paper 39, 1958.
+"""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, cast
+
+import sumo
+
+from tsc.errors import NotApplicable
+from tsc.signal_program import Phase, SignalPlan
+from tsc.simulation import SumoFiles
+from tsc.sumo_programs import sumo_binary
+from tsc.timing import Timing
+
+_TOOL = Path(sumo.SUMO_HOME, "tools", "tlsCycleAdaptation.py")
+
+
+def webster_plans(
+    files: SumoFiles, plans: Sequence[SignalPlan], timing: Timing, end_s: float, folder: Path
+) -> list[SignalPlan]:
+    """The static plans with the greens of their stages changed to Webster's; what lies between the stages keeps its
+    duration, also where the tool would change the yellow.
+
+    The tool knows all vehicles of the hour from the begin on beforehand, as no controller in the field does. Of a
+    shorter demand it makes too low flows, and it leaves out what comes after the hour. Each junction is planned for
+    itself, with SUMO's defaults (cycles of 20 to 120 s, 4 s lost a stage, 2 s saturation headway). A junction that no
+    vehicle passes keeps its plan. Flows are turned into vehicles by duarouter, with random numbers of its own.
+
+    `folder` gets working files. Raises NotApplicable where there are no route files, where duarouter or the tool stops
+    with an error (its last words are in the message), and where no vehicle passes any of the junctions.
+    """
+    if not files.route_files:
+        raise NotApplicable("webster plans from the vehicles of route files, and the scenario names none")
+    net_file, routes_file = folder / "webster.net.xml", folder / "webster.rou.xml"
+    _write_net(files.net_file, plans, net_file)
+    _route(files, end_s, routes_file)
+    greens_s: dict[str, list[float]] = {}
+    for yellow_s, all_red_s in dict.fromkeys(map(_clearance_s, plans)):
+        output_file = folder / f"webster-{yellow_s}-{all_red_s}.add.xml"
+        command = [sys.executable, str(_TOOL), "--net-file", str(net_file), "--route-files", str(routes_file)]
+        command += ["--output-file", str(output_file), "--begin", f"{files.begin_s:.10g}"]
+        command += ["--yellow-time", str(yellow_s), "--all-red", str(all_red_s), "--min-green", str(timing.min_green_s)]
+        _run("tlsCycleAdaptation", command)
+        found = _durations_s(output_file)
+        for plan in plans:
+            if _clearance_s(plan) == (yellow_s, all_red_s) and plan.junction_id in found:
+                greens_s[plan.junction_id] = found[plan.junction_id]
+    if not greens_s:
+        raise NotApplicable("no vehicle of the first hour passes a junction with signals, so webster has no flows")
+    return [_with_greens(plan, greens_s[plan.junction_id], timing) for plan in plans if plan.junction_id in greens_s]
+
+
+def _with_greens(plan: SignalPlan, durations_s: Sequence[float], timing: Timing) -> SignalPlan:
+    phases = tuple(
+        replace(phase, duration_s=max(duration_s, timing.min_green_s)) if phase.is_stage else phase
+        for phase, duration_s in zip(plan.phases, durations_s, strict=True)
+    )
+    return replace(plan, program_id="tsc_webster", phases=phases)
+
+
+def _clearance_s(plan: SignalPlan) -> tuple[int, int]:
+    """The yellow of a stage (the most frequent one), and the all-red of a cycle; whole seconds, as the tool wants."""
+
+    def has(phase: Phase, letters: str) -> bool:
+        return bool(set(phase.state) & set(letters))
+
+    yellows_s = [round(phase.duration_s) for phase in plan.phases if has(phase, "yY")]
+    all_red_s = sum(phase.duration_s for phase in plan.phases if not has(phase, "yYgG"))
+    return max(yellows_s, key=yellows_s.count, default=0), round(all_red_s)
+
+
+def _write_net(net_file: Path, plans: Sequence[SignalPlan], copy: Path) -> None:
+    """The tool plans every program of the net and knows no additional files: give it those that count, alone."""
+    with _open(net_file) as stream:
+        net = ElementTree.parse(stream)
+    root = net.getroot()
+    assert root is not None
+    logics = root.findall("tlLogic")
+    position = list(root).index(logics[0]) if logics else 0
+    for logic in logics:
+        root.remove(logic)
+    for plan in reversed(plans):
+        root.insert(position, plan.element())
+    net.write(copy, encoding="utf-8")
+
+
+def _open(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def _route(files: SumoFiles, end_s: float, routes_file: Path) -> None:
+    """Every vehicle with its way and departure: the tool counts no trips and no flows."""
+    command = [str(sumo_binary("duarouter")), "--net-file", str(files.net_file), "--output-file", str(routes_file)]
+    command += ["--route-files", ",".join(map(str, files.route_files)), "--seed", str(files.seed)]
+    if files.additional_files:
+        command += ["--additional-files", ",".join(map(str, files.additional_files))]
+    command += ["--begin", f"{files.begin_s:.10g}", "--end", f"{end_s:.10g}"]
+    # a vehicle without a way cannot be counted; whether that is an error, SUMO tells when the episode runs
+    command += ["--ignore-errors", "--no-step-log", "--no-warnings"]
+    _run("duarouter", command)
+
+
+def _run(name: str, command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        words = done.stderr.strip().splitlines() or ["it says nothing"]
+        raise NotApplicable(f"{name}, which webster needs, stops with an error: {words[-1]}")
+
+
+def _durations_s(additional_file: Path) -> dict[str, list[float]]:
+    return {
+        str(logic.get("id")): [float(str(phase.get("duration"))) for phase in logic.findall("phase")]
+        for logic in ElementTree.parse(additional_file).getroot().findall("tlLogic")
+    }
