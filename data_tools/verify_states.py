@@ -41,7 +41,6 @@ from tqdm import tqdm
 
 from data_tools.dataset_checks import Fault, read_objects
 from data_tools.state_causes import CAUSES, why_different, why_not_replayed
-from data_tools.sumocfg import SumoConfig, read_sumocfg, sumo_input
 from tsc.continuation import outcomes_of
 from tsc.decision import Decision
 from tsc.errors import ConfigError, SampleError, TscError, run_main
@@ -54,6 +53,7 @@ from tsc.sample import Sample, SumoInput, find_dataset_files
 from tsc.saved_state import with_decimal_places
 from tsc.simulation import Simulation
 from tsc.sumo_version import installed_sumo_version
+from tsc.sumocfg import SumoConfig, read_sumocfg, sumo_input
 
 SAME_ANSWER_MUST_REACH = 0.995
 SAME_OUTCOMES_MUST_REACH = 0.95
