@@ -54,3 +54,10 @@ def test_every_override_has_its_reason() -> None:
     overrides = [block for block in blocks if not all(line.startswith("#") for line in block.splitlines())]
     assert overrides
     assert [block for block in overrides if not block.startswith("# ")] == []
+
+
+def test_the_nets_of_others_are_among_the_test_tools() -> None:
+    tools = pins("dev")
+    project = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for requirement in map(Requirement, project["optional-dependencies"]["resco"]):
+        assert requirement.specifier.contains(tools[requirement.name]), str(requirement)
