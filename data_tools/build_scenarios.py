@@ -1,4 +1,4 @@
-"""Build the SUMO net, demand and sumocfg of one or more scenarios.
+"""Build the SUMO net, demand and sumocfg of one or more scenarios, or of all members of a family.
 
 Example:
     python data_tools/build_scenarios.py configs/scenarios/four_way.yaml --out data/scenarios
@@ -10,7 +10,39 @@ import argparse
 from pathlib import Path
 
 from tsc.errors import run_main
-from tsc.scenario import ScenarioFiles, build_demand, build_net, build_sumocfg, load_scenario
+from tsc.scenario import Scenario, ScenarioFiles, build_demand, build_net, build_sumocfg
+from tsc.scenario_family import load_scenarios
+
+
+def members_table(scenarios: list[Scenario]) -> list[str]:
+    """What the junctions of a family are; one value an approach where these differ. Demand: of the busiest period."""
+
+    def each(values: list[object]) -> str:
+        return " ".join(map(str, values if len(set(values)) > 1 else values[:1]))
+
+    head = ("", "approaches", "lanes", "stages", "layout", "left turns", "km/h", "length [m]", "veh/h", "plan [s]")
+    rows = [head]
+    for scenario in scenarios:
+        junction = scenario.junction
+        assert junction is not None
+        approaches = junction.approaches
+        rates = zip(*scenario.demand.entries_veh_per_h.values(), strict=True)
+        rows.append(
+            (
+                scenario.name,
+                str(len(approaches)),
+                each([approach.lanes for approach in approaches]),
+                str(len(junction.stages)),
+                junction.layout,
+                each([approach.left_turn for approach in approaches]),
+                each([round(3.6 * approach.speed_m_per_s) for approach in approaches]),
+                each([round(approach.length_m) for approach in approaches]),
+                f"{max(map(sum, rates)):.0f}",
+                " ".join(map(str, junction.green_s)),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def main() -> None:
@@ -20,19 +52,25 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "validation", "evaluation"), default="train")
     parser.add_argument("--episodes", type=int, default=1, help="demands to draw, one seed each (default: %(default)s)")
     arguments = parser.parse_args()
-    for scenario in [load_scenario(path) for path in arguments.configs]:
-        folder = arguments.out / scenario.name
-        net_file = folder / f"{scenario.name}.net.xml"
-        build_net(scenario, net_file)
-        for episode in range(arguments.episodes):
-            seed = scenario.seeds.episode_seed(arguments.split, episode)
-            files = ScenarioFiles(net_file=net_file, route_file=folder / f"seed{seed}.rou.xml")
-            build_demand(scenario, net_file, seed, files.route_file)
-            build_sumocfg(scenario, files, seed, folder / f"seed{seed}.sumocfg")
-        print(
-            f"{scenario.name}: {net_file}, {arguments.episodes} demand file(s); look at it with: "
-            f"sumo-gui -c {folder / f'seed{scenario.seeds.episode_seed(arguments.split, 0)}.sumocfg'}"
-        )
+    for scenarios in [load_scenarios(path) for path in arguments.configs]:
+        for scenario in scenarios:
+            folder = arguments.out / scenario.name
+            net_file = folder / f"{scenario.name}.net.xml"
+            build_net(scenario, net_file)
+            for episode in range(arguments.episodes):
+                seed = scenario.seeds.episode_seed(arguments.split, episode)
+                files = ScenarioFiles(net_file=net_file, route_file=folder / f"seed{seed}.rou.xml")
+                build_demand(scenario, net_file, seed, files.route_file)
+                build_sumocfg(scenario, files, seed, folder / f"seed{seed}.sumocfg")
+        first = scenarios[0]
+        seed = first.seeds.episode_seed(arguments.split, 0)
+        look = f"look at it with: sumo-gui -c {arguments.out / first.name / f'seed{seed}.sumocfg'}"
+        if len(scenarios) == 1:
+            net_file = arguments.out / first.name / f"{first.name}.net.xml"
+            print(f"{first.name}: {net_file}, {arguments.episodes} demand file(s); {look}")
+        else:
+            print("\n".join(members_table(scenarios)))
+            print(f"{len(scenarios)} members in {arguments.out}, {arguments.episodes} demand file(s) each; {look}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import os
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -39,7 +40,8 @@ from tsc.observation import observe
 from tsc.outcome import OutcomeSettings, load_outcome_settings
 from tsc.prompt import PROMPT_VERSION, messages
 from tsc.sample import DATASET_NAMES, SCHEMA_VERSION
-from tsc.scenario import Scenario, build_demand, build_net, load_scenario
+from tsc.scenario import Scenario, build_demand, build_net
+from tsc.scenario_family import load_scenarios
 from tsc.signal_control import SignalControl
 from tsc.simulation import Simulation, SumoFiles
 from tsc.sumo_version import installed_sumo_version
@@ -320,10 +322,16 @@ def _at_least(lowest: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenario", type=Path, action="append", required=True, help="a scenario file; repeatable")
+    parser.add_argument(
+        "--scenario", type=Path, action="append", required=True, help="a scenario or family file; repeatable"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
-    parser.add_argument("--episodes", type=_at_least(1), default=12, help="for training (default: %(default)s)")
-    parser.add_argument("--validation-episodes", type=_at_least(0), default=1, help="(default: %(default)s)")
+    parser.add_argument(
+        "--episodes", type=_at_least(1), default=12, help="of each scenario, for training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--validation-episodes", type=_at_least(0), default=1, help="of each scenario (default: %(default)s)"
+    )
     parser.add_argument("--workers", type=_at_least(1), default=multiprocessing.cpu_count(), help="default: all cores")
     parser.add_argument("--config", type=Path, default=CONFIGS / "dataset.yaml", help="behaviours and sampling")
     parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="its section `outcome` is used")
@@ -331,7 +339,10 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
 
-    scenarios = [load_scenario(path) for path in arguments.scenario]
+    scenarios = [scenario for path in arguments.scenario for scenario in load_scenarios(path)]
+    names = Counter(scenario.name for scenario in scenarios)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ConfigError(f"two scenarios have the same name: {', '.join(twice)}")
     config = load_yaml(arguments.config, DatasetConfig)
     outcome = load_outcome_settings(arguments.reward)
     episodes = plan_episodes(scenarios, arguments, config, outcome)

@@ -1,34 +1,47 @@
-"""A scenario: its configuration file, its net made by SUMO's netgenerate, and its demand drawn from a seed."""
+"""A scenario: its configuration file, its net made by SUMO's own programs, and its demand drawn from a seed."""
 
 from __future__ import annotations
 
 import bisect
 import os
 import random
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from xml.sax.saxutils import quoteattr
 
-import sumo
 import sumolib
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from tsc.errors import ScenarioError
-from tsc.files import strip_generated_comment, write_atomically
+from tsc.files import write_atomically
+from tsc.junction_net import Junction, build_junction_net
+from tsc.sumo_programs import write_net
 from tsc.timing import Timing
 from tsc.yaml_file import load_yaml
 
 Split = Literal["train", "validation", "evaluation"]
 
 
-class _Section(BaseModel):
+class ScenarioSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Demand(_Section):
+def parse_timing(value: Any) -> Any:
+    """A section `timing` as a Timing, so that its own checks speak; anything else is left to pydantic."""
+    return Timing(**value) if isinstance(value, dict) and set(value) <= set(Timing.__dataclass_fields__) else value
+
+
+class Demand(ScenarioSection):
     """Vehicles per hour by entry edge and period; shares of the exits by entry edge."""
 
     period_begin_s: list[int] = Field(min_length=1)
@@ -57,7 +70,7 @@ class Demand(_Section):
         return self
 
 
-class Seeds(_Section):
+class Seeds(ScenarioSection):
     """The first seed of each range."""
 
     train: int = 1
@@ -73,12 +86,13 @@ class Seeds(_Section):
         return first + episode
 
 
-class Scenario(_Section):
-    """configs/scenarios/*.yaml."""
+class Scenario(ScenarioSection):
+    """configs/scenarios/*.yaml. Its net is either netgenerate's or a junction of our own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$")
     duration_s: int = Field(gt=0)
-    net: dict[str, bool | int | float | str]
+    net: dict[str, bool | int | float | str] | None = None
+    junction: Junction | None = None
     timing: Timing
     demand: Demand
     seeds: Seeds = Seeds()
@@ -86,7 +100,17 @@ class Scenario(_Section):
     @field_validator("timing", mode="before")
     @classmethod
     def _timing(cls, value: Any) -> Any:
-        return Timing(**value) if isinstance(value, dict) and set(value) <= set(Timing.__dataclass_fields__) else value
+        return parse_timing(value)
+
+    @model_validator(mode="after")
+    def _one_net(self) -> Scenario:
+        if (self.net is None) == (self.junction is None):
+            raise ValueError("give either net (options of netgenerate) or junction (approaches and signal), not both")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_other_net(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,26 +126,15 @@ def load_scenario(path: Path) -> Scenario:
     return load_yaml(path, Scenario)
 
 
-def sumo_binary(name: str) -> Path:
-    """A program of the eclipse-sumo package. Raises ScenarioError."""
-    path = Path(sumo.SUMO_HOME, "bin", name)
-    if not path.exists():
-        raise ScenarioError(f"{path} is missing: install eclipse-sumo (scripts/setup_env.sh)")
-    return path
-
-
 def build_net(scenario: Scenario, path: Path) -> None:
-    """Write the net with netgenerate. Same options, same bytes. Raises ScenarioError with netgenerate's words."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = path.with_name(f".{path.stem}.{os.getpid()}.raw.xml")
-    command = [str(sumo_binary("netgenerate")), "--output-file", str(raw)]
-    for option, value in scenario.net.items():
-        command += [f"--{option}", str(value).lower() if isinstance(value, bool) else str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0 or not raw.exists():
-        raise ScenarioError(f"netgenerate cannot make the net of {scenario.name}: {done.stderr.strip()}")
-    write_atomically(path, strip_generated_comment(raw.read_bytes()))
-    raw.unlink()
+    """Write the net with netgenerate or netconvert. Same section, same bytes. Raises ScenarioError with their words."""
+    if scenario.junction is not None:
+        build_junction_net(scenario.junction, path, what=scenario.name)
+        return
+    options = []
+    for option, value in (scenario.net or {}).items():
+        options += [f"--{option}", str(value).lower() if isinstance(value, bool) else str(value)]
+    write_net("netgenerate", options, path, what=scenario.name)
 
 
 def draw_vehicles(scenario: Scenario, net_file: Path, seed: int) -> Iterator[tuple[int, list[str]]]:

@@ -40,6 +40,11 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
     Raises ConfigError that names the file and, for each fault, the key, the value and the allowed values; for a key
     the model does not have, its nearest spelling.
     """
+    return validate_values(read_yaml(path), model, where=str(path))
+
+
+def read_yaml(path: Path) -> object:
+    """What the file holds, an empty one `{}`. Raises ConfigError for what is no readable YAML."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -56,7 +61,7 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
         raise ConfigError(f"{path}{where}: broken YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: broken YAML: {error}") from error
-    return validate_values({} if values is None else values, model, where=str(path))
+    return {} if values is None else values
 
 
 def validate_values(values: object, model: type[Model], *, where: str) -> Model:

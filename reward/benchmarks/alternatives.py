@@ -22,9 +22,9 @@ from tsc.decision import Decision
 from tsc.errors import ReplayError
 from tsc.replay import sumo_files
 from tsc.replay_request import ReplayRequest
-from tsc.scenario import sumo_binary
 from tsc.signal_control import SignalControl
 from tsc.simulation import Simulation, SumoFiles
+from tsc.sumo_programs import sumo_binary
 from tsc.timing import Timing
 
 

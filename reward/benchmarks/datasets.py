@@ -15,9 +15,9 @@ from tsc.errors import ScenarioError, TscError
 from tsc.files import sha256_of, strip_generated_comment, write_atomically
 from tsc.replay_request import ReplayRequest
 from tsc.sample import Sample
-from tsc.scenario import sumo_binary
 from tsc.signal_control import SignalControl
 from tsc.simulation import Simulation, SumoFiles
+from tsc.sumo_programs import sumo_binary
 from tsc.sumo_version import installed_sumo_version
 from tsc.timing import Timing
 
