@@ -31,6 +31,10 @@ class SimulationClosed(TscError):
     """A SUMO that someone else runs has closed the connection: its simulation has ended, or it was stopped."""
 
 
+class EndpointError(TscError):
+    """A language model's server stopped answering, or refuses what it is asked."""
+
+
 class SampleError(TscError):
     """A sample of a dataset breaks the contract."""
 
