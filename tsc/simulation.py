@@ -53,6 +53,9 @@ HOLD_S = 1e6
 # and a replay that ends before the last of them departs need not read route files.
 ROUTE_STEPS_S = 600
 
+# SUMO's numbers for the programs of rail signals, of rail crossings, and of signals that are off
+_TYPES_WITHOUT_STAGES = (1, 2, 13)
+
 # how SUMO names the edges inside a node: `:NODE_3`, and with c or w before the number crossings and walking areas
 _INNER_EDGE = re.compile(r":(?P<node>.+)_(?P<kind>[cw]?)\d+")
 
@@ -219,18 +222,23 @@ class Simulation:
         return tuple(self._sumo.trafficlight.getIDList())
 
     def program(self, junction_id: str, *, switched_by_sumo: bool = False) -> SignalProgram:
-        """The running program. Raises ScenarioError for a program that SUMO itself switches by detectors, unless
-        switched_by_sumo says that nobody else will."""
+        """The running program; without stages where the signal is a railway's, or off.
+
+        Raises ScenarioError for a program that SUMO itself switches by detectors, unless switched_by_sumo says that
+        nobody else will.
+        """
         program_id = self._sumo.trafficlight.getProgram(junction_id)
         logic = next(
             logic for logic in self._sumo.trafficlight.getAllProgramLogics(junction_id) if logic.programID == program_id
         )
-        if logic.type != 0 and not switched_by_sumo:
+        phases = [Phase(state=phase.state, duration_s=phase.duration) for phase in logic.phases]
+        if logic.type in _TYPES_WITHOUT_STAGES:
+            phases = []
+        elif logic.type != 0 and not switched_by_sumo:
             raise ScenarioError(
                 f"the program {program_id!r} of junction {junction_id!r} is not of type static, so SUMO switches it: "
                 "give the junction a static program (netconvert --tls.default-type static)"
             )
-        phases = [Phase(state=phase.state, duration_s=phase.duration) for phase in logic.phases]
         links = [
             [(incoming, outgoing) for incoming, outgoing, _ in group]
             for group in self._sumo.trafficlight.getControlledLinks(junction_id)
@@ -435,6 +443,7 @@ class _Connection(Connection):  # type: ignore[misc]  # traci has no types
         try:
             return super()._sendExact()
         except (FatalTraCIError, OSError) as error:
+            self._socket = None
             raise SimulationClosed("SUMO closed the connection") from error
 
 

@@ -1,5 +1,6 @@
 """On the real four_way net in SUMO."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import pytest
 from tests.tsc.sumo_process import in_new_process
 from tsc.decision import Decision
 from tsc.errors import ReplayError, StateError, UnknownJunction
-from tsc.signal_control import SignalControl
+from tsc.signal_control import SignalControl, controllable_programs
 from tsc.simulation import Simulation, SumoFiles
+from tsc.sumo_programs import sumo_binary
 from tsc.timing import Timing
 
 
@@ -102,3 +104,30 @@ def test_a_used_process_refuses_to_save_since_sumo_would_count_its_random_number
 ) -> None:
     with pytest.raises(StateError, match="new process"):
         in_new_process(_save, files, tmp_path / "a.xml.gz", 1)
+
+
+NODES = """<nodes>
+    <node id="w" x="-200" y="0"/><node id="j" x="0" y="0" type="traffic_light"/><node id="e" x="300" y="0"/>
+    <node id="n" x="0" y="200"/><node id="s" x="0" y="-200"/>
+    <node id="c" x="150" y="0" type="rail_crossing"/><node id="rs" x="150" y="100" type="rail_signal"/>
+    <node id="rn" x="150" y="200"/><node id="rb" x="150" y="-200"/>
+</nodes>"""
+
+
+def _controlled(files: SumoFiles, switched_by_sumo: bool) -> tuple[set[str], list[str]]:
+    simulation = Simulation(files)
+    return set(simulation.junction_ids()), list(controllable_programs(simulation, switched_by_sumo=switched_by_sumo))
+
+
+def test_the_signals_of_a_railway_are_left_to_sumo(tmp_path: Path) -> None:
+    roads = [f'<edge id="{a}{b}" from="{a}" to="{b}"/>' for a, b in ("wj", "jw", "nj", "jn", "sj", "js", "jc", "ce")]
+    rails = [
+        f'<edge id="{a}{b}" from="{a}" to="{b}" allow="rail"/>' for a, b in (("rn", "rs"), ("rs", "c"), ("c", "rb"))
+    ]
+    (tmp_path / "x.nod.xml").write_text(NODES)
+    (tmp_path / "x.edg.xml").write_text(f"<edges>{''.join(roads + rails)}</edges>")
+    command = [sumo_binary("netconvert"), "-n", tmp_path / "x.nod.xml", "-e", tmp_path / "x.edg.xml"]
+    subprocess.run([*map(str, command), "-o", str(tmp_path / "x.net.xml")], check=True, capture_output=True)
+    files = SumoFiles(net_file=tmp_path / "x.net.xml", route_files=())
+    for switched_by_sumo in (False, True):
+        assert in_new_process(_controlled, files, switched_by_sumo) == ({"j", "c", "rs"}, ["j"])
