@@ -6,6 +6,7 @@ it, so yellow and all-red stay the net's own.
 
 from __future__ import annotations
 
+import gzip
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -30,6 +31,7 @@ def plan_files(kind_name: str, files: SumoFiles, timing: Timing, end_s: float, f
     """
     if kind_name == "static":
         return ()
+    _refuse_timetables(files)
     running = running_plans(files)
     match kind_name:
         case "actuated" | "delay_based":
@@ -44,6 +46,14 @@ def plan_files(kind_name: str, files: SumoFiles, timing: Timing, end_s: float, f
     path = folder / f"{kind_name}.add.xml"
     write_plans(plans, path)
     return (path,)
+
+
+def _refuse_timetables(files: SumoFiles) -> None:
+    """Raises NotApplicable where SUMO will change the programs in the course of the simulation."""
+    for path in (files.net_file, *files.additional_files):
+        data = path.read_bytes()
+        if b"<WAUT" in (gzip.decompress(data) if path.suffix == ".gz" else data):
+            raise NotApplicable(f"{path} changes the signal programs at set times (WAUT): take the WAUT elements out")
 
 
 def running_plans(files: SumoFiles) -> Mapping[str, SignalPlan]:

@@ -34,10 +34,12 @@ def webster_plans(
     The tool knows all vehicles of the hour from the begin on beforehand, as no controller in the field does. Of a
     shorter demand it makes too low flows, and it leaves out what comes after the hour. Each junction is planned for
     itself, with SUMO's defaults (cycles of 20 to 120 s, 4 s lost a stage, 2 s saturation headway). A junction that no
-    vehicle passes keeps its plan. Flows are turned into vehicles by duarouter, with random numbers of its own.
+    vehicle passes keeps its greens, but none below the minimum. Flows are turned into vehicles by duarouter, with
+    random numbers of its own.
 
-    `folder` gets working files. Raises NotApplicable where there are no route files, where duarouter or the tool stops
-    with an error (its last words are in the message), and where no vehicle passes any of the junctions.
+    `folder` gets working files. Raises NotApplicable where there are no route files, where no vehicle of the hour
+    passes any of the junctions, where a junction's links and the letters of its states are not one to one (the tool
+    takes the n-th link for the n-th letter), and where duarouter or the tool stops with an error.
     """
     if not files.route_files:
         raise NotApplicable("webster plans from the vehicles of route files, and the scenario names none")
@@ -57,10 +59,12 @@ def webster_plans(
                 greens_s[plan.junction_id] = found[plan.junction_id]
     if not greens_s:
         raise NotApplicable("no vehicle of the first hour passes a junction with signals, so webster has no flows")
-    return [_with_greens(plan, greens_s[plan.junction_id], timing) for plan in plans if plan.junction_id in greens_s]
+    return [_with_greens(plan, greens_s.get(plan.junction_id), timing) for plan in plans]
 
 
-def _with_greens(plan: SignalPlan, durations_s: Sequence[float], timing: Timing) -> SignalPlan:
+def _with_greens(plan: SignalPlan, durations_s: Sequence[float] | None, timing: Timing) -> SignalPlan:
+    if durations_s is None:
+        durations_s = [phase.duration_s for phase in plan.phases]
     phases = tuple(
         replace(phase, duration_s=max(duration_s, timing.min_green_s)) if phase.is_stage else phase
         for phase, duration_s in zip(plan.phases, durations_s, strict=True)
@@ -85,6 +89,7 @@ def _write_net(net_file: Path, plans: Sequence[SignalPlan], copy: Path) -> None:
         net = ElementTree.parse(stream)
     root = net.getroot()
     assert root is not None
+    _check_links(root, plans)
     logics = root.findall("tlLogic")
     position = list(root).index(logics[0]) if logics else 0
     for logic in logics:
@@ -92,6 +97,20 @@ def _write_net(net_file: Path, plans: Sequence[SignalPlan], copy: Path) -> None:
     for plan in reversed(plans):
         root.insert(position, plan.element())
     net.write(copy, encoding="utf-8")
+
+
+def _check_links(root: ElementTree.Element, plans: Sequence[SignalPlan]) -> None:
+    letters: dict[str, list[int]] = {plan.junction_id: [] for plan in plans}
+    for link in root.iterfind("connection[@tl]"):
+        if link.attrib["tl"] in letters:
+            letters[link.attrib["tl"]].append(int(link.attrib["linkIndex"]))
+    for plan in plans:
+        num_letters = len(plan.phases[0].state)
+        if sorted(letters[plan.junction_id]) != list(range(num_letters)):
+            raise NotApplicable(
+                f"the {len(letters[plan.junction_id])} links of junction {plan.junction_id!r} and the {num_letters} "
+                "letters of its states are not one to one, as tlsCycleAdaptation, which webster needs, takes them to be"
+            )
 
 
 def _open(path: Path) -> IO[bytes]:
