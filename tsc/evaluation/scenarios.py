@@ -2,7 +2,7 @@
 
 Words of --scenarios:
 
-- FILE.yaml        a scenario of configs/scenarios; each episode draws its demand from an evaluation seed
+- FILE.yaml        a scenario or a family of configs/scenarios; each episode draws its demand from an evaluation seed
 - FILE.sumocfg     its files are taken as they are; the seed only draws drivers and probabilistic flows
 - resco:NAME       a benchmark of RESCO from the installed sumo-rl, read where it lies: the licences of its nets and
                    demand do not allow that this project passes them on
@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -31,7 +33,8 @@ import sumo
 from tsc.errors import ConfigError, ScenarioError
 from tsc.evaluation.settings import EvaluationSettings
 from tsc.files import sha256_of, write_atomically
-from tsc.scenario import Scenario, build_demand, build_net, load_scenario
+from tsc.scenario import Scenario, build_demand, build_net
+from tsc.scenario_family import load_scenarios
 from tsc.signal_control import controllable_programs
 from tsc.simulation import Simulation, SumoFiles
 from tsc.sumocfg import SUMO_DEFAULT_TIME_TO_TELEPORT_S, SumoConfig, read_sumocfg
@@ -169,7 +172,7 @@ class FileScenario(EvaluationScenario):
             "net": sha256_of(files.net_file),
             "routes": [sha256_of(path) for path in files.route_files],
             "additional": [sha256_of(path) for path in files.additional_files],
-            "options": list(files.more_options),
+            "options": [sha256_of(Path(word)) if Path(word).is_file() else word for word in files.more_options],
         }
 
 
@@ -197,7 +200,7 @@ def _of_word(word: str, settings: EvaluationSettings, folder: Path) -> list[Eval
         return [_sumo(_known(word, SUMO_PREFIX, SUMO_NAMES), settings, folder)]
     path = Path(word)
     if path.suffix in (".yaml", ".yml"):
-        return [_drawn(load_scenario(path), settings, folder)]
+        return [_drawn(scenario, settings, folder) for scenario in load_scenarios(path)]
     if path.suffix == ".sumocfg":
         name = re.sub(r"[^\w.-]", "_", path.stem)
         return [_of_sumocfg(name, read_sumocfg(path), settings, folder)]
@@ -365,16 +368,23 @@ def check(scenario: EvaluationScenario) -> list[str]:
     a process of its own. Raises ScenarioError with SUMO's words where it refuses, and where there is no signal with two
     stages."""
     _, files = scenario.files(0)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with (
+        tempfile.NamedTemporaryFile(prefix="tsc-check-", suffix=".txt") as said,
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
         try:
-            return pool.submit(_controlled_junctions, files).result()
+            return pool.submit(_controlled_junctions, files, said.name).result()
         except ScenarioError as error:
-            raise ScenarioError(f"scenario {scenario.name}: {error}") from error
-        except BrokenProcessPool as error:
-            raise ScenarioError(f"scenario {scenario.name}: SUMO crashes while it opens {files.net_file}") from error
+            fault = str(error)
+        except BrokenProcessPool:
+            fault = f"SUMO crashes while it opens {files.net_file}"
+        words = [line.strip() for line in Path(said.name).read_text(errors="replace").splitlines() if line.strip()]
+    raise ScenarioError("\n  ".join([f"scenario {scenario.name}: {fault}", *words]))
 
 
-def _controlled_junctions(files: SumoFiles) -> list[str]:
+def _controlled_junctions(files: SumoFiles, said_file: str) -> list[str]:
+    # SUMO tells the causes of most refusals on standard error only
+    os.dup2(os.open(said_file, os.O_WRONLY | os.O_APPEND), 2)
     # SUMO else reads the demand bit by bit, and would tell its faults in the middle of an episode
     simulation = Simulation(files, outputs=("--route-steps", "0"))
     programs = controllable_programs(simulation)

@@ -1,0 +1,229 @@
+"""On the installed packages and real SUMO."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sumo
+
+from tests.tsc.sumo_process import in_new_process
+from tsc.errors import ConfigError, ScenarioError
+from tsc.evaluation.scenarios import (
+    RESCO_LICENCES,
+    SUMO_NAMES,
+    EvaluationScenario,
+    check,
+    evaluation_scenarios,
+)
+from tsc.evaluation.settings import EvaluationSettings
+from tsc.signal_control import SignalControl
+from tsc.simulation import Simulation, SumoFiles
+from tsc.timing import Timing
+
+SETTINGS = EvaluationSettings()
+# signals with two stages, counted in SUMO's own reading of the nets
+NUM_JUNCTIONS = {
+    **{"resco:cologne1": 1, "resco:cologne3": 3, "resco:cologne8": 8},
+    **{"resco:ingolstadt1": 1, "resco:ingolstadt7": 7, "resco:ingolstadt21": 21},
+    **{"resco:grid4x4": 16, "resco:arterial4x4": 16},
+    **{"sumo:rilsa1": 1, "sumo:rilsa2": 1, "sumo:rilsa3": 1, "sumo:rilsa4": 1},
+    **{"sumo:a10kw": 2, "sumo:corridor": 3, "sumo:cross": 1, "sumo:fkk_in": 2, "sumo:grid6": 6, "sumo:square": 4},
+}
+
+
+def scenario_of(word: str, folder: Path, **settings: object) -> EvaluationScenario:
+    [scenario] = evaluation_scenarios([word], EvaluationSettings(**settings), folder)
+    return scenario
+
+
+def _run(files: SumoFiles, seconds: int) -> tuple[float, str]:
+    control = SignalControl(Simulation(files), Timing())
+    control.start()
+    for _ in range(seconds):
+        control.advance({})
+    return control.simulation.time_s, control.simulation.traffic_digest()
+
+
+def test_every_word_that_is_offered_has_its_number_of_junctions_here() -> None:
+    offered = [f"resco:{name}" for name in RESCO_LICENCES] + [f"sumo:{name}" for name in SUMO_NAMES]
+    assert sorted(offered) == sorted(NUM_JUNCTIONS)
+
+
+@pytest.mark.parametrize("word", NUM_JUNCTIONS)
+def test_the_nets_of_others_open_with_their_junctions(word: str, tmp_path: Path) -> None:
+    assert len(check(scenario_of(word, tmp_path))) == NUM_JUNCTIONS[word]
+
+
+@pytest.mark.parametrize("word", ["resco:cologne1", "sumo:rilsa1", "sumo:cross"])
+def test_the_seed_draws_the_drivers_of_fixed_demand_and_the_same_seed_the_same(word: str, tmp_path: Path) -> None:
+    scenario = scenario_of(word, tmp_path)
+    runs = []
+    for number in (0, 1, 0):
+        seed, files = scenario.files(number)
+        assert seed == 1001 + number
+        runs.append(in_new_process(_run, files, 60))
+    assert {time_s for time_s, _ in runs} == {scenario.begin_s + 60.0}
+    assert runs[0] == runs[2] != runs[1]
+
+
+def test_a_scenario_of_ours_draws_other_vehicles_for_each_evaluation_seed(short_scenario: Path, tmp_path: Path) -> None:
+    scenario = scenario_of(str(short_scenario), tmp_path)
+    (first, files), (second, others) = scenario.files(0), scenario.files(1)
+    assert (first, second) == (1001, 1002)
+    assert files.net_file == others.net_file
+    assert files.route_files[0].read_bytes() != others.route_files[0].read_bytes()
+    assert (scenario.begin_s, scenario.end_s, scenario.timing.min_green_s) == (0, 300, 10)
+    assert check(scenario) == ["A0"]
+
+
+def test_a_family_file_gives_all_its_members(repo_root: Path, tmp_path: Path) -> None:
+    scenarios = evaluation_scenarios([str(repo_root / "configs/scenarios/family_unseen.yaml")], SETTINGS, tmp_path)
+    assert len({scenario.name for scenario in scenarios}) == len(scenarios) == 10
+
+
+def test_the_licence_of_what_is_read_stands_in_the_note(tmp_path: Path) -> None:
+    assert "CC BY-NC-SA 3.0 (TAPASCologne)" in scenario_of("resco:cologne3", tmp_path).note
+    assert "GPL-3.0 (InTAS)" in scenario_of("resco:ingolstadt7", tmp_path).note
+    assert "EPL-2.0" in scenario_of("sumo:rilsa3", tmp_path).note
+
+
+def test_resco_is_read_where_it_is_installed(tmp_path: Path) -> None:
+    _, files = scenario_of("resco:cologne1", tmp_path).files(0)
+    assert all("sumo_rl" in str(path) for path in (files.net_file, *files.route_files))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_begin_end_and_warm_up_of_the_settings_override_those_of_the_scenario(tmp_path: Path) -> None:
+    scenario = scenario_of("resco:cologne1", tmp_path, begin_s=26000, warm_up_s=100)
+    assert (scenario.begin_s, scenario.end_s, scenario.warm_up_s) == (26000, 28800, 100)
+    assert scenario.files(0)[1].begin_s == 26000
+    with pytest.raises(ConfigError, match="begins at 25200 s, warms up for 0 s and ends at 25200 s: nothing is left"):
+        scenario_of("resco:cologne1", tmp_path, end_s=25200)
+
+
+# -- a sumocfg of the user's own ---------------------------------------------------------------------------------------
+
+GAME = Path(sumo.SUMO_HOME, "tools", "game", "cross")
+
+
+def write_sumocfg(
+    folder: Path, *, net: Path | None = None, routes: str = "", additional: str = "", body: str = ""
+) -> str:
+    (folder / "mine.rou.xml").write_text(routes or "<routes/>")
+    (folder / "mine.add.xml").write_text(additional or "<additional/>")
+    path = folder / "mine.sumocfg"
+    path.write_text(
+        f'<configuration><input><net-file value="{net or GAME / "cross.net.xml"}"/><route-files value="mine.rou.xml"/>'
+        f'<additional-files value="mine.add.xml"/></input>{body}</configuration>'
+    )
+    return str(path)
+
+
+def test_a_sumocfg_without_an_end_runs_an_hour_and_says_so(tmp_path: Path) -> None:
+    word = write_sumocfg(tmp_path, body='<time><begin value="0:30:0"/></time>')
+    scenario = scenario_of(word, tmp_path)
+    assert (scenario.name, scenario.begin_s, scenario.end_s) == ("mine", 1800, 5400)
+    assert "no end in the sumocfg: 3600 s taken" in scenario.note
+    assert "no end" not in scenario_of(word, tmp_path, end_s=2000).note
+
+
+def test_the_options_of_a_sumocfg_that_shape_traffic_hold_in_the_simulation(tmp_path: Path) -> None:
+    routes = '<routes><flow id="f" begin="0" end="60" period="2" from="1si" to="2o"/></routes>'
+    body = '<processing><scale value="0"/><step-length value="0.5"/></processing>'
+    scenario = scenario_of(write_sumocfg(tmp_path, routes=routes, body=body), tmp_path)
+    assert "steps of 1 s instead of its 0.5 s" in scenario.note
+    with_scale = in_new_process(_run, scenario.files(0)[1], 20)
+    assert with_scale == in_new_process(_run, scenario_of(write_sumocfg(tmp_path), tmp_path).files(0)[1], 20)
+    everyone = scenario_of(write_sumocfg(tmp_path, routes=routes), tmp_path)
+    assert with_scale != in_new_process(_run, everyone.files(0)[1], 20)
+    assert scenario.fingerprint() != everyone.fingerprint()
+
+
+def test_what_an_additional_file_would_write_is_not_written(tmp_path: Path) -> None:
+    source, work = tmp_path / "source", tmp_path / "work"
+    source.mkdir()
+    additional = '<additional><edgeData id="e" file="dump.xml"/><e1Detector id="d" lane="1si_0" pos="1" file="d.xml"/>'
+    scenario = scenario_of(write_sumocfg(source, additional=f"{additional}</additional>"), work)
+    in_new_process(_run, scenario.files(0)[1], 5)
+    assert sorted(path.name for path in source.iterdir()) == ["mine.add.xml", "mine.rou.xml", "mine.sumocfg"]
+    assert [path.name for path in (work / "mine").iterdir()] == ["mine.add.xml"]
+
+
+def test_the_fingerprint_is_json_and_changes_with_the_traffic_only(tmp_path: Path) -> None:
+    scenario = scenario_of(write_sumocfg(tmp_path), tmp_path)
+    first = scenario.fingerprint()
+    assert json.loads(json.dumps(first)) == first
+    assert dataclasses.replace(scenario, warm_up_s=10).fingerprint() != first
+    assert scenario_of(write_sumocfg(tmp_path), tmp_path / "elsewhere").fingerprint() == first
+    assert (
+        scenario_of(write_sumocfg(tmp_path, routes='<routes><vType id="v"/></routes>'), tmp_path).fingerprint() != first
+    )
+
+
+# -- what cannot be ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("resco:cologn1", "did you mean 'resco:cologne1'"),
+        ("sumo:rilsa", "did you mean 'sumo:rilsa"),
+        ("cologne1", "did you mean 'resco:cologne1'"),
+        ("four_way", "give a .yaml or .sumocfg file"),
+        ("gone.yaml", "cannot read gone.yaml"),
+    ],
+)
+def test_a_word_that_names_nothing_is_refused(word: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluation_scenarios([word], SETTINGS, tmp_path)
+
+
+def test_a_missing_sumocfg_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="cannot read the sumocfg gone.sumocfg"):
+        evaluation_scenarios(["gone.sumocfg"], SETTINGS, tmp_path)
+
+
+def test_two_scenarios_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two scenarios are named 'mine'"):
+        evaluation_scenarios([write_sumocfg(tmp_path)] * 2, SETTINGS, tmp_path)
+
+
+def test_resco_without_its_package_tells_how_to_install_it(tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path\n"
+        "from tsc.evaluation import scenarios\n"
+        "scenarios.importlib.util.find_spec = lambda name: None\n"
+        "scenarios.evaluation_scenarios(['resco:cologne1'], scenarios.EvaluationSettings(), Path())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "sumo-rl, which is not installed: uv pip install" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("routes", "message"),
+    [
+        (
+            '<routes><vehicle id="a" depart="2000"><route edges="1si nope"/></vehicle></routes>',
+            "edge 'nope'.*is not known",
+        ),
+        ('<routes><vehicle id="a" depart="0"><route edg', "mine.rou.xml"),
+    ],
+)
+def test_broken_demand_is_told_in_sumos_words_before_an_episode_runs(routes: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match=f"(?s)scenario mine: SUMO cannot load .*{message}"):
+        check(scenario_of(write_sumocfg(tmp_path, routes=routes), tmp_path))
+
+
+def test_a_net_without_signals_is_refused(tmp_path: Path) -> None:
+    net = Path(sumo.SUMO_HOME, "tools", "game", "ramp", "ramp.net.xml")
+    with pytest.raises(ScenarioError, match="scenario mine: .*no signal with two stages to choose between"):
+        check(scenario_of(write_sumocfg(tmp_path, net=net), tmp_path))
+
+
+def test_an_option_that_sumo_does_not_know_is_told_in_its_words(tmp_path: Path) -> None:
+    word = write_sumocfg(tmp_path, body="<processing><time-to-teleprot value='1'/></processing>")
+    with pytest.raises(ScenarioError, match="time-to-teleprot"):
+        check(scenario_of(word, tmp_path))
