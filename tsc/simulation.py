@@ -224,8 +224,8 @@ class Simulation:
     def program(self, junction_id: str, *, switched_by_sumo: bool = False) -> SignalProgram:
         """The running program; without stages where the signal is a railway's, or off.
 
-        Raises ScenarioError for a program that SUMO itself switches by detectors, unless switched_by_sumo says that
-        nobody else will.
+        Raises ScenarioError for a program with two stages that SUMO itself switches by detectors, unless
+        switched_by_sumo says that nobody else will.
         """
         program_id = self._sumo.trafficlight.getProgram(junction_id)
         logic = next(
@@ -234,16 +234,17 @@ class Simulation:
         phases = [Phase(state=phase.state, duration_s=phase.duration) for phase in logic.phases]
         if logic.type in _TYPES_WITHOUT_STAGES:
             phases = []
-        elif logic.type != 0 and not switched_by_sumo:
-            raise ScenarioError(
-                f"the program {program_id!r} of junction {junction_id!r} is not of type static, so SUMO switches it: "
-                "give the junction a static program (netconvert --tls.default-type static)"
-            )
         links = [
             [(incoming, outgoing) for incoming, outgoing, _ in group]
             for group in self._sumo.trafficlight.getControlledLinks(junction_id)
         ]
-        return build_program(junction_id, program_id, phases, links)
+        program = build_program(junction_id, program_id, phases, links)
+        if program.is_controllable and logic.type != 0 and not switched_by_sumo:
+            raise ScenarioError(
+                f"the program {program_id!r} of junction {junction_id!r} is not of type static, so SUMO switches it: "
+                "give the junction a static program (netconvert --tls.default-type static)"
+            )
+        return program
 
     def signal_plan(self, junction_id: str) -> SignalPlan:
         """The running program, of any type, as it would stand in a file."""

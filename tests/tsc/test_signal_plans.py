@@ -78,6 +78,17 @@ def test_the_copy_decides_as_a_net_with_the_same_static_program(actuated: SumoFi
     assert in_new_process(_drive, actuated, "longest_queue", tmp_path, 200) == of_static
 
 
+def test_an_actuated_junction_with_one_stage_is_left_to_sumo(actuated: SumoFiles, tmp_path: Path) -> None:
+    path = tmp_path / "one_stage.add.xml"
+    path.write_text(
+        '<additional><tlLogic id="A0" type="actuated" programID="own" offset="0">'
+        '<phase duration="20" minDur="2" maxDur="99" state="GGGGgrrrrrGGGGgrrrrr"/>'
+        '<phase duration="4" state="yyyyyrrrrryyyyyrrrrr"/></tlLogic></additional>'
+    )
+    with pytest.raises(ScenarioError, match="no signal with two stages"):
+        in_new_process(_drive, replace(actuated, additional_files=(path,)), "max_pressure", None, 1)
+
+
 def _digest(files: SumoFiles, folder: Path | None) -> str:
     if folder is not None:
         _plan_files("llm", files, folder)
