@@ -7,9 +7,10 @@ that each in the range occurs; everything else is drawn.
 The demand is not drawn as volumes, of which most would leave a junction empty or flood it, but as a degree of
 saturation x. Webster's critical flow ratio Y adds up, over the stages, the flow of the busiest lane group of each
 (vehicles per hour and lane) over the saturation flow of 1800; with a time L lost in each cycle (yellow and all-red), a
-cycle of 120 s serves flows up to Y = 1 - L/120. The volumes are scaled so that in the busiest period Y = x (1 - L/120).
-A left turn that yields to oncoming traffic counts as LEFT_TURN_EQUIVALENT vehicles straight on.
-The green times of the net's own plan are Webster's for that period: a fixed plan that suits its demand.
+cycle of 90 s serves flows up to Y = 1 - L/90. The volumes are scaled so that in the busiest period Y = x (1 - L/90).
+Vehicles that turn count as more than one (EQUIVALENTS, YIELDING_EQUIVALENT), as SUMO's are slow in bends and wait for
+gaps. The green times of the net's own plan are Webster's, too, for the largest flow of each movement: a fixed plan that
+suits its demand.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ from tsc.timing import Timing
 from tsc.yaml_file import read_yaml, validate_values
 
 SATURATION_FLOW_VEH_PER_H = 1800.0  # a lane
-REFERENCE_CYCLE_S = 120.0
-LEFT_TURN_EQUIVALENT = 3.0
+REFERENCE_CYCLE_S = 90.0
+MAX_CYCLE_S = 120.0  # of the net's own plan
+EQUIVALENTS: Mapping[Turn, float] = {"right": 1.3, "straight": 1.0, "left": 1.1}
+YIELDING_EQUIVALENT = 5.0  # a left turn that waits for gaps in the oncoming traffic
 # more than one lane brings, and as many as four bring to a junction with other approaches
 MAX_ENTRY_VEH_PER_H = 3000.0
-PERIOD_S = 300
+PERIOD_S = 300  # s; the demand changes from one to the next
 # draws of a layout, of which most have another number of stages than the member is to have
 _MAX_DRAWS = 500
 
@@ -156,12 +159,12 @@ class Family(ScenarioSection):
         turn, place = divmod(number, len(stages))
         dealt = random.Random(f"{self.family_seed}/stages/{turn}").sample(stages, len(stages))
         approaches, layout = self._draw_junction(draw, dealt[place])
-        demand, busiest = self._draw_demand(draw, approaches, layout, all_red_s := self._draw_all_red_s(draw))
+        demand, largest = self._draw_demand(draw, approaches, layout, all_red_s := self._draw_all_red_s(draw))
         yellow_s = yellow_time_s(max(approach.speed_m_per_s for approach in approaches))
         junction = Junction(
             approaches=approaches,
             layout=layout,
-            green_s=webster_greens_s(approaches, layout, busiest, yellow_s + all_red_s, self.timing),
+            green_s=webster_greens_s(approaches, layout, largest, yellow_s + all_red_s, self.timing),
             yellow_s=yellow_s,
             all_red_s=all_red_s,
         )
@@ -182,7 +185,9 @@ class Family(ScenarioSection):
         for layout in draw.sample(self.layouts, len(self.layouts)):
             for _ in range(_MAX_DRAWS):
                 approaches = self._draw_approaches(draw, protect_all=layout == "lead_lag")
-                if approaches is not None and len(planned_stages(approaches, layout)) == num_stages:
+                if approaches is None or (layout != "incoming" and not opposing(approaches)):
+                    continue
+                if len(planned_stages(approaches, layout)) == num_stages:
                     return approaches, layout
         raise ConfigError(
             f"family {self.name}: no junction with {num_stages} stages in {_MAX_DRAWS} draws of each layout: choose "
@@ -225,7 +230,7 @@ class Family(ScenarioSection):
     def _draw_demand(
         self, draw: random.Random, approaches: Sequence[Approach], layout: Layout, all_red_s: int
     ) -> tuple[Demand, Volumes]:
-        """The demand, and the volumes of its busiest period."""
+        """The demand, and the largest flow of each movement."""
         ranges = self.ranges
         saturation = ranges.saturation.draw(draw)
         shape = draw.choice(self.demand_shapes)
@@ -256,8 +261,7 @@ class Family(ScenarioSection):
             },
             exits=exits,
         )
-        busiest = max(zip(ratios, range(len(periods)), strict=True))[1]
-        return demand, {movement: scale * flow for movement, flow in periods[busiest].items()}
+        return demand, {movement: scale * max(volumes[movement] for volumes in periods) for movement in periods[0]}
 
 
 def load_scenarios(path: Path) -> list[Scenario]:
@@ -304,7 +308,7 @@ def webster_greens_s(
         for number in serving:
             shares[number] = max(shares[number], ratio / len(serving))
     lost_s = lost_s_per_stage * len(stages)
-    cycle_s = min(REFERENCE_CYCLE_S, (1.5 * lost_s + 5) / max(0.05, 1 - sum(shares)))
+    cycle_s = min(MAX_CYCLE_S, (1.5 * lost_s + 5) / max(0.05, 1 - sum(shares)))
     green_s = max(0.0, cycle_s - lost_s)
     return tuple(
         max(timing.min_green_s, min(timing.max_green_s, round(green_s * share / sum(shares)))) for share in shares
@@ -322,7 +326,7 @@ def _flow_ratios(
 
         def flow(turn: Turn, number: int = number) -> float:
             movement = (number, turn)
-            return volumes[movement] * (LEFT_TURN_EQUIVALENT if movement in yielding else 1.0)
+            return volumes[movement] * (YIELDING_EQUIVALENT if movement in yielding else EQUIVALENTS[turn])
 
         for turn, of_turn in lanes.items():
             sharing: list[Turn] = [other for other, of_other in lanes.items() if set(of_turn) & set(of_other)]
