@@ -1,0 +1,334 @@
+"""What an episode is measured by: the one table from which tables, report and docs/evaluation.md take their words."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import Literal
+
+Group = Literal["main", "traffic", "signals", "model"]
+
+GROUP_TITLES: dict[Group, str] = {
+    "main": "Main table",
+    "traffic": "More on the traffic",
+    "signals": "What the signals did",
+    "model": "Answers of the language models",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number of an episode's record. group: the table of the report that it stands in, "main" for the first one.
+    better: which way is good for road users; "neither" for a description."""
+
+    key: str
+    name: str
+    unit: str
+    definition: str
+    better: Literal["lower", "higher", "neither"]
+    decimals: int
+    group: Group
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} [{self.unit}]" if self.unit else self.name
+
+
+_METRICS = (
+    Metric(
+        key="mean_queue_veh",
+        name="mean queue",
+        unit="veh",
+        definition="Halting vehicles (speed below 0.1 m/s, SUMO's getLastStepHaltingNumber) on all lanes that lead to "
+        "a controlled signal, added up over these lanes, mean over the measured seconds. Vehicles that wait outside "
+        "the net for room to enter are not in it: see the departure delay.",
+        better="lower",
+        decimals=2,
+        group="main",
+    ),
+    Metric(
+        key="waiting_time_s",
+        name="waiting time",
+        unit="s",
+        definition="Time a vehicle stood (waitingTime of SUMO's tripinfo: speed at most 0.1 m/s, scheduled stops left "
+        "out), mean over the counted vehicles that entered the net. Trips unfinished at the end count with what they "
+        "have so far.",
+        better="lower",
+        decimals=1,
+        group="main",
+    ),
+    Metric(
+        key="trip_duration_s",
+        name="trip duration",
+        unit="s",
+        definition="Time from entering the net to arriving (tripinfo duration), mean over the counted vehicles that "
+        "entered. Trips unfinished at the end count with what they have so far.",
+        better="lower",
+        decimals=1,
+        group="main",
+    ),
+    Metric(
+        key="delay_s",
+        name="delay",
+        unit="s",
+        definition="Time lost on the way and before it: (sum of tripinfo timeLoss + sum of departDelay) / number of "
+        "all counted vehicles. Those that never got into the net count with their wait until the end, so a controller "
+        "gains nothing by keeping vehicles out.",
+        better="lower",
+        decimals=1,
+        group="main",
+    ),
+    Metric(
+        key="stops",
+        name="stops",
+        unit="per veh",
+        definition="How often a vehicle came to a stand (tripinfo waitingCount), mean over the counted vehicles that "
+        "entered.",
+        better="lower",
+        decimals=2,
+        group="main",
+    ),
+    Metric(
+        key="worst_approach_wait_s",
+        name="worst approach",
+        unit="s per veh",
+        definition="Halting vehicle-seconds on an approach (all lanes of one edge that lead to a controlled signal) in "
+        "the measured time, divided by the vehicles that came onto it (entered + departed of SUMO's edgeData); the "
+        "largest over the approaches. It shows whether one side pays for the others.",
+        better="lower",
+        decimals=1,
+        group="main",
+    ),
+    Metric(
+        key="p95_queue_veh",
+        name="95th percentile of the queue",
+        unit="veh",
+        definition="As the mean queue, but the value that 95 % of the measured seconds do not exceed.",
+        better="lower",
+        decimals=1,
+        group="traffic",
+    ),
+    Metric(
+        key="time_loss_s",
+        name="time loss",
+        unit="s",
+        definition="Time lost by driving slower than the vehicle could and may (tripinfo timeLoss), mean over the "
+        "counted vehicles that entered, unfinished trips with what they have so far.",
+        better="lower",
+        decimals=1,
+        group="traffic",
+    ),
+    Metric(
+        key="depart_delay_s",
+        name="departure delay",
+        unit="s",
+        definition="Wait outside the net for room to enter (tripinfo departDelay), mean over all counted vehicles; "
+        "those still outside at the end count with their wait so far.",
+        better="lower",
+        decimals=1,
+        group="traffic",
+    ),
+    Metric(
+        key="throughput_veh_per_h",
+        name="throughput",
+        unit="veh/h",
+        definition="Counted vehicles that arrived at their destination, per hour of measured time.",
+        better="higher",
+        decimals=0,
+        group="traffic",
+    ),
+    Metric(
+        key="co2_g_per_km",
+        name="CO2",
+        unit="g/km",
+        definition="CO2 of the counted vehicles by SUMO's emission model (CO2_abs, with the emission class of each "
+        "vehicle's type) divided by the distance that they drove (routeLength).",
+        better="lower",
+        decimals=0,
+        group="traffic",
+    ),
+    Metric(
+        key="finished_veh",
+        name="finished trips",
+        unit="veh",
+        definition="Counted vehicles that entered and arrived.",
+        better="higher",
+        decimals=0,
+        group="traffic",
+    ),
+    Metric(
+        key="unfinished_veh",
+        name="unfinished trips",
+        unit="veh",
+        definition="Counted vehicles that entered and were still on their way at the end.",
+        better="lower",
+        decimals=0,
+        group="traffic",
+    ),
+    Metric(
+        key="not_inserted_veh",
+        name="not inserted",
+        unit="veh",
+        definition="Counted vehicles that found no room to enter before the end. They are in no "
+        "mean but departure delay and delay.",
+        better="lower",
+        decimals=0,
+        group="traffic",
+    ),
+    Metric(
+        key="teleports",
+        name="teleports",
+        unit="",
+        definition="Vehicles that SUMO took off the road and put down further on in the measured time, most of all "
+        "those that had stood longer than time-to-teleport. None for that reason where teleporting is off. "
+        "Any teleport takes a queue away that a street would still have.",
+        better="lower",
+        decimals=0,
+        group="traffic",
+    ),
+    Metric(
+        key="switches_per_h",
+        name="switches",
+        unit="per h",
+        definition="Greens that ended in the measured time, per controlled junction and hour.",
+        better="neither",
+        decimals=0,
+        group="signals",
+    ),
+    Metric(
+        key="mean_green_s",
+        name="mean green",
+        unit="s",
+        definition="Mean length of the greens (stages) that began and ended in the measured time.",
+        better="neither",
+        decimals=1,
+        group="signals",
+    ),
+    Metric(
+        key="greens",
+        name="greens",
+        unit="",
+        definition="Greens (stages) that began and ended in the measured time, all controlled junctions together.",
+        better="neither",
+        decimals=0,
+        group="signals",
+    ),
+    Metric(
+        key="greens_outside_bounds",
+        name="greens outside the bounds",
+        unit="",
+        definition="Of these greens, the ones shorter than min_green_s or longer than max_green_s.",
+        better="lower",
+        decimals=0,
+        group="signals",
+    ),
+    Metric(
+        key="decisions",
+        name="decisions",
+        unit="",
+        definition="Times the controller was asked whether to extend a green: at min_green_s and every "
+        "green_extension_s after it, before max_green_s; the warm-up is counted too. 0 where SUMO itself switches.",
+        better="neither",
+        decimals=0,
+        group="signals",
+    ),
+    Metric(
+        key="invalid_answers",
+        name="invalid answers",
+        unit="",
+        definition='Answers of a language model that hold no readable {"extend": "yes"} or {"extend": "no"}. The '
+        "stated fallback decides instead.",
+        better="lower",
+        decimals=1,
+        group="model",
+    ),
+    Metric(
+        key="late_answers",
+        name="late answers",
+        unit="",
+        definition="Decisions for which no answer came within the time limit. The stated fallback decides instead.",
+        better="lower",
+        decimals=1,
+        group="model",
+    ),
+    Metric(
+        key="latency_p50_s",
+        name="latency, median",
+        unit="s",
+        definition="From asking the model to its answer, in real time, while the decisions of all junctions and "
+        "running episodes are asked together: half of the decisions took at most this. Late answers count with the "
+        "time that was waited.",
+        better="lower",
+        decimals=2,
+        group="model",
+    ),
+    Metric(
+        key="latency_p95_s",
+        name="latency, 95 %",
+        unit="s",
+        definition="95 % of the decisions took at most this.",
+        better="lower",
+        decimals=2,
+        group="model",
+    ),
+    Metric(
+        key="latency_p99_s",
+        name="latency, 99 %",
+        unit="s",
+        definition="99 % of the decisions took at most this.",
+        better="lower",
+        decimals=2,
+        group="model",
+    ),
+    Metric(
+        key="prompt_tokens",
+        name="prompt tokens",
+        unit="per decision",
+        definition="Tokens of the prompt, mean over the decisions.",
+        better="neither",
+        decimals=0,
+        group="model",
+    ),
+    Metric(
+        key="completion_tokens",
+        name="answer tokens",
+        unit="per decision",
+        definition="Tokens of the answer, mean over the decisions.",
+        better="neither",
+        decimals=0,
+        group="model",
+    ),
+)
+
+METRICS: dict[str, Metric] = {metric.key: metric for metric in _METRICS}
+
+COUNTED = (
+    "Measured is from begin + warm-up to the end. Counted are the vehicles whose departure time lies in the measured "
+    "time: also those that are still on their way at the end (unfinished), and those that found no room to enter (not "
+    "inserted). Vehicles that departed in the warm-up are on the road but not counted. A number that cannot be had is "
+    "left out, never 0."
+)
+
+
+def metrics_of(group: Group) -> list[Metric]:
+    return [metric for metric in _METRICS if metric.group == group]
+
+
+def definitions_markdown() -> str:
+    """As they stand in docs/evaluation.md: one list a group, with label, definition and which way is better."""
+    parts = [list_item(COUNTED, bullet="")]
+    for group, title in GROUP_TITLES.items():
+        parts.append(f"**{title}**")
+        parts.append("\n".join(list_item(_definition(metric)) for metric in metrics_of(group)))
+    return "\n\n".join(parts)
+
+
+def _definition(metric: Metric) -> str:
+    better = "" if metric.better == "neither" else f" {metric.better.capitalize()} is better."
+    return f"`{metric.key}`, {metric.label}: {metric.definition}{better}"
+
+
+def list_item(text: str, bullet: str = "- ") -> str:
+    """Of Markdown, in lines of at most 120 characters."""
+    indent = " " * len(bullet)
+    return textwrap.fill(text, 120, initial_indent=bullet, subsequent_indent=indent, break_on_hyphens=False)

@@ -1,0 +1,259 @@
+"""The results in words and numbers, as the console and the report show them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
+from tsc.evaluation.statistics import (
+    ALL_SCENARIOS,
+    GAP_FROM,
+    GAP_TO,
+    MIN_SEEDS_TO_CLAIM,
+    QUEUE,
+    QUEUE_RATIO,
+)
+
+MISSING = "–"
+
+Row = Mapping[str, Any]
+
+
+class Summary:
+    """Looks up the rows of tsc.evaluation.statistics.summarise."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = {(row["scenario"], row["controller"], row["metric"]): row for row in rows}
+
+    def row(self, scenario: str, controller: str, metric: str = QUEUE) -> Row | None:
+        return self._rows.get((scenario, controller, metric))
+
+    def mean(self, scenario: str, controller: str, metric: str) -> float | None:
+        row = self.row(scenario, controller, metric)
+        return None if row is None else row["mean"]
+
+    def controllers(self, scenario: str) -> list[str]:
+        """Those that have a mean queue, in the order of the episodes."""
+        return [name for place, name, metric in self._rows if place == scenario and metric == QUEUE]
+
+
+def number(value: float | None, decimals: int) -> str:
+    return MISSING if value is None else f"{value:.{decimals}f}".replace("-", "−")
+
+
+def signed(value: float | None, decimals: int) -> str:
+    """With a plus, or a true minus sign; no sign for what rounds to 0."""
+    if value is None:
+        return MISSING
+    return f"{value:+.{decimals}f}".replace("-", "−") if round(value, decimals) else f"{0:.{decimals}f}"
+
+
+def p_value(value: float | None) -> str:
+    return MISSING if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def percent(share: float | None) -> str:
+    return MISSING if share is None else f"{number(100 * share, 0)} %".replace("−0 %", "0 %")
+
+
+def seed_numbers(seeds: Sequence[int]) -> str:
+    """1001–1010, or one by one where there are holes."""
+    ordered = sorted(seeds)
+    if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"{ordered[0]}–{ordered[-1]}"
+    return ", ".join(map(str, ordered))
+
+
+def printable(text: str) -> str:
+    """Control and formatting characters as \\u codes: a model may answer with what would garble a page or hide text."""
+    return "".join(
+        character if character == "\n" or unicodedata.category(character)[0] != "C" else f"\\u{ord(character):04x}"
+        for character in text
+    )
+
+
+def direction(row: Row) -> str:
+    """shorter, longer, or what keeps us from saying so; empty without a difference."""
+    if row["difference"] is None:
+        return ""
+    if row["num_seeds"] < MIN_SEEDS_TO_CLAIM or row["difference_ci95_low"] is None:
+        return "too few seeds"
+    if row["difference_ci95_high"] < 0:
+        return "shorter"
+    return "longer" if row["difference_ci95_low"] > 0 else "none shown"
+
+
+def chosen_controller(
+    summary: Summary, scenario: str, controllers: Sequence[ControllerFacts], reference: str
+) -> str | None:
+    """What a report is about: the last language model, else the one with the shortest queue that could be built
+    (lookahead could not) and is not the reference."""
+    there = summary.controllers(scenario)
+    models = [each.name for each in controllers if each.is_language_model and each.name in there]
+    if models:
+        return models[-1]
+    others = [name for name in there if name not in (reference, GAP_TO)]
+    ranked = sorted(others, key=lambda name: summary.mean(scenario, name, QUEUE) or 0.0)
+    return next(iter([*ranked, *(name for name in there if name != reference), *there]), None)
+
+
+def findings(
+    summary: Summary, scenario: ScenarioFacts, controllers: Sequence[ControllerFacts], reference: str
+) -> list[str]:
+    """Plain sentences; never more than the intervals show."""
+    there = summary.controllers(scenario.name)
+    if not there:
+        return ["No episode has been run."]
+    models = [each.name for each in controllers if each.is_language_model and each.name in there]
+    chosen = chosen_controller(summary, scenario.name, controllers, reference)
+    assert chosen is not None
+    sentences = []
+    for name in models or [chosen]:
+        row = summary.row(scenario.name, name)
+        assert row is not None
+        sentences.append(_against_reference(row, summary.row(scenario.name, reference), reference))
+        if row["gap_closed"] is not None and name not in (GAP_FROM, GAP_TO):
+            sentences.append(_of_the_gap(row))
+    queues = {name: summary.mean(scenario.name, name, QUEUE) or 0.0 for name in there}
+    if len(there) > 2 and (not models or len(sentences) < 2):
+        best, worst = min(queues, key=queues.__getitem__), max(queues, key=queues.__getitem__)
+        sentences.append(
+            f"Of the {len(there)} controllers, {best} had the shortest mean queue ({queues[best]:.2f} vehicles) and "
+            f"{worst} the longest ({queues[worst]:.2f})."
+        )
+    return sentences
+
+
+def _against_reference(row: Row, of_reference: Row | None, reference: str) -> str:
+    name = row["controller"]
+    mean = f"{name} had a mean queue of {row['mean']:.2f} vehicles"
+    if of_reference is None or row["difference"] is None:
+        interval = f" ({interval_words(row, 2)})" if row["ci95_low"] is not None else ""
+        why = "" if name == reference else f"; there is nothing of {reference} to compare it with"
+        return f"{mean}{interval}{why}."
+    beside = f"{reference} had {of_reference['mean']:.2f}"
+    if row["num_seeds"] < MIN_SEEDS_TO_CLAIM:
+        seeds = "one seed" if row["num_seeds"] == 1 else f"{row['num_seeds']} seeds"
+        return (
+            f"{mean}, {beside}; with {seeds} no difference can be claimed (at least {MIN_SEEDS_TO_CLAIM} are needed)."
+        )
+    interval = (
+        f"95 % interval {signed(row['difference_ci95_low'], 2)} to {signed(row['difference_ci95_high'], 2)}, "
+        f"{row['num_seeds']} seeds"
+    )
+    said = direction(row)
+    if said == "none shown":
+        return (
+            f"No difference is shown between {name} and {reference}: mean queues of {row['mean']:.2f} and "
+            f"{of_reference['mean']:.2f} vehicles, difference {signed(row['difference'], 2)} ({interval})."
+        )
+    share = f"{abs(row['difference_percent']):.0f} % " if row["difference_percent"] is not None else ""
+    return (
+        f"{mean}, {share}{said} than {reference} with {of_reference['mean']:.2f}: difference "
+        f"{signed(row['difference'], 2)} ({interval})."
+    )
+
+
+def _of_the_gap(row: Row) -> str:
+    low, high = row["gap_closed_ci95_low"], row["gap_closed_ci95_high"]
+    interval = f"95 % interval {percent(low)} to {percent(high)}"
+    what = f"the gap between {GAP_FROM} and {GAP_TO}, which knows the future and is a ceiling rather than a rival"
+    if high <= 0:
+        return f"It closes none of {what} ({percent(row['gap_closed'])}, {interval})."
+    return f"It closes {percent(row['gap_closed'])} ({interval}) of {what}."
+
+
+def interval_words(row: Row, decimals: int) -> str:
+    return f"95 % interval {number(row['ci95_low'], decimals)} to {number(row['ci95_high'], decimals)}"
+
+
+def findings_over_all(summary: Summary, controllers: Sequence[ControllerFacts], reference: str) -> list[str]:
+    """Of the scenarios taken together; empty for one scenario."""
+    there = summary.controllers(ALL_SCENARIOS)
+    models = [each.name for each in controllers if each.is_language_model and each.name in there]
+    chosen = chosen_controller(summary, ALL_SCENARIOS, controllers, reference)
+    sentences = []
+    for name in models or ([chosen] if chosen else []):
+        row, ratio = summary.row(ALL_SCENARIOS, name), summary.row(ALL_SCENARIOS, name, QUEUE_RATIO)
+        assert row is not None
+        of_reference = summary.row(ALL_SCENARIOS, reference)
+        sentences.append(_against_reference(row, of_reference, reference))
+        if ratio is not None and ratio["ci95_low"] is not None and ratio["num_seeds"] >= MIN_SEEDS_TO_CLAIM:
+            sentences.append(
+                f"With every scenario weighing the same, its queue is {ratio['mean']:.2f} times that of {reference} "
+                f"({interval_words(ratio, 2)})."
+            )
+    return sentences
+
+
+def text_tables(
+    summary: Summary, scenarios: Sequence[ScenarioFacts], reference: str, seeds: Mapping[str, Sequence[int]]
+) -> str:
+    """For the console: one table a scenario, at most 120 columns wide for names of up to 16 characters."""
+    lines = []
+    for scenario in scenarios:
+        of_scenario = seeds[scenario.name]
+        count = "1 seed" if len(of_scenario) == 1 else f"{len(of_scenario)} seeds"
+        warm_up = f" after {scenario.warm_up_s} s of warm-up" if scenario.warm_up_s else ""
+        title = f"{scenario.name}: {count} ({seed_numbers(of_scenario)}), {scenario.measured_s} s measured{warm_up}"
+        lines += [title if of_scenario else f"{scenario.name}: no episode has been run"]
+        if of_scenario:
+            lines += _text_table(summary, scenario.name, reference)
+        lines += [f"  {name} does not apply: {reason}" for name, reason in scenario.not_applicable.items()]
+        lines.append("")
+    if summary.controllers(ALL_SCENARIOS):
+        lines += [f"{ALL_SCENARIOS} together: mean of their mean queues"]
+        lines += [*_text_table(summary, ALL_SCENARIOS, reference), ""]
+    lines += [
+        "Means over the seeds [95 % bootstrap interval]. Queue in halting vehicles, times in s per vehicle.",
+        f"vs: mean queue minus that of {reference} on the same seeds; p: Wilcoxon's signed-rank test; "
+        f"gap: share of {GAP_FROM} → {GAP_TO} closed.",
+    ]
+    return "\n".join(lines)
+
+
+def _text_table(summary: Summary, scenario: str, reference: str) -> list[str]:
+    header = ["", "mean queue", "waiting", "trip", "delay", "invalid", f"vs {reference}", "p", "gap"]
+    table = [header]
+    for name in summary.controllers(scenario):
+        row = summary.row(scenario, name)
+        assert row is not None
+        invalid = summary.mean(scenario, name, "invalid_answers")
+        table.append(
+            [
+                name,
+                number(row["mean"], 2) + _brackets(row["ci95_low"], row["ci95_high"], number),
+                *(
+                    number(summary.mean(scenario, name, key), 1)
+                    for key in ("waiting_time_s", "trip_duration_s", "delay_s")
+                ),
+                "" if invalid is None else number(invalid, 1),
+                "reference" if name == reference else _difference_text(row),
+                "" if row["difference"] is None else p_value(row["wilcoxon_p"]),
+                "" if row["gap_closed"] is None else percent(row["gap_closed"]),
+            ]
+        )
+    # no empty columns, as those on waiting times are where all scenarios are taken together
+    kept = [column for column in range(len(header)) if any(line[column] not in ("", MISSING) for line in table[1:])]
+    widths = {column: max(len(line[column]) for line in table) for column in kept}
+    return [
+        "  "
+        + "  ".join(
+            line[column].ljust(widths[column]) if column == 0 else line[column].rjust(widths[column]) for column in kept
+        ).rstrip()
+        for line in table
+    ]
+
+
+def _difference_text(row: Row) -> str:
+    if row["difference"] is None:
+        return ""
+    share = "" if row["difference_percent"] is None else f" {signed(row['difference_percent'], 0)} %"
+    interval = _brackets(row["difference_ci95_low"], row["difference_ci95_high"], signed)
+    return signed(row["difference"], 2) + interval + share
+
+
+def _brackets(low: float | None, high: float | None, form: Any) -> str:
+    return "" if low is None or high is None else f" [{form(low, 2)}, {form(high, 2)}]"
