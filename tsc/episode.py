@@ -58,7 +58,7 @@ def run_episode(
             control = SignalControl(simulation, timing)
             programs = control.programs
             control.start()
-        lanes = tuple(dict.fromkeys(lane for program in programs.values() for lane in program.incoming_lanes))
+        lanes = tuple(dict.fromkeys(lane for program in programs.values() for lane in program.approach_lanes))
         recorder = TraceRecorder(simulation, lanes, programs, begin_s)
         decisions = teleports = 0
         for second in range(begin_s, end_s):
@@ -183,6 +183,8 @@ def _worst_approach(trace: EpisodeTrace, warm_up_s: int, vehicles: Mapping[str, 
     """The edge with the longest wait a vehicle. vehicles: that came onto each edge."""
     halting_veh_s: dict[str, int] = {}
     for lane, seconds in zip(trace.lanes, trace.halting_veh[warm_up_s:].sum(axis=0), strict=True):
+        if lane.startswith(":"):  # inside a node, where SUMO counts no vehicles for us
+            continue
         halting_veh_s[edge_of(lane)] = halting_veh_s.get(edge_of(lane), 0) + int(seconds)
     # a queue that a warm-up left behind and that nobody joins waits as one vehicle
     waits_s = {

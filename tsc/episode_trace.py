@@ -42,7 +42,7 @@ class EpisodeTrace:
     def write(self, path: Path) -> None:
         """As a compressed .npz; programs as JSON, for each junction its lanes, and those of each stage."""
         programs = {
-            name: {"stages": [stage.incoming_lanes for stage in program.stages], "lanes": program.incoming_lanes}
+            name: {"stages": [stage.approach_lanes for stage in program.stages], "lanes": program.approach_lanes}
             for name, program in self.programs.items()
         }
         data = io.BytesIO()

@@ -14,7 +14,7 @@ HALTING_M_PER_S = 0.1  # SUMO's threshold for a halting vehicle
 
 @dataclass(frozen=True, kw_only=True)
 class StageObservation:
-    """One stage's incoming lanes: queue_veh halting vehicles; moving vehicles by distance to the stop line, near
+    """One stage's approach: queue_veh halting vehicles; moving vehicles by distance to the stop line, near
     < 50 m ≤ mid < 100 m ≤ far; the longest present wait of one vehicle; vehicles that fit on the outgoing lanes."""
 
     stage: int
@@ -53,13 +53,14 @@ def observe(control: SignalControl, junction_id: str) -> Observation:
         moving = [0, 0, 0]
         queue_veh = 0
         longest_wait_s = 0.0
-        for lane in stage.incoming_lanes:
-            for vehicle in simulation.approaching(lane):
+        for part in stage.approach:
+            for vehicle in simulation.approaching(part.lane):
+                distance_m = part.distance_m + vehicle.distance_m
                 longest_wait_s = max(longest_wait_s, vehicle.waiting_time_s)
                 if vehicle.speed_m_per_s < HALTING_M_PER_S:
                     queue_veh += 1
                 else:
-                    moving[(vehicle.distance_m >= NEAR_M) + (vehicle.distance_m >= MID_M)] += 1
+                    moving[(distance_m >= NEAR_M) + (distance_m >= MID_M)] += 1
         stages.append(
             StageObservation(
                 stage=number,

@@ -156,9 +156,9 @@ class SignalControl:
         }
 
     def incoming_lanes(self, junction_ids: Sequence[str] | None = None) -> tuple[str, ...]:
-        """Incoming lanes of some or all controlled junctions, each once."""
+        """Lanes on which some or all controlled junctions are approached (SignalProgram says how far), each once."""
         chosen = self.programs if junction_ids is None else junction_ids
-        return tuple(dict.fromkeys(lane for name in chosen for lane in self.program(name).incoming_lanes))
+        return tuple(dict.fromkeys(lane for name in chosen for lane in self.program(name).approach_lanes))
 
 
 def controllable_programs(simulation: Simulation, *, switched_by_sumo: bool = False) -> dict[str, SignalProgram]:

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 
 MIN_STAGE_DURATION_S = 5.0
 
+# How far a junction sees at least, where the road does: to where the observation's `far` begins.
+APPROACH_M = 100.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
@@ -58,25 +61,49 @@ class SignalPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ApproachLane:
+    """A lane on the way to a signal; it ends distance_m (m) before the stop line, an incoming lane at 0."""
+
+    lane: str
+    distance_m: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One green choice. Lanes are those of the links that are green (G or g), in link order, each once."""
+    """One green choice. Lanes are those of the links that are green (G or g), in link order, each once.
+
+    approach: the incoming lanes, and after them what leads onto those of them that are short; each lane once.
+    """
 
     phase_index: int
     duration_s: float
     incoming_lanes: tuple[str, ...]
     outgoing_lanes: tuple[str, ...]
+    approach: tuple[ApproachLane, ...]
+
+    @property
+    def approach_lanes(self) -> tuple[str, ...]:
+        return tuple(part.lane for part in self.approach)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignalProgram:
     """The stages of one junction in the order of its program, all its incoming lanes in link order, and for each of
-    them the outgoing lanes that it leads to."""
+    them the outgoing lanes that it leads to.
+
+    Real nets cut their roads into pieces, so that the incoming lanes of a signal are often a few metres long. An
+    approach is what a detector there would see: an incoming lane shorter than APPROACH_M (100 m) is continued upstream
+    through all lanes that lead onto it, whole lanes and those inside nodes, until APPROACH_M are covered, another
+    signal is reached, or the road begins. A lane that leads to several stages counts for each of them, and once in
+    approach_lanes. Where every incoming lane is long enough, the approach is the incoming lanes.
+    """
 
     junction_id: str
     program_id: str
     stages: tuple[Stage, ...]
     incoming_lanes: tuple[str, ...]
     lanes_downstream: Mapping[str, tuple[str, ...]] = field(hash=False)
+    approach_lanes: tuple[str, ...]
 
     @property
     def outgoing_lanes(self) -> tuple[str, ...]:
@@ -100,23 +127,39 @@ class SignalProgram:
 
 
 def build_program(
-    junction_id: str, program_id: str, phases: Sequence[Phase], links: Sequence[Sequence[tuple[str, str]]]
+    junction_id: str,
+    program_id: str,
+    phases: Sequence[Phase],
+    links: Sequence[Sequence[tuple[str, str]]],
+    upstream: Mapping[str, Sequence[ApproachLane]],
 ) -> SignalProgram:
-    """links: for each signal index, its (incoming lane, outgoing lane) pairs; one index may control several links."""
+    """links: for each signal index, its (incoming lane, outgoing lane) pairs; one index may control several links.
+
+    upstream: what continues a short incoming lane, nearest first; nothing for the others.
+    """
 
     def lanes_of(indices: Sequence[int], side: int) -> tuple[str, ...]:
         return tuple(dict.fromkeys(link[side] for index in indices for link in links[index]))
+
+    def approach_of(lanes: Sequence[str]) -> tuple[ApproachLane, ...]:
+        nearest = dict.fromkeys(lanes, 0.0)
+        for lane in lanes:
+            for part in upstream.get(lane, ()):
+                nearest[part.lane] = min(part.distance_m, nearest.get(part.lane, part.distance_m))
+        return tuple(ApproachLane(lane=lane, distance_m=distance_m) for lane, distance_m in nearest.items())
 
     stages = []
     for number, phase in enumerate(phases):
         if phase.is_stage:
             green = [index for index in range(min(len(links), len(phase.state))) if phase.state[index] in "Gg"]
+            green_lanes = lanes_of(green, 0)
             stages.append(
                 Stage(
                     phase_index=number,
                     duration_s=phase.duration_s,
-                    incoming_lanes=lanes_of(green, 0),
+                    incoming_lanes=green_lanes,
                     outgoing_lanes=lanes_of(green, 1),
+                    approach=approach_of(green_lanes),
                 )
             )
     incoming_lanes = lanes_of(range(len(links)), 0)
@@ -129,4 +172,5 @@ def build_program(
         lanes_downstream={
             lane: tuple(outgoing for incoming, outgoing in pairs if incoming == lane) for lane in incoming_lanes
         },
+        approach_lanes=tuple(part.lane for part in approach_of(incoming_lanes)),
     )

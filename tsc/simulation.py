@@ -14,15 +14,17 @@ import os
 import re
 import stat
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tsc.errors import ScenarioError, SimulationClosed, StateError
 from tsc.files import strip_generated_comment, write_atomically
 from tsc.saved_state import EXACT_PRECISION
-from tsc.signal_program import Phase, SignalPlan, SignalProgram, build_program
+from tsc.signal_program import APPROACH_M, ApproachLane, Phase, SignalPlan, SignalProgram, build_program
 
 
 def _import_libsumo() -> Any:
@@ -238,13 +240,53 @@ class Simulation:
             [(incoming, outgoing) for incoming, outgoing, _ in group]
             for group in self._sumo.trafficlight.getControlledLinks(junction_id)
         ]
-        program = build_program(junction_id, program_id, phases, links)
+        incoming_lanes = dict.fromkeys(incoming for group in links for incoming, _ in group)
+        upstream = {lane: self._upstream(lane) for lane in incoming_lanes if not lane.startswith(":")}
+        program = build_program(junction_id, program_id, phases, links, upstream)
         if program.is_controllable and logic.type != 0 and not switched_by_sumo:
             raise ScenarioError(
                 f"the program {program_id!r} of junction {junction_id!r} is not of type static, so SUMO switches it: "
                 "give the junction a static program (netconvert --tls.default-type static)"
             )
         return program
+
+    def _upstream(self, incoming_lane: str) -> list[ApproachLane]:
+        """What continues an incoming lane that is shorter than APPROACH_M, nearest first."""
+        found: list[ApproachLane] = []
+        seen = {incoming_lane}
+        ahead = deque([ApproachLane(lane=incoming_lane, distance_m=0.0)])
+        while ahead:
+            part = ahead.popleft()
+            begin_m = part.distance_m + float(self._sumo.lane.getLength(part.lane))
+            if begin_m < APPROACH_M:
+                before = [lane for lane in self._lanes_before.get(part.lane, ()) if lane not in seen]
+                seen.update(before)
+                parts = [ApproachLane(lane=lane, distance_m=begin_m) for lane in before]
+                found += parts
+                ahead += parts
+        return sorted(found, key=lambda part: part.distance_m)
+
+    @cached_property
+    def _lanes_before(self) -> Mapping[str, Sequence[str]]:
+        """By lane, the lanes that lead onto it, those inside nodes too, but not past a signal and not by turning
+        around."""
+        junction_ids = self.junction_ids()
+        signal_nodes = self._nodes(junction_ids)
+        controlled = {
+            (incoming, outgoing)
+            for junction_id in junction_ids
+            for group in self._sumo.trafficlight.getControlledLinks(junction_id)
+            for incoming, outgoing, _ in group
+        }
+        before: dict[str, list[str]] = {}
+        for lane in self._sumo.lane.getIDList():
+            inside = _INNER_EDGE.fullmatch(lane.rpartition("_")[0])
+            if inside and (inside["node"] in signal_nodes or inside["kind"]):
+                continue
+            for outgoing, _, _, _, inner, _, direction, _ in self._sumo.lane.getLinks(lane):
+                if (lane, outgoing) not in controlled and direction != "t":
+                    before.setdefault(inner or outgoing, []).append(lane)
+        return before
 
     def signal_plan(self, junction_id: str) -> SignalPlan:
         """The running program, of any type, as it would stand in a file."""

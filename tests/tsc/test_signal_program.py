@@ -15,12 +15,12 @@ PHASES = [
 
 
 def test_stages_are_the_long_greens_without_yellow() -> None:
-    program = build_program("J", "0", PHASES, LINKS)
+    program = build_program("J", "0", PHASES, LINKS, {})
     assert [stage.phase_index for stage in program.stages] == [0, 4]
 
 
 def test_a_stage_has_the_lanes_of_its_green_links_each_once_in_link_order() -> None:
-    program = build_program("J", "0", PHASES, LINKS)
+    program = build_program("J", "0", PHASES, LINKS, {})
     assert program.stages[0].incoming_lanes == ("n_0", "s_0")
     assert program.stages[0].outgoing_lanes == ("s_out", "n_out", "e_out")
     assert program.stages[1].incoming_lanes == ("e_0",)
@@ -28,11 +28,11 @@ def test_a_stage_has_the_lanes_of_its_green_links_each_once_in_link_order() -> N
 
 
 def test_phases_between_stages_belong_to_no_stage() -> None:
-    program = build_program("J", "0", PHASES, LINKS)
+    program = build_program("J", "0", PHASES, LINKS, {})
     assert [program.stage_of_phase(index) for index in range(7)] == [0, None, None, None, 1, None, None]
     assert program.next_stage(1) == 0
 
 
 def test_a_junction_with_one_stage_has_nothing_to_decide() -> None:
-    assert not build_program("J", "0", PHASES[:2], LINKS).is_controllable
-    assert build_program("J", "0", PHASES, LINKS).is_controllable
+    assert not build_program("J", "0", PHASES[:2], LINKS, {}).is_controllable
+    assert build_program("J", "0", PHASES, LINKS, {}).is_controllable

@@ -13,7 +13,7 @@ GAP_OUT_DISTANCE_M = 45.0
 
 
 class GapOut:
-    """Extend while a vehicle is within GAP_OUT_DISTANCE_M of the stop line of a green lane."""
+    """Extend while a vehicle is within GAP_OUT_DISTANCE_M of the stop line, on the way to a green lane."""
 
     def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
         return {name: yes_if(self._occupied(control, name)) for name in junction_ids}
@@ -22,7 +22,7 @@ class GapOut:
     def _occupied(control: SignalControl, junction_id: str) -> bool:
         stage = control.program(junction_id).stages[control.clocks[junction_id].stage]
         return any(
-            vehicle.distance_m < GAP_OUT_DISTANCE_M
-            for lane in stage.incoming_lanes
-            for vehicle in control.simulation.approaching(lane)
+            part.distance_m + vehicle.distance_m < GAP_OUT_DISTANCE_M
+            for part in stage.approach
+            for vehicle in control.simulation.approaching(part.lane)
         )

@@ -10,11 +10,11 @@ from tsc.signal_control import SignalControl
 
 
 class LongestQueue:
-    """Extend while no other stage has a longer queue: halting vehicles on the lanes that it gives green."""
+    """Extend while no other stage has a longer queue: halting vehicles on the way to the lanes that it gives green."""
 
     def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
         decisions = {}
         for name in junction_ids:
-            queues_veh = [control.simulation.queue_veh(stage.incoming_lanes) for stage in control.program(name).stages]
+            queues_veh = [control.simulation.queue_veh(stage.approach_lanes) for stage in control.program(name).stages]
             decisions[name] = yes_if(queues_veh[control.clocks[name].stage] >= max(queues_veh))
         return decisions

@@ -16,7 +16,7 @@ class MaxPressure:
         decisions = {}
         for name in junction_ids:
             pressures = [
-                control.simulation.vehicles_veh(stage.incoming_lanes)
+                control.simulation.vehicles_veh(stage.approach_lanes)
                 - control.simulation.vehicles_veh(stage.outgoing_lanes)
                 for stage in control.program(name).stages
             ]
