@@ -188,4 +188,5 @@ def _shapes_traffic(name: str, section: str) -> bool:
         name not in _NO_TRAFFIC_OPTIONS
         and section not in _NO_TRAFFIC_SECTIONS
         and not name.endswith((".output", ".file"))
+        and not name.startswith("device.emissions.")  # whose emissions are measured
     )

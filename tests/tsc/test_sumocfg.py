@@ -24,6 +24,7 @@ def test_options_that_shape_traffic_become_words_and_outputs_do_not(write, tmp_p
             '<output><tripinfo value="t.xml"/></output><report><verbose value="true"/></report>'
             '<processing><lateral-resolution value="0.8"/><route-steps value="100"/><scale value="1.5"/></processing>'
             '<routing><device.routing.period value="60"/><device.rerouting.output value="r.xml"/></routing>'
+            '<emissions><device.emissions.probability value="0.5"/></emissions>'
             '<toc_device><device.toc.file value="toc.xml"/></toc_device>'
             '<gui_only><delay value="100"/><osg-view value="true"/></gui_only>'
         )
