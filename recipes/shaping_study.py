@@ -308,7 +308,7 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
 
 
 def queue_by_run(runs: Sequence[dict[str, Any]], scenario: str) -> list[dict[str, Any]]:
-    """One record a run, as tsc.evaluation.statistics takes them: `seed` is the training seed, the queue the hours' mean."""
+    """One record a run, for tsc.evaluation.statistics: `seed` is the training seed, the queue the hours' mean."""
     return [
         {
             "scenario": scenario,

@@ -68,7 +68,7 @@ class LocalModel:
         with no_progress_bars_in_logs():
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype if adapter is None else torch.float32)
         if adapter is not None:
-            model = _with_adapter(model, Path(adapter), path)
+            model = with_adapter(model, Path(adapter), path)
         self._model = model.to(device=self._device, dtype=dtype).eval()
         self._model.requires_grad_(False)
         if num_threads is None and self._device.type == "cpu" and model.num_parameters() < ONE_THREAD_MAX_PARAMETERS:
@@ -156,7 +156,8 @@ def _default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
-def _with_adapter(model: Any, adapter: Path, base: Path) -> Any:
+def with_adapter(model: Any, adapter: Path, base: Path) -> Any:
+    """The model (loaded from `base`) with the adapter merged into its weights. Raises ConfigError."""
     from peft import PeftModel
 
     try:

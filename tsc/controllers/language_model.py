@@ -22,12 +22,13 @@ class Reply:
     """A model's answer to one conversation. `text` is None where none came within the time limit.
 
     latency_s: from sending the conversation to the end of its answer, or to giving it up.
-    Tokens are None where the model does not count them.
+    Tokens are None where the model does not count them; prompt_tokens may be the mean of several conversations, where
+    it counts them together.
     """
 
     text: str | None
     latency_s: float
-    prompt_tokens: int | None = None
+    prompt_tokens: float | None = None
     completion_tokens: int | None = None
 
 
@@ -77,7 +78,7 @@ class LanguageModelController:
         self.invalid_answers = 0
         self.late_answers = 0
         self.latencies_s: list[float] = []
-        self.prompt_tokens: list[int | None] = []
+        self.prompt_tokens: list[float | None] = []
         self.completion_tokens: list[int | None] = []
         self.last_round: list[Asked] = []
 
