@@ -20,7 +20,19 @@ def members_table(scenarios: list[Scenario]) -> list[str]:
     def each(values: list[object]) -> str:
         return " ".join(map(str, values if len(set(values)) > 1 else values[:1]))
 
-    head = ("", "approaches", "lanes", "stages", "layout", "left turns", "km/h", "length [m]", "veh/h", "plan [s]")
+    head = (
+        "",
+        "approaches",
+        "lanes",
+        "stages",
+        "layout",
+        "left turns",
+        "left lanes",
+        "km/h",
+        "length [m]",
+        "veh/h",
+        "plan [s]",
+    )
     rows = [head]
     for scenario in scenarios:
         junction = scenario.junction
@@ -35,6 +47,7 @@ def members_table(scenarios: list[Scenario]) -> list[str]:
                 str(len(junction.stages)),
                 junction.layout,
                 each([approach.left_turn for approach in approaches]),
+                each([approach.left_lane for approach in approaches]),
                 each([round(3.6 * approach.speed_m_per_s) for approach in approaches]),
                 each([round(approach.length_m) for approach in approaches]),
                 f"{max(map(sum, rates)):.0f}",

@@ -5,7 +5,8 @@ follow from the layout. Edges are named in0, out0, in1, … in the order of the 
 Traffic keeps to the right. Who yields to whom is netconvert's.
 
 Stages, by layout. Two approaches oppose each other where each is straight ahead of the other.
-    opposites  opposing approaches share a stage; protected left turns get one of their own after it
+    opposites  opposing approaches share a stage; their left turns get one of their own after it where they are
+               protected; where only one of the two turns left, all of that approach stays green for it
     incoming   one stage an approach, all its movements
     lead_lag   of two opposing approaches first one alone, then both without left turns, then the other alone
 An approach that none opposes has a stage to itself.
@@ -26,7 +27,8 @@ from tsc.sumo_programs import write_net
 
 Turn = Literal["right", "straight", "left"]
 Layout = Literal["opposites", "incoming", "lead_lag"]
-LeftTurn = Literal["joint", "own_lane", "protected"]
+LeftTurn = Literal["permitted", "protected", "both"]
+LeftLane = Literal["joint", "own"]
 Movement = tuple[int, Turn]
 """The vehicles of an approach (by its place in the list) that turn one way."""
 
@@ -42,14 +44,15 @@ class _Section(BaseModel):
 
 class Approach(_Section):
     """angle_deg: where the approach comes from, seen from the junction, clockwise from north. length_m: to the middle
-    of the junction. left_turn: from a lane shared with straight on, or from one of its own, yielding to oncoming
-    traffic (joint, own_lane); or from its own lane in a stage without oncoming traffic only (protected)."""
+    of the junction. left_turn: yielding to oncoming traffic (permitted), only in a stage without it (protected), or
+    first the one, then the other (both). left_lane: shared with straight on, or of its own."""
 
     angle_deg: float = Field(ge=0, lt=360)
     lanes: int = Field(ge=1, le=4)
     speed_m_per_s: float = Field(gt=0, le=40)
     length_m: float = Field(ge=60, le=2000)
-    left_turn: LeftTurn = "joint"
+    left_turn: LeftTurn = "permitted"
+    left_lane: LeftLane = "joint"
 
 
 class Junction(_Section):
@@ -71,10 +74,17 @@ class Junction(_Section):
             )
         for number, approach in enumerate(self.approaches):
             turns = exits_by_turn(self.approaches, number)
-            if approach.left_turn != "joint" and approach.lanes == 1 and turns["left"] and turns["straight"]:
+            if not (turns["left"] and turns["straight"]):
+                continue
+            if approach.left_lane == "own" and approach.lanes == 1:
                 raise ValueError(
-                    f"approach {number} has 1 lane, but left_turn {approach.left_turn} needs one besides: "
-                    "choose lanes of at least 2, or left_turn joint"
+                    f"approach {number} has 1 lane, but left_lane own needs one besides: choose lanes of at least 2, "
+                    "or left_lane joint"
+                )
+            if approach.left_turn == "protected" and approach.left_lane == "joint":
+                raise ValueError(
+                    f"approach {number}: left_turn protected needs left_lane own, for what waits to turn left would "
+                    "block the way straight on; or choose left_turn both"
                 )
         if self.layout == "lead_lag":
             for number in opposing(self.approaches):
@@ -148,7 +158,7 @@ def lanes_by_turn(approaches: Sequence[Approach], number: int) -> dict[Turn, ran
     right, left = bool(exits["right"]), bool(exits["left"])
     found: dict[Turn, range] = {}
     if exits["straight"]:
-        own_left = left and approaches[number].left_turn != "joint"
+        own_left = left and approaches[number].left_lane == "own"
         found["straight"] = range(lanes - own_left)
         if right:
             found["right"] = range(1)
@@ -176,16 +186,20 @@ def planned_stages(approaches: Sequence[Approach], layout: Layout) -> list[Plann
         elif number < other:
             both = movements[number] | movements[other]
             lefts = {movement for movement in both if movement[1] == "left"}
-            protected = {movement for movement in lefts if approaches[movement[0]].left_turn == "protected"}
-            together = PlannedStage(priority=frozenset(both - lefts), yielding=frozenset(lefts - protected))
+            yielding = {movement for movement in lefts if approaches[movement[0]].left_turn != "protected"}
+            together = PlannedStage(priority=frozenset(both - lefts), yielding=frozenset(yielding))
             if layout == "lead_lag":
                 alone = [
                     [PlannedStage(priority=frozenset(movements[each]))] if (each, "left") in lefts else []
                     for each in (number, other)
                 ]
                 stages += [*alone[0], together, *alone[1]]
-            else:
-                stages += [together, *([PlannedStage(priority=frozenset(protected))] if protected else [])]
+                continue
+            stages.append(together)
+            after = {movement for movement in lefts if approaches[movement[0]].left_turn != "permitted"}
+            if after:
+                (first, *more) = {movement[0] for movement in lefts}
+                stages.append(PlannedStage(priority=frozenset(after if more else movements[first])))
     return stages
 
 

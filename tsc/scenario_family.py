@@ -2,15 +2,15 @@
 
 A family file (configs/scenarios/family_*.yaml) has ranges where a scenario file has values. The same file gives the
 same members, and a longer family begins with the members of a shorter one. Numbers of stages are dealt out evenly, so
-that each in the range occurs; everything else is drawn.
+that each in the range occurs, and all layouts and numbers of approaches that have so many stages are equally likely.
 
 The demand is not drawn as volumes, of which most would leave a junction empty or flood it, but as a degree of
 saturation x. Webster's critical flow ratio Y adds up, over the stages, the flow of the busiest lane group of each
 (vehicles per hour and lane) over the saturation flow of 1800; with a time L lost in each cycle (yellow and all-red), a
 cycle of 90 s serves flows up to Y = 1 - L/90. The volumes are scaled so that in the busiest period Y = x (1 - L/90).
-Vehicles that turn count as more than one (EQUIVALENTS, YIELDING_EQUIVALENT), as SUMO's are slow in bends and wait for
-gaps. The green times of the net's own plan are Webster's, too, for the largest flow of each movement: a fixed plan that
-suits its demand.
+Vehicles that turn count as more than one (the EQUIVALENTs below), as SUMO's are slow in bends and wait for gaps. The
+green times of the net's own plan are Webster's, too, for the largest flow of each movement: a fixed plan that suits its
+demand.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tsc.junction_net import (
     Approach,
     Junction,
     Layout,
+    LeftLane,
     LeftTurn,
     Movement,
     PlannedStage,
@@ -46,11 +47,12 @@ REFERENCE_CYCLE_S = 90.0
 MAX_CYCLE_S = 120.0  # of the net's own plan
 EQUIVALENTS: Mapping[Turn, float] = {"right": 1.3, "straight": 1.0, "left": 1.1}
 YIELDING_EQUIVALENT = 5.0  # a left turn that waits for gaps in the oncoming traffic
+PARTLY_YIELDING_EQUIVALENT = 2.0  # and that has a stage without it as well
 # more than one lane brings, and as many as four bring to a junction with other approaches
 MAX_ENTRY_VEH_PER_H = 3000.0
 PERIOD_S = 300  # s; the demand changes from one to the next
-# draws of a layout, of which most have another number of stages than the member is to have
-_MAX_DRAWS = 500
+# draws of one layout and number of approaches, of which most have another number of stages than asked for
+_MAX_DRAWS = 60
 
 DemandShape = Literal["flat", "rising", "peak", "tidal"]
 Volumes = Mapping[Movement, float]
@@ -141,6 +143,7 @@ class Family(ScenarioSection):
     ranges: Ranges
     layouts: tuple[Layout, ...] = Field(min_length=1)
     left_turns: tuple[LeftTurn, ...] = Field(min_length=1)
+    left_lanes: tuple[LeftLane, ...] = Field(min_length=1)
     demand_shapes: tuple[DemandShape, ...] = Field(min_length=1)
     seeds: Seeds = Seeds()
 
@@ -181,51 +184,46 @@ class Family(ScenarioSection):
         return int(self.ranges.all_red_s.draw(draw, step=1))
 
     def _draw_junction(self, draw: random.Random, num_stages: int) -> tuple[tuple[Approach, ...], Layout]:
-        # the layout first, so that those that seldom lead to this number of stages come up as often as the others
-        for layout in draw.sample(self.layouts, len(self.layouts)):
+        # these two first, so that those that seldom lead to this number of stages come up as often as the others
+        kinds = [(layout, n) for layout in self.layouts for n in self.ranges.approaches.whole_numbers()]
+        for layout, num_approaches in draw.sample(kinds, len(kinds)):
             for _ in range(_MAX_DRAWS):
-                approaches = self._draw_approaches(draw, protect_all=layout == "lead_lag")
-                if approaches is None or (layout != "incoming" and not opposing(approaches)):
+                approaches = self._draw_approaches(draw, num_approaches, protect_all=layout == "lead_lag")
+                if approaches is None or not _suits(approaches, layout):
                     continue
                 if len(planned_stages(approaches, layout)) == num_stages:
                     return approaches, layout
         raise ConfigError(
-            f"family {self.name}: no junction with {num_stages} stages in {_MAX_DRAWS} draws of each layout: choose "
-            "other stages, or more approaches, lanes, layouts or left_turns"
+            f"family {self.name}: no junction with {num_stages} stages in {_MAX_DRAWS} draws of each layout and number "
+            "of approaches: choose other stages, or more approaches, lanes, layouts or left_turns"
         )
 
-    def _draw_approaches(self, draw: random.Random, *, protect_all: bool) -> tuple[Approach, ...] | None:
-        """Opposite approaches are one street, with equal lanes and speed. None where two lie too close, or a left turn
-        that has to be protected has no lane."""
-        angles = _draw_angles(draw, int(self.ranges.approaches.draw(draw, step=1)))
-        sorted_angles = sorted(angles)
-        if any((b - a) % 360 < MIN_ANGLE_BETWEEN_DEG for a, b in _around(sorted_angles)):
+    def _draw_approaches(
+        self, draw: random.Random, num_approaches: int, *, protect_all: bool
+    ) -> tuple[Approach, ...] | None:
+        """Opposite approaches are one street, with equal lanes, speed and left turns. None where two lie too close."""
+        angles = sorted(_draw_angles(draw, num_approaches))
+        if any((b - a) % 360 < MIN_ANGLE_BETWEEN_DEG for a, b in zip(angles, [*angles[1:], angles[0]], strict=True)):
             return None
-        bare = tuple(Approach(angle_deg=angle, lanes=1, speed_m_per_s=10, length_m=100) for angle in sorted_angles)
-        opposite = opposing(bare)
-        streets: dict[int, tuple[int, float, LeftTurn]] = {}
-        approaches: list[Approach] = []
-        for number, angle in enumerate(sorted_angles):
+        approaches = [Approach(angle_deg=angle, lanes=1, speed_m_per_s=1, length_m=100) for angle in angles]
+        opposite = opposing(approaches)
+        streets: dict[int, dict[str, Any]] = {}
+        for number, approach in enumerate(approaches):
             street = min(number, opposite.get(number, number))
             if street not in streets:
-                lanes = int(self.ranges.lanes.draw(draw, step=1))
-                choice: LeftTurn = "protected" if protect_all else draw.choice(self.left_turns)
-                if lanes == 1 and choice != "joint":
-                    if protect_all or "joint" not in self.left_turns:
-                        return None
-                    choice = "joint"
-                streets[street] = (lanes, self.ranges.speed_km_per_h.draw(draw, step=10) / 3.6, choice)
-            lanes, speed, choice = streets[street]
-            approaches.append(
-                Approach(
-                    angle_deg=angle,
-                    lanes=lanes,
-                    speed_m_per_s=round(speed, 2),
-                    length_m=self.ranges.length_m.draw(draw, step=10),
-                    left_turn=choice,
-                )
-            )
+                streets[street] = self._draw_street(draw, protect=protect_all)
+            length_m = self.ranges.length_m.draw(draw, step=10)
+            approaches[number] = Approach(angle_deg=approach.angle_deg, length_m=length_m, **streets[street])
         return tuple(approaches)
+
+    def _draw_street(self, draw: random.Random, *, protect: bool) -> dict[str, Any]:
+        lanes = int(self.ranges.lanes.draw(draw, step=1))
+        turn: LeftTurn = "protected" if protect else draw.choice(self.left_turns)
+        lane: LeftLane = "own" if turn == "protected" else draw.choice(self.left_lanes)
+        if lanes == 1:
+            turn, lane = "permitted", "joint"
+        speed_m_per_s = round(self.ranges.speed_km_per_h.draw(draw, step=10) / 3.6, 2)
+        return {"lanes": lanes, "speed_m_per_s": speed_m_per_s, "left_turn": turn, "left_lane": lane}
 
     def _draw_demand(
         self, draw: random.Random, approaches: Sequence[Approach], layout: Layout, all_red_s: int
@@ -321,11 +319,14 @@ def _flow_ratios(
     """Each lane group, named by a movement of it, with its flow a lane over the saturation flow. Lanes that movements
     share form one group; a movement alone on its lanes is one of its own as well, for it cannot use the others."""
     yielding = {movement for stage in stages for movement in stage.yielding}
+    partly = yielding & {movement for stage in stages for movement in stage.priority}
     for number in range(len(approaches)):
         lanes = lanes_by_turn(approaches, number)
 
         def flow(turn: Turn, number: int = number) -> float:
             movement = (number, turn)
+            if movement in partly:
+                return volumes[movement] * PARTLY_YIELDING_EQUIVALENT
             return volumes[movement] * (YIELDING_EQUIVALENT if movement in yielding else EQUIVALENTS[turn])
 
         for turn, of_turn in lanes.items():
@@ -336,8 +337,12 @@ def _flow_ratios(
             yield (number, turn), ratio
 
 
-def _around(values: Sequence[float]) -> list[tuple[float, float]]:
-    return list(zip(values, [*values[1:], values[0]], strict=True))
+def _suits(approaches: Sequence[Approach], layout: Layout) -> bool:
+    """Whether the layout differs from `incoming`, and has what it needs."""
+    opposite = opposing(approaches)
+    if layout == "lead_lag" and any(approaches[number].left_lane == "joint" for number in opposite):
+        return False
+    return layout == "incoming" or bool(opposite)
 
 
 def _draw_angles(draw: random.Random, num_approaches: int) -> list[float]:

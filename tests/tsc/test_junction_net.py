@@ -12,6 +12,7 @@ from tsc.junction_net import (
     Approach,
     Junction,
     Layout,
+    LeftLane,
     LeftTurn,
     Link,
     build_junction_net,
@@ -29,11 +30,16 @@ CROSSING = (0.0, 90.0, 180.0, 270.0)
 
 
 def approaches_at(
-    angles_deg: tuple[float, ...], lanes: int | tuple[int, ...] = 2, left_turn: LeftTurn = "joint"
+    angles_deg: tuple[float, ...],
+    lanes: int | tuple[int, ...] = 2,
+    left_turn: LeftTurn = "permitted",
+    left_lane: LeftLane = "joint",
 ) -> tuple[Approach, ...]:
     each = lanes if isinstance(lanes, tuple) else (lanes,) * len(angles_deg)
     return tuple(
-        Approach(angle_deg=angle, lanes=number, speed_m_per_s=13.89, length_m=150, left_turn=left_turn)
+        Approach(
+            angle_deg=angle, lanes=number, speed_m_per_s=13.89, length_m=150, left_turn=left_turn, left_lane=left_lane
+        )
         for angle, number in zip(angles_deg, each, strict=True)
     )
 
@@ -45,12 +51,14 @@ def junction_at(approaches: tuple[Approach, ...], layout: Layout) -> Junction:
 JUNCTIONS = {
     "crossing": junction_at(approaches_at(CROSSING), "opposites"),
     "one_lane": junction_at(approaches_at(CROSSING, 1), "opposites"),
-    "protected": junction_at(approaches_at(CROSSING, 3, "protected"), "opposites"),
-    "lead_lag": junction_at(approaches_at(CROSSING, (4, 2, 3, 2), "protected"), "lead_lag"),
-    "t": junction_at(approaches_at((10.0, 95.0, 190.0), 2, "own_lane"), "opposites"),
+    "protected": junction_at(approaches_at(CROSSING, 3, "protected", "own"), "opposites"),
+    "lead_lag": junction_at(approaches_at(CROSSING, (4, 2, 3, 2), "protected", "own"), "lead_lag"),
+    "both": junction_at(approaches_at(CROSSING, 2, "both"), "opposites"),
+    "t_protected": junction_at(approaches_at((10.0, 95.0, 190.0), 3, "both", "own"), "opposites"),
+    "t": junction_at(approaches_at((10.0, 95.0, 190.0), 2, "permitted", "own"), "opposites"),
     "y": junction_at(approaches_at((0.0, 120.0, 240.0), 3), "incoming"),
     "five": junction_at(approaches_at((0.0, 45.0, 90.0, 180.0, 270.0), (3, 1, 2, 3, 2)), "opposites"),
-    "five_incoming": junction_at(approaches_at((20.0, 92.0, 164.0, 236.0, 308.0), 4, "protected"), "incoming"),
+    "five_incoming": junction_at(approaches_at((20.0, 92.0, 164.0, 236.0, 308.0), 4, "protected", "own"), "incoming"),
 }
 
 
@@ -75,17 +83,26 @@ def test_turns_are_told_by_the_angles() -> None:
     ("approaches", "layout", "num_stages"),
     [
         (approaches_at((0.0, 90.0, 180.0)), "opposites", 2),
-        (approaches_at((0.0, 90.0, 180.0), 2, "protected"), "opposites", 3),
+        (approaches_at((0.0, 90.0, 180.0), 2, "protected", "own"), "opposites", 3),
         (approaches_at(CROSSING), "opposites", 2),
-        (approaches_at(CROSSING, 2, "protected"), "opposites", 4),
+        (approaches_at(CROSSING, 2, "protected", "own"), "opposites", 4),
+        (approaches_at(CROSSING, 2, "both"), "opposites", 4),
         (approaches_at(CROSSING), "incoming", 4),
-        (approaches_at(CROSSING, 2, "protected"), "lead_lag", 6),
+        (approaches_at(CROSSING, 2, "protected", "own"), "lead_lag", 6),
         (approaches_at((0.0, 45.0, 90.0, 180.0, 270.0)), "opposites", 3),
-        (approaches_at((0.0, 45.0, 90.0, 180.0, 270.0), 2, "protected"), "opposites", 5),
+        (approaches_at((0.0, 45.0, 90.0, 180.0, 270.0), 2, "protected", "own"), "opposites", 5),
     ],
 )
 def test_the_layout_gives_the_stages(approaches: tuple[Approach, ...], layout: Layout, num_stages: int) -> None:
     assert len(planned_stages(approaches, layout)) == num_stages
+
+
+def test_where_only_one_of_two_opposing_approaches_turns_left_it_stays_green_for_it() -> None:
+    together, after, third = planned_stages(approaches_at((0.0, 90.0, 180.0), 2, "both"), "opposites")
+    assert together.priority == {(0, "straight"), (2, "straight"), (2, "right")}
+    assert together.yielding == {(0, "left")}
+    assert after.priority == {(0, "left"), (0, "straight")}
+    assert third.priority == {(1, "left"), (1, "right")}
 
 
 def paths_cross(approaches: tuple[Approach, ...], one: Link, other: Link) -> bool:
@@ -171,7 +188,14 @@ def test_same_junction_same_bytes(built: tuple[Junction, Path], tmp_path: Path) 
 
 SECTION = {
     "approaches": [
-        {"angle_deg": angle, "lanes": 2, "speed_m_per_s": 13.9, "length_m": 200, "left_turn": "protected"}
+        {
+            "angle_deg": angle,
+            "lanes": 2,
+            "speed_m_per_s": 13.9,
+            "length_m": 200,
+            "left_turn": "protected",
+            "left_lane": "own",
+        }
         for angle in CROSSING
     ],
     "layout": "opposites",
@@ -198,7 +222,8 @@ def test_a_wrong_junction_is_told_what_is_wrong(changes: dict[str, object], mess
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lanes": 1}, "approach 0 has 1 lane, but left_turn protected needs one besides"),
+        ({"lanes": 1}, "approach 0 has 1 lane, but left_lane own needs one besides"),
+        ({"left_lane": "joint"}, "approach 0: left_turn protected needs left_lane own"),
         ({"angle_deg": 80}, "two approaches are 10° apart: choose angle_deg at least 30° apart"),
         ({"angle_deg": 360}, "angle_deg is 360: input should be less than 360"),
         ({"lanes": 5}, "lanes is 5: input should be less than or equal to 4"),

@@ -16,7 +16,7 @@ from tsc.simulation import Simulation, SumoFiles
 from tsc.timing import Timing
 
 CROSSING = tuple(
-    Approach(angle_deg=angle, lanes=2, speed_m_per_s=13.9, length_m=200, left_turn="protected")
+    Approach(angle_deg=angle, lanes=2, speed_m_per_s=13.9, length_m=200, left_turn="protected", left_lane="own")
     for angle in (0.0, 90.0, 180.0, 270.0)
 )
 
@@ -58,12 +58,18 @@ def test_another_family_seed_gives_other_junctions(train: list[Scenario], unseen
 def test_the_shipped_family_has_all_that_it_promises(train: list[Scenario]) -> None:
     junctions = [scenario.junction for scenario in train if scenario.junction]
     approaches = [approach for junction in junctions for approach in junction.approaches]
-    assert [scenario.name for scenario in train] == [f"family_train_{number:02d}" for number in range(1, 26)]
+    assert [scenario.name for scenario in train] == [f"family_train_{number:02d}" for number in range(1, 41)]
     assert {len(junction.stages) for junction in junctions} == {2, 3, 4, 5, 6}
     assert {len(junction.approaches) for junction in junctions} == {3, 4, 5}
     assert {junction.layout for junction in junctions} == {"opposites", "incoming", "lead_lag"}
     assert {approach.lanes for approach in approaches} == {1, 2, 3, 4}
-    assert {approach.left_turn for approach in approaches} == {"joint", "own_lane", "protected"}
+    assert {(approach.left_turn, approach.left_lane) for approach in approaches} == {
+        ("permitted", "joint"),
+        ("permitted", "own"),
+        ("protected", "own"),
+        ("both", "joint"),
+        ("both", "own"),
+    }
     assert {round(3.6 * approach.speed_m_per_s) for approach in approaches} == {30, 40, 50, 60, 70}
     assert all(150 <= approach.length_m <= 400 for approach in approaches)
     yellow_and_speed = {(j.yellow_s, round(3.6 * max(a.speed_m_per_s for a in j.approaches))) for j in junctions}
@@ -193,7 +199,7 @@ def test_a_member_written_as_a_scenario_file_is_the_member(tmp_path: Path, train
         ({"layouts": []}, "layouts"),
         ({"members": 0}, "members is 0"),
         ({"timing": {"min_green_s": 70}}, "max_green_s of 60 s does not exceed min_green_s of 70 s"),
-        ({"stages": [2, 8]}, "no junction with 8 stages in 500 draws of each layout"),
+        ({"stages": [2, 8]}, "no junction with 8 stages in 60 draws of each layout and number of approaches"),
     ],
 )
 def test_a_wrong_family_is_told_what_is_wrong(
