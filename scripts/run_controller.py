@@ -1,0 +1,252 @@
+"""Let a controller run the signals of a SUMO or sumo-gui that someone else started, over TraCI.
+
+Examples:
+    sumo-gui --net-file my.net.xml --route-files my.rou.xml --remote-port 8813 --start --delay 200 &
+    python scripts/run_controller.py --port 8813 --controller max_pressure --verbose
+    python scripts/run_controller.py --port 8813 --controller llm:mine=runs/demo/grpo/merged
+
+A language model is llm:NAME=FOLDER, llm:NAME=FOLDER+ADAPTER or llm:NAME=ADAPTER, which vLLM serves meanwhile; with
+--base-url, llm:NAME=MODEL is a model of that server, llm its only one (key from OPENAI_API_KEY).
+Steps the simulation by whole seconds. Ends at SUMO's --end, without one when no vehicle is left, and on Ctrl-C; hands
+the signals back to their programs then. docs/run_controller.md: how to watch, and how to take part in another study.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from tsc.controllers.controller import Controller
+from tsc.controllers.language_model import LanguageModelController
+from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, rule_controller
+from tsc.decision import Decision
+from tsc.errors import ConfigError, EndpointError, ScenarioError, SimulationClosed, UnknownJunction, run_main
+from tsc.evaluation.settings import LanguageModelSettings, load_evaluation_settings
+from tsc.outcome import OutcomeSettings
+from tsc.signal_control import SignalControl
+from tsc.signal_program import SignalProgram
+from tsc.simulation import AttachedSimulation
+from tsc.yaml_file import nearest_spelling
+
+if TYPE_CHECKING:
+    from recipes.model_choice import ModelChoice
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+# long enough to start both from one line of a shell
+WAIT_FOR_SUMO_S = 10.0
+
+ELSEWHERE = "compare with it in scripts/evaluate.py"
+CANNOT_RUN_HERE = {
+    "static": "it is what the signals do without this program",
+    "lookahead": "it tries both answers in forked copies of the simulation, and a SUMO in another process cannot be "
+    f"forked: {ELSEWHERE}",
+}
+BY_SUMO = f"SUMO itself does it, with programs that it loads at its start: {ELSEWHERE}"
+RULES = [name for name, kind in CONTROLLERS.items() if not kind.by_sumo and name not in CANNOT_RUN_HERE]
+
+
+@dataclass
+class Tally:
+    """switches: greens ended by a decision or at their maximum."""
+
+    decisions: int = 0
+    switches: int = 0
+
+
+@dataclass
+class StopRequest:
+    made: bool = False
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Made by Ctrl-C or SIGTERM, which interrupt nothing: SUMO has to answer what it was asked before it can be asked
+    to take the signals back. The second time they end the program at once."""
+    request = StopRequest()
+
+    def make(number: int, frame: FrameType | None) -> None:
+        request.made = True
+        restore()
+        print("ending after this second; again: at once, and SUMO with it", flush=True)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, make) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        restore()
+
+
+def model_named(word: str, base_url: str | None) -> ModelChoice | None:
+    """The language model that a controller's word names, None for a rule. Loads nothing.
+
+    Raises ConfigError for a model that cannot be had, and for a rule that is unknown or cannot run someone else's SUMO.
+    """
+    if word.partition(":")[0] == LANGUAGE_MODEL:
+        from recipes.model_choice import checked, parse_model_choice
+
+        return checked(parse_model_choice(word, base_url))
+    if base_url is not None:
+        raise ConfigError(f"--base-url is for language models, and controller {word!r} is none: leave it out")
+    if word in RULES:
+        return None
+    if word in CONTROLLERS:
+        raise ConfigError(f"controller {word!r} cannot run here: {CANNOT_RUN_HERE.get(word, BY_SUMO)}")
+    nearest = nearest_spelling(word, RULES)
+    meant = f"did you mean {nearest!r}? " if nearest else ""
+    raise ConfigError(f"controller {word!r} is unknown: {meant}choose of {', '.join(RULES)}, llm:NAME=FOLDER")
+
+
+@contextmanager
+def controller_for(word: str, model: ModelChoice | None, settings: LanguageModelSettings) -> Iterator[Controller]:
+    """Has a local model served meanwhile. Raises ConfigError and EndpointError."""
+    if model is None:
+        yield rule_controller(word, seed=0, lookahead=OutcomeSettings())
+        return
+    from recipes.model_choice import answering
+
+    with answering(
+        model,
+        max_answer_tokens=settings.max_answer_tokens,
+        time_limit_s=settings.decision_time_limit_s,
+        log_file=Path("runs", "run_controller", f"vllm-{model.name}.log"),
+    ) as endpoint:
+        yield LanguageModelController(endpoint.ask)
+
+
+def programs_to_run(simulation: AttachedSimulation, names: Sequence[str]) -> dict[str, SignalProgram]:
+    """Of the named junctions, or of all that can be controlled. Raises ScenarioError and UnknownJunction."""
+    signals = simulation.junction_ids()
+    for name in names:
+        if name not in signals:
+            nearest = nearest_spelling(name, signals)
+            meant = f"did you mean {nearest!r}? " if nearest else ""
+            raise UnknownJunction(f"junction {name!r} has no signal: {meant}there are {', '.join(signals) or 'none'}")
+    programs, refused = {}, []
+    for name in names or signals:
+        try:
+            program = simulation.program(name)
+        except ScenarioError as error:
+            refused.append(error)
+            continue
+        if program.is_controllable:
+            programs[name] = program
+        elif names:
+            raise ScenarioError(f"junction {name!r} has fewer than two stages: there is nothing to decide")
+    if refused:
+        others = f"; or name the other junctions: --junctions {' '.join(programs)}" if programs and not names else ""
+        raise ScenarioError(f"{refused[0]}{others}")
+    if not programs:
+        raise ScenarioError(
+            f"none of the {len(signals)} signals of {simulation.files.net_file} has two stages to choose between: "
+            "give its junctions traffic lights (netconvert --tls.guess)"
+        )
+    return programs
+
+
+def drive(
+    control: SignalControl, simulation: AttachedSimulation, controller: Controller, stop: StopRequest, *, verbose: bool
+) -> None:
+    """Until SUMO's --end, or without one until no vehicle is left, or until a request to stop; prints what was done.
+
+    Raises ScenarioError where SUMO ends before, and EndpointError.
+    """
+    tally = Tally()
+    time_s = simulation.time_s
+    control.start()
+    try:
+        while not stop.made and not simulation.is_over():
+            due = control.due_junctions()
+            decisions = controller.decide(control, due) if due else {}
+            if verbose:
+                for name in due:
+                    print(decision_line(control, controller, name, decisions[name], time_s), flush=True)
+            green = [clock for clock in control.clocks.values() if clock.green]
+            control.apply(decisions)
+            tally.decisions += len(due)
+            tally.switches += sum(not clock.green for clock in green)
+            simulation.step()
+            control.after_step()
+            time_s += 1.0
+    except SimulationClosed:
+        raise ScenarioError(f"SUMO closed the connection after {time_s:g} s: its own messages tell why") from None
+    except EndpointError:
+        control.release()
+        if not stop.made:  # Ctrl-C in a terminal reaches our own server, too
+            raise
+    except BaseException:
+        control.release()
+        raise
+    else:
+        control.release()
+    finally:
+        print(last_line(tally, controller, time_s), flush=True)
+
+
+def decision_line(
+    control: SignalControl, controller: Controller, junction_id: str, decision: Decision, time_s: float
+) -> str:
+    clock = control.clocks[junction_id]
+    stage = f"stage {clock.stage}, green for {clock.elapsed_green_s:g} s"
+    line = f"{time_s:>7g} s  {junction_id}  {stage}  {decision.value}"
+    if isinstance(controller, LanguageModelController):
+        asked = next(asked for asked in controller.last_round if asked.junction_id == junction_id)
+        if asked.fallback is not None:
+            line += f" (the net's own plan, as the answer is {asked.fallback})"
+        line += f"  {asked.reply.text or ''}"
+    return line
+
+
+def last_line(tally: Tally, controller: Controller, time_s: float) -> str:
+    line = f"until {time_s:g} s: {tally.decisions} decisions, {tally.switches} switches"
+    if isinstance(controller, LanguageModelController):
+        line += f", {controller.invalid_answers} invalid and {controller.late_answers} late answers"
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, required=True, help="SUMO's --remote-port")
+    parser.add_argument("--host", default="localhost", help="where SUMO runs (default: %(default)s)")
+    parser.add_argument("--order", type=int, metavar="N", help="a number of its own among several TraCI clients")
+    parser.add_argument("--controller", required=True, metavar="NAME", help=f"{', '.join(RULES)}, llm:NAME=…")
+    parser.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible server that answers for the model")
+    parser.add_argument("--junctions", nargs="+", default=[], metavar="ID", help="these alone (default: all)")
+    parser.add_argument("--config", type=Path, default=CONFIGS / "evaluation.yaml", help="settings: its timing and llm")
+    for option in ("min-green-s", "max-green-s", "green-extension-s"):
+        parser.add_argument(f"--{option}", type=int, metavar="S", help="seconds (default: the settings')")
+    parser.add_argument("--verbose", action="store_true", help="tell each decision in a line")
+    arguments = parser.parse_args()
+
+    settings = load_evaluation_settings(arguments.config)
+    given = {name: getattr(arguments, name) for name in asdict(settings.timing)}
+    timing = replace(settings.timing, **{name: seconds for name, seconds in given.items() if seconds is not None})
+    model = model_named(arguments.controller, arguments.base_url)
+    attached = AttachedSimulation(arguments.port, host=arguments.host, order=arguments.order, wait_s=WAIT_FOR_SUMO_S)
+    with stop_request() as stop, closing(attached) as simulation:
+        programs = programs_to_run(simulation, arguments.junctions)
+        where = f"{arguments.host}:{arguments.port}"
+        print(
+            f"{simulation.sumo_version} on {where} at {simulation.time_s:g} s, {simulation.files.net_file}", flush=True
+        )
+        with controller_for(arguments.controller, model, settings.llm) as controller:
+            name = model.name if model else arguments.controller
+            num_signals = len(simulation.junction_ids())
+            print(f"{name} runs {len(programs)} of {num_signals} signals: {', '.join(programs)}", flush=True)
+            drive(SignalControl(simulation, timing, programs), simulation, controller, stop, verbose=arguments.verbose)
+    if stop.made:
+        raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    run_main(main)

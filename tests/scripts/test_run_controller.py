@@ -1,0 +1,275 @@
+"""A controller that runs a SUMO of someone else: a `sumo` process of the installed package, over TraCI."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from traci.main import connect
+
+from tests.tsc.sumo_process import in_new_process
+from tsc.controllers.max_pressure import MaxPressure
+from tsc.errors import ConfigError, ScenarioError
+from tsc.signal_control import SignalControl
+from tsc.simulation import AttachedSimulation, Simulation, SumoFiles
+from tsc.sumo_programs import sumo_binary
+from tsc.timing import Timing
+
+JUNCTION = "A0"
+END_S = 200
+
+StartSumo = Callable[..., "Sumo"]
+
+
+class Sumo:
+    """A sumo that waits for its clients; `options` stand behind those of the files."""
+
+    def __init__(self, files: SumoFiles, *options: str) -> None:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            self.port = int(free.getsockname()[1])
+        command = [str(sumo_binary("sumo")), *files.options(), "--remote-port", str(self.port), "--no-step-log"]
+        self.process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def start_sumo(files: SumoFiles) -> Iterator[StartSumo]:
+    """With options of SUMO, and fields of SumoFiles that differ from those of the fixture `files`."""
+    started: list[Sumo] = []
+
+    def start(*options: str, **changed: Any) -> Sumo:
+        started.append(Sumo(replace(files, **changed), *options))
+        return started[-1]
+
+    yield start
+    for sumo in started:
+        sumo.process.kill()
+        sumo.process.wait()
+
+
+@pytest.fixture
+def start_controller(repo_root: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(port: int, *options: str, controller: str = "max_pressure") -> subprocess.Popen[str]:
+        command = [sys.executable, str(repo_root / "scripts/run_controller.py"), "--port", str(port)]
+        command += ["--controller", controller, *options]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def done(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def write_signals_to(path: Path) -> Path:
+    """SUMO's own record of the signals, as an additional file."""
+    additional = path.with_suffix(".add.xml")
+    additional.write_text(
+        f'<additional><timedEvent type="SaveTLSStates" source="{JUNCTION}" dest="{path}"/></additional>'
+    )
+    return additional
+
+
+def signals_in(path: Path) -> list[tuple[float, str]]:
+    return [(float(e.attrib["time"]), e.attrib["state"]) for e in ElementTree.parse(path).iter("tlsState")]
+
+
+def green_times_s(states: Sequence[tuple[float, str]], step_s: float) -> list[float]:
+    """Of the greens that are complete, without the first, which is held from the begin."""
+    runs = [(state, len(list(run)) * step_s) for state, run in groupby(state for _, state in states)]
+    return [round(length_s, 3) for state, length_s in runs[1:-1] if "G" in state and "y" not in state]
+
+
+def _run_in_libsumo(files: SumoFiles, fcd: Path) -> None:
+    simulation = Simulation(files, outputs=["--fcd-output", str(fcd)])
+    control = SignalControl(simulation, Timing())
+    control.start()
+    for _ in range(END_S):
+        control.advance(MaxPressure().decide(control, control.due_junctions()))
+    simulation.close()
+
+
+def test_max_pressure_over_traci_does_what_it_does_in_libsumo(
+    files: SumoFiles, start_sumo: StartSumo, start_controller: Any, tmp_path: Path
+) -> None:
+    """The same signals in every second, and every vehicle at the same place with the same speed."""
+    ours, theirs = tmp_path / "ours.xml", tmp_path / "theirs.xml"
+    additional = write_signals_to(ours)
+    in_new_process(_run_in_libsumo, replace(files, additional_files=(additional,)), tmp_path / "ours.fcd.xml")
+
+    sumo = start_sumo(
+        *("--additional-files", str(write_signals_to(theirs)), "--end", str(END_S)),
+        *("--fcd-output", str(tmp_path / "theirs.fcd.xml")),
+    )
+    result = done(start_controller(sumo.port, "--verbose"))
+    assert result.returncode == 0, result.stderr
+    assert sumo.process.wait(timeout=20) == 0
+    assert signals_in(theirs) == signals_in(ours) != []
+    vehicles = [
+        [element.attrib for element in ElementTree.parse(tmp_path / name).iter("vehicle")]
+        for name in ("ours.fcd.xml", "theirs.fcd.xml")
+    ]
+    assert vehicles[0] == vehicles[1] != []
+
+    first, runs, *decisions, last = result.stdout.splitlines()
+    assert first.startswith("SUMO 1.") and first.endswith(str(files.net_file))
+    assert runs == f"max_pressure runs 1 of 1 signals: {JUNCTION}"
+    assert f"10 s  {JUNCTION}  stage 0, green for 10 s" in decisions[0]
+    switches = sum("no" in line.split() for line in decisions)
+    assert last == f"until {END_S} s: {len(decisions)} decisions, {switches} switches"
+
+
+def test_decisions_fall_on_whole_seconds_of_a_sumo_with_shorter_steps(
+    start_sumo: StartSumo, start_controller: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "signals.xml"
+    sumo = start_sumo(
+        "--end", str(20 + END_S), step_length_s=0.1, begin_s=20.0, additional_files=(write_signals_to(path),)
+    )
+    result = done(start_controller(sumo.port, "--min-green-s", "7", "--max-green-s", "22"))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sumo.process.wait(timeout=20) == 0
+    greens_s = green_times_s(signals_in(path), 0.1)
+    assert len(greens_s) > 5 and set(greens_s) <= {7.0, 12.0, 17.0, 22.0}
+
+
+def test_ctrl_c_hands_the_signals_back_and_a_sumo_with_another_client_goes_on(
+    start_sumo: StartSumo, start_controller: Any
+) -> None:
+    sumo = start_sumo("--num-clients", "2")
+    # every green that it begins, it holds
+    process = start_controller(
+        sumo.port, "--order", "2", "--min-green-s", "400", "--max-green-s", "500", controller="random"
+    )
+    other = connect(sumo.port, numRetries=50, waitBetweenRetries=0.1)
+    other.setOrder(1)
+
+    def remaining_s() -> float:
+        return float(other.trafficlight.getNextSwitch(JUNCTION) - other.simulation.getTime())
+
+    for _ in range(150):
+        other.simulationStep()
+    assert remaining_s() > 500
+    process.send_signal(signal.SIGINT)
+    while process.poll() is None:
+        other.simulationStep()
+    result = done(process)
+    assert result.returncode == 130 and "0 decisions, 0 switches" in result.stdout
+    # it has had more than its minimum nowhere, so it goes on to that
+    assert remaining_s() < 400 - 150
+    begin_s = other.simulation.getTime()
+    for _ in range(500):
+        other.simulationStep()
+    assert other.simulation.getTime() == begin_s + 500
+    planned_s = [phase.duration for phase in other.trafficlight.getAllProgramLogics(JUNCTION)[0].phases]
+    seen_s = []
+    for _ in range(2 * len(planned_s)):
+        phase, begin_s = other.trafficlight.getPhase(JUNCTION), other.simulation.getTime()
+        while other.trafficlight.getPhase(JUNCTION) == phase:
+            other.simulationStep()
+        seen_s.append((phase, other.simulation.getTime() - begin_s))
+    assert all(planned_s[phase] == length_s for phase, length_s in seen_s[1:])
+    other.close()
+    assert sumo.process.wait(timeout=20) == 0
+
+
+def test_a_sumo_that_dies_is_told_and_so_is_what_was_done_until_then(
+    start_sumo: StartSumo, start_controller: Any
+) -> None:
+    sumo = start_sumo("--num-clients", "2")
+    process = start_controller(sumo.port, "--order", "1")
+    other = connect(sumo.port, numRetries=50, waitBetweenRetries=0.1)
+    other.setOrder(2)
+    for _ in range(30):
+        other.simulationStep()
+    sumo.process.kill()
+    result = done(process)
+    assert result.returncode == 2
+    assert "error: SUMO closed the connection after 30 s: its own messages tell why" in result.stderr
+    assert "until 30 s: " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("controller", "words"),
+    [
+        ("max_presure", "'max_presure' is unknown: did you mean 'max_pressure'\\? choose of gap_out, max_pressure"),
+        ("lookahead", "'lookahead' cannot run here: it tries both answers in forked copies of the simulation"),
+        ("static", "'static' cannot run here: it is what the signals do without this program"),
+        ("actuated", "'actuated' cannot run here: SUMO itself does it"),
+    ],
+)
+def test_a_controller_that_cannot_run_here_is_refused_before_sumo_is_asked(
+    repo_root: Path, monkeypatch: pytest.MonkeyPatch, controller: str, words: str
+) -> None:
+    monkeypatch.syspath_prepend(str(repo_root / "scripts"))
+    import run_controller
+
+    monkeypatch.setattr(sys, "argv", ["run_controller.py", "--port", "1", "--controller", controller])
+    with pytest.raises(ConfigError, match=words):
+        run_controller.main()
+
+
+def test_a_port_on_which_nobody_listens_is_told_with_the_remedy() -> None:
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(ScenarioError, match=f"nobody listens on localhost:{port} .*start SUMO with --remote-port"):
+            AttachedSimulation(port)
+
+
+def test_clients_without_an_order_are_told_to_have_one(start_sumo: StartSumo, start_controller: Any) -> None:
+    sumo = start_sumo("--num-clients", "2")
+    process = start_controller(sumo.port)
+    other = connect(sumo.port, numRetries=50, waitBetweenRetries=0.1)
+    other.setOrder(1)
+    result = done(process)
+    assert result.returncode == 2 and "give each an --order of its own" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("rebuild", "options", "words"),
+    [
+        ([], ["--junctions", "A1"], "junction 'A1' has no signal: there are A0"),
+        (["--tls.rebuild", "--tls.default-type", "actuated"], [], "is not of type static, so SUMO switches it"),
+        (["--tls.unset", JUNCTION], [], "none of the 0 signals of"),
+    ],
+)
+def test_a_net_without_that_to_control_is_told(
+    files: SumoFiles,
+    start_sumo: StartSumo,
+    start_controller: Any,
+    tmp_path: Path,
+    rebuild: list[str],
+    options: list[str],
+    words: str,
+) -> None:
+    net_file = tmp_path / "changed.net.xml"
+    command = [str(sumo_binary("netconvert")), "--sumo-net-file", str(files.net_file), "--output-file", str(net_file)]
+    subprocess.run([*command, "--no-warnings", *rebuild], check=True, stdout=subprocess.DEVNULL)
+    sumo = start_sumo(net_file=net_file, route_files=())
+    result = done(start_controller(sumo.port, *options))
+    assert result.returncode == 2 and words in result.stderr
+    assert sumo.process.wait(timeout=20) == 0
+
+
+def test_steps_that_do_not_make_up_a_second_are_told(start_sumo: StartSumo) -> None:
+    sumo = start_sumo(step_length_s=0.3)
+    with pytest.raises(ScenarioError, match="the step length is 0.3 s: .* 1, 0.5 or 0.1"):
+        AttachedSimulation(sumo.port, wait_s=20)
+    assert sumo.process.wait(timeout=20) == 0
