@@ -1,216 +1,250 @@
-"""Run controllers and language models on demand that training never saw, and compare them.
+"""Compare controllers and language models in closed loop, on demand that training never saw.
 
-Example:
-    python scripts/evaluate.py --scenario configs/scenarios/four_way.yaml --seeds 5 --out runs/mine/eval \\
-        --controllers static gap_out max_pressure lookahead llm:sft=runs/mine/sft/merged llm:grpo=runs/mine/grpo/merged
+Examples:
+    python scripts/evaluate.py --scenarios configs/scenarios/four_way.yaml --out runs/eval/mine --seeds 10 \\
+        --controllers static actuated max_pressure lookahead llm:grpo=runs/demo/grpo/merged
+    python scripts/evaluate.py --scenarios mine.sumocfg resco:cologne1 sumo:rilsa1 --out runs/eval/nets \\
+        --controllers static max_pressure llm:mine=Qwen/Qwen2.5-0.5B-Instruct --base-url http://localhost:8000/v1
 
-A controller `llm:NAME=FOLDER` is a model in Hugging Face format, `llm:NAME=FOLDER+ADAPTER` one with a LoRA adapter.
-Writes OUT/episodes.jsonl (one line an episode; a second call continues), OUT/results.json and OUT/results.md.
+--scenarios: scenario files, family files, .sumocfg files, resco:NAME (needs the package sumo-rl), sumo:NAME.
+A language model is llm:NAME=FOLDER, llm:NAME=FOLDER+ADAPTER or llm:NAME=ADAPTER, which vLLM serves as long as it is
+needed; with --base-url, llm:NAME=MODEL is a model of that server (key from OPENAI_API_KEY).
+Writes OUT/episodes.jsonl (one line an episode; a second call continues), summary.csv, results.json, figures/*.png and
+report.html. docs/evaluation.md defines the metrics and the statistics.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import multiprocessing
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from tsc.controllers.language_model import Ask, ask_function
-from tsc.episode_runner import CLASSICAL_CONTROLLERS, LANGUAGE_MODEL, EpisodeJob, job_record, run_jobs
+from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL
 from tsc.errors import ConfigError, run_main
-from tsc.evaluation.statistics import markdown_table, paired_difference, result_rows
-from tsc.files import write_atomically
-from tsc.outcome import OutcomeSettings, load_outcome_settings
-from tsc.prompt import PROMPT_VERSION
-from tsc.scenario import Scenario, build_demand, build_net, load_scenario
-from tsc.simulation import SumoFiles
-from tsc.sumo_version import installed_sumo_version
-from tsc.yaml_file import nearest_spelling
+from tsc.yaml_file import nearest_spelling, validate_values
+
+if TYPE_CHECKING:
+    from recipes.model_choice import ModelChoice
+    from tsc.episode_runner import EpisodeJob
+    from tsc.evaluation.episodes_file import EpisodesFile
+    from tsc.evaluation.facts import ControllerFacts
+    from tsc.evaluation.settings import EvaluationSettings
+
+# More is imported where it is used: every worker process imports this file, and needs little of it.
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
-def parse_controllers(texts: list[str]) -> dict[str, tuple[Path, Path | None] | None]:
-    """Name → model folder and adapter, or None for a classical controller. Raises ConfigError."""
-    controllers: dict[str, tuple[Path, Path | None] | None] = {}
-    for text in texts:
-        if text.startswith(f"{LANGUAGE_MODEL}:"):
-            name, equals, folders = text.removeprefix(f"{LANGUAGE_MODEL}:").partition("=")
-            model, _, adapter = folders.partition("+")
-            if not (name and equals and model):
-                raise ConfigError(f"controller {text!r}: write llm:NAME=FOLDER or llm:NAME=FOLDER+ADAPTER")
-            for folder in filter(None, (model, adapter)):
-                if not Path(folder).is_dir():
-                    raise ConfigError(f"controller {text!r}: folder {folder} does not exist")
-            controllers[name] = (Path(model), Path(adapter) if adapter else None)
-        elif text in CLASSICAL_CONTROLLERS:
-            controllers[text] = None
+def chosen_models(words: Sequence[str], base_url: str | None) -> dict[str, ModelChoice | None]:
+    """By the controllers' names, in the order of the words; None for those without a model.
+
+    Raises ConfigError for an unknown controller, and for a model that cannot be had.
+    """
+    from recipes.model_choice import checked, parse_model_choice
+
+    chosen: dict[str, ModelChoice | None] = {}
+    for word in words:
+        if word.partition(":")[0] == LANGUAGE_MODEL:
+            model = parse_model_choice(word, base_url)
+            name = model.name
+            if name in CONTROLLERS:
+                raise ConfigError(f"controller {word!r}: {name} is the name of a controller without a model")
+        elif word in CONTROLLERS:
+            model, name = None, word
         else:
-            nearest = nearest_spelling(text, CLASSICAL_CONTROLLERS)
+            nearest = nearest_spelling(word, CONTROLLERS)
             meant = f"did you mean {nearest!r}? " if nearest else ""
             raise ConfigError(
-                f"controller {text!r} is unknown: {meant}choose of {', '.join(CLASSICAL_CONTROLLERS)}, llm:NAME=FOLDER"
+                f"controller {word!r} is unknown: {meant}choose of {', '.join(CONTROLLERS)}, llm:NAME=FOLDER"
             )
-    if len(controllers) < len(texts):
-        raise ConfigError(f"two controllers have the same name: {' '.join(texts)}")
-    return controllers
+        if name in chosen:
+            raise ConfigError(f"two controllers are named {name!r}: {' '.join(words)}")
+        chosen[name] = model
+    return {name: checked(model) if model is not None else None for name, model in chosen.items()}
 
 
-def model_digest(folders: tuple[Path, Path | None]) -> str:
-    """Over the names and contents of a model's (and its adapter's) weights and settings."""
-    digest = hashlib.sha256()
-    for folder in filter(None, folders):
-        for path in sorted(folder.iterdir()):
-            if path.suffix in (".safetensors", ".json", ".bin", ".jinja"):
-                with path.open("rb") as file:
-                    digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def reference_of(names: Sequence[str], asked: str | None, default: str) -> str:
+    """Whom the others are compared with: the one asked for, else `default` where it takes part, else the first.
+
+    Raises ConfigError.
+    """
+    if asked is not None and asked not in names:
+        raise ConfigError(f"--reference {asked!r} does not take part: choose of {', '.join(names)}")
+    return asked or (default if default in names else names[0])
 
 
-def make_jobs(
-    scenario: Scenario, names: dict[str, Any], num_seeds: int, out: Path, lookahead: OutcomeSettings
-) -> list[EpisodeJob]:
-    """One job for each controller and evaluation seed; builds the net and the demands they need."""
-    folder = out / "scenarios" / scenario.name
-    net_file = folder / f"{scenario.name}.net.xml"
-    build_net(scenario, net_file)
-    jobs = []
-    for number in range(num_seeds):
-        seed = scenario.seeds.episode_seed("evaluation", number)
-        route_file = folder / f"seed{seed}.rou.xml"
-        build_demand(scenario, net_file, seed, route_file)
-        jobs += [
-            EpisodeJob(
-                scenario=scenario.name,
-                controller=name,
-                kind=name if folders is None else LANGUAGE_MODEL,
-                seed=seed,
-                files=SumoFiles(net_file=net_file, route_files=(route_file,), seed=seed),
-                duration_s=scenario.duration_s,
-                timing=scenario.timing,
-                lookahead=lookahead,
-            )
-            for name, folders in names.items()
-        ]
-    return jobs
+def facts_of(models: Mapping[str, ModelChoice | None]) -> list[ControllerFacts]:
+    """What the report says of each controller."""
+    from recipes.model_choice import LocalModelChoice
+    from tsc.evaluation.facts import ControllerFacts
 
-
-def fingerprint(job: EpisodeJob, scenario: Scenario, digest: str | None) -> str:
-    """Of everything that decides an episode's result; a stored episode with another one is run again."""
-    what = {
-        "job": job_record(job),
-        "scenario": scenario.model_dump(mode="json"),
-        "model": digest,
-        "prompt_version": PROMPT_VERSION,
-        "sumo": installed_sumo_version(),
-    }
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def read_episodes(path: Path, wanted: set[str]) -> list[dict[str, Any]]:
-    """The stored episodes that still hold. A last line cut short by a kill is dropped."""
-    if not path.exists():
-        return []
-    episodes = []
-    for line in path.read_text().splitlines():
-        try:
-            episode = json.loads(line)
-        except json.JSONDecodeError:
+    facts = []
+    for name, model in models.items():
+        if model is None:
+            kind = CONTROLLERS[name]
+            facts.append(ControllerFacts(name=name, kind=name, description=kind.description, bounds=kind.bounds))
             continue
-        if episode["fingerprint"] in wanted:
-            episodes.append(episode)
-    return episodes
+        if isinstance(model, LocalModelChoice):
+            where = str(model.model) + (f" with the adapter {model.adapter}" if model.adapter else "")
+        else:
+            where = f"{model.model_id} at {model.base_url}"
+        facts.append(
+            ControllerFacts(
+                name=name,
+                kind=LANGUAGE_MODEL,
+                description=f"The language model {where}, at temperature 0. Where its answer cannot be read or comes "
+                "too late, the green times of the net's own plan decide.",
+                bounds=CONTROLLERS["max_pressure"].bounds,
+            )
+        )
+    return facts
 
 
-def ask_for(controllers: dict[str, tuple[Path, Path | None] | None]) -> Callable[[str], Ask]:
-    """Loads a controller's model when its turn comes: torch takes seconds that classical controllers need not wait."""
+def run_missing(
+    jobs: Sequence[EpisodeJob],
+    file: EpisodesFile,
+    models: Mapping[str, ModelChoice | None],
+    settings: EvaluationSettings,
+    *,
+    workers: int,
+    out: Path,
+) -> None:
+    """The controllers without a model first, then one model after the other, each served as long as it is asked."""
+    from tqdm import tqdm
 
-    def ask(name: str) -> Ask:
-        from recipes.text_generation import LocalModel
+    from recipes.model_choice import answering
+    from tsc.episode_runner import run_jobs
 
-        folders = controllers[name]
-        assert folders is not None
-        return ask_function(LocalModel(*folders).generate)
+    done = {record["fingerprint"] for record in file.episodes}
+    missing = [job for job in jobs if job.fingerprint not in done]
+    if done:
+        print(f"{len(done)} of {len(jobs)} episodes are there already", flush=True)
+    # lookahead takes longest: begun last, one worker would be at it when the others are done
+    rules = sorted((job for job in missing if models[job.controller] is None), key=lambda job: job.kind != "lookahead")
+    with tqdm(total=len(missing), unit=" episodes", disable=None) as bar:
+        for record in run_jobs(rules, workers):
+            file.append(record)
+            bar.update()
+        for name, model in models.items():
+            asking = [job for job in missing if job.controller == name]
+            if model is None or not asking:
+                continue
+            with answering(
+                model,
+                max_answer_tokens=settings.llm.max_answer_tokens,
+                time_limit_s=settings.llm.decision_time_limit_s,
+                log_file=out / "vllm.log",
+            ) as endpoint:
+                for record in run_jobs(asking, settings.llm.concurrent_episodes, endpoint.ask):
+                    file.append(record)
+                    bar.update()
 
-    return ask
+
+def _at_least(lowest: int) -> Any:
+    def whole_number(text: str) -> int:
+        if not text.removeprefix("-").isdigit() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
+        return int(text)
+
+    return whole_number
 
 
-def comparison_lines(episodes: list[dict[str, Any]], scenario: str, names: list[str]) -> list[str]:
-    """The last language model against every other controller, paired over seeds, in mean queue."""
-    *others, last = names
-    lines = [f"{last} minus … in mean queue, paired over seeds (95 % interval):"]
-    for other in others:
-        mean, low, high = paired_difference(episodes, scenario, "mean_queue_veh", last, other)
-        reference = [e["mean_queue_veh"] for e in episodes if e["scenario"] == scenario and e["controller"] == other]
-        share = 100 * mean * len(reference) / sum(reference) if sum(reference) else 0.0
-        lines.append(f"  {other:<14} {mean:+7.2f} veh [{low:+.2f}, {high:+.2f}]  {share:+.0f} %")
-    return lines
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenarios", nargs="+", required=True, metavar="SCENARIO", help="see above")
+    parser.add_argument(
+        "--controllers", nargs="+", required=True, metavar="NAME", help=f"{', '.join(CONTROLLERS)}, llm:NAME=…"
+    )
+    parser.add_argument(
+        "--seeds", type=_at_least(1), default=5, metavar="N", help="episodes of each, by seed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=_at_least(1), default=multiprocessing.cpu_count(), help="episodes at once (default: cores)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for episodes and results")
+    parser.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible server that has the language models")
+    parser.add_argument("--reference", metavar="NAME", help="whom the others are compared with (default: --config's)")
+    parser.add_argument("--config", type=Path, default=CONFIGS / "evaluation.yaml", help="settings (%(default)s)")
+    parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="its `outcome` is lookahead's")
+    overrides = parser.add_argument_group("settings of --config, for this evaluation")
+    overrides.add_argument("--begin", type=_at_least(0), metavar="S", dest="begin_s", help="s of simulated time")
+    overrides.add_argument("--end", type=_at_least(1), metavar="S", dest="end_s", help="s of simulated time")
+    overrides.add_argument("--warm-up", type=_at_least(0), metavar="S", dest="warm_up_s", help="not measured, s")
+    overrides.add_argument(
+        "--teleport",
+        type=_at_least(-1),
+        metavar="S",
+        dest="time_to_teleport_s",
+        help="after standing for so long; -1: never",
+    )
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenario", type=Path, action="append", required=True, help="a scenario file; repeatable")
-    parser.add_argument(
-        "--controllers", nargs="+", required=True, metavar="NAME", help=", ".join(CLASSICAL_CONTROLLERS)
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="how many evaluation seeds (default: %(default)s)")
-    parser.add_argument(
-        "--workers", type=int, default=multiprocessing.cpu_count(), help="episodes at once (default: cores)"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for episodes and results")
-    parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="outcome settings of lookahead")
-    arguments = parser.parse_args()
-    for name in ("seeds", "workers"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(arguments, name)}: choose at least 1")
+    arguments = parse_arguments()
+    from tsc.evaluation.episodes_file import EpisodesFile
+    from tsc.evaluation.facts import ScenarioFacts
+    from tsc.evaluation.plan import Contestant, plan_jobs
+    from tsc.evaluation.scenarios import check, evaluation_scenarios
+    from tsc.evaluation.settings import EvaluationSettings, load_evaluation_settings
+    from tsc.outcome import load_outcome_settings
 
-    controllers = parse_controllers(arguments.controllers)
-    scenarios = [load_scenario(path) for path in arguments.scenario]
+    settings = load_evaluation_settings(arguments.config)
+    named = ("begin_s", "end_s", "warm_up_s", "time_to_teleport_s")
+    changes = {name: value for name in named if (value := getattr(arguments, name)) is not None}
+    if changes:
+        settings = validate_values({**settings.model_dump(), **changes}, EvaluationSettings, where="the command line")
     lookahead = load_outcome_settings(arguments.reward)
-    digests = {name: model_digest(folders) for name, folders in controllers.items() if folders}
+    models = chosen_models(arguments.controllers, arguments.base_url)
+    reference = reference_of(list(models), arguments.reference, settings.reference)
     out = arguments.out.resolve()
-    jobs: dict[str, EpisodeJob] = {}
-    for scenario in scenarios:
-        for job in make_jobs(scenario, controllers, arguments.seeds, out, lookahead):
-            jobs[fingerprint(job, scenario, digests.get(job.controller))] = job
+    scenarios = evaluation_scenarios(arguments.scenarios, settings, out / "scenarios")
+    junctions = {scenario.name: check(scenario) for scenario in scenarios}
 
-    path = out / "episodes.jsonl"
-    episodes = read_episodes(path, set(jobs))
-    done = {episode["fingerprint"] for episode in episodes}
-    write_atomically(path, "".join(json.dumps(episode) + "\n" for episode in episodes).encode())
-    missing = {name: job for name, job in jobs.items() if name not in done}
-    name_of = {(job.scenario, job.controller, job.seed): name for name, job in missing.items()}
-    if done:
-        print(f"{len(done)} of {len(jobs)} episodes are there already")
-    with path.open("a") as file, tqdm(total=len(missing), unit=" episodes", disable=None) as bar:
-        for record in run_jobs(list(missing.values()), arguments.workers, ask_for(controllers)):
-            record["fingerprint"] = name_of[record["scenario"], record["controller"], record["seed"]]
-            episodes.append(record)
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            bar.update()
+    contestants = [
+        Contestant(name=name, kind=LANGUAGE_MODEL if model else name, model=model.identity() if model else None)
+        for name, model in models.items()
+    ]
+    jobs = plan_jobs(scenarios, contestants, arguments.seeds, out=out, settings=settings, lookahead=lookahead)
+    file = EpisodesFile(out / "episodes.jsonl", {job.fingerprint for job in jobs})
+    run_missing(jobs, file, models, settings, workers=arguments.workers, out=out)
 
-    order = list(controllers)
-    episodes.sort(key=lambda episode: (order.index(episode["controller"]), episode["seed"]))
-    rows, text = [], []
-    for scenario in scenarios:
-        of_scenario = result_rows(episodes, scenario.name)
-        rows += of_scenario
-        text += [
-            f"{scenario.name}, {arguments.seeds} unseen seeds of {scenario.duration_s} s, mean ± 95 % interval",
-            "",
-        ]
-        text += [markdown_table(of_scenario), ""]
-        if len(order) > 1 and controllers[order[-1]] is not None and arguments.seeds > 1:
-            text += [*comparison_lines(episodes, scenario.name, order), ""]
-    write_atomically(out / "results.json", (json.dumps(rows, indent=1) + "\n").encode())
-    write_atomically(out / "results.md", "\n".join(text).encode())
-    print("\n".join(text))
+    # pandas, scipy and matplotlib take seconds that an evaluation with a fault need not wait for
+    from tsc.evaluation.report import write_results
+
+    facts = [
+        ScenarioFacts(
+            name=scenario.name,
+            note=scenario.note,
+            begin_s=scenario.begin_s,
+            end_s=scenario.end_s,
+            warm_up_s=scenario.warm_up_s,
+            timing=scenario.timing,
+            junctions=junctions[scenario.name],
+            not_applicable={
+                record["controller"]: record["not_applicable"]
+                for record in file.episodes
+                if record["scenario"] == scenario.name and "not_applicable" in record
+            },
+        )
+        for scenario in scenarios
+    ]
+    print(
+        write_results(
+            out,
+            episodes=file.episodes,
+            scenarios=facts,
+            controllers=facts_of(models),
+            settings={**settings.model_dump(mode="json"), "lookahead": lookahead.as_dict()},
+            command=shlex.join(["python", *sys.argv]),
+            reference=reference,
+        )
+    )
+    print(f"\nreport: {arguments.out / 'report.html'}")
 
 
 if __name__ == "__main__":

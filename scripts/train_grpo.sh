@@ -34,7 +34,7 @@ SFT_EPOCHS=${SFT_EPOCHS:-1}             # passes over the labels: one teaches th
 SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-64}  # chats a step
 # ---- evaluation
 EVAL_SEEDS=${EVAL_SEEDS:-10}            # simulated hours with demand that training never saw; 0: no evaluation
-EVAL_CONTROLLERS=${EVAL_CONTROLLERS:-static gap_out max_pressure lookahead}   # to stand beside the models
+EVAL_CONTROLLERS=${EVAL_CONTROLLERS:-static actuated gap_out max_pressure lookahead}   # to stand beside the models
 # ---- where to
 RUN_NAME=${RUN_NAME:-demo}              # $RUNS/$RUN_NAME
 RUNS=${RUNS:-runs}                      # folder of all runs
@@ -210,7 +210,7 @@ fi
 if [[ $EVAL_SEEDS != 0 ]]; then
     stage "Evaluation on $EVAL_SEEDS unseen hours"
     read -ra controllers <<<"$EVAL_CONTROLLERS"
-    run --name 'scripts/evaluate.py' -- "$PYTHON" scripts/evaluate.py --scenario "$SCENARIO" --seeds "$EVAL_SEEDS" \
+    run --name 'scripts/evaluate.py' -- "$PYTHON" scripts/evaluate.py --scenarios "$SCENARIO" --seeds "$EVAL_SEEDS" \
         --workers "$WORKERS" --out "$out/eval" --controllers "${controllers[@]}" "${models[@]}" "llm:grpo=$grpo/merged"
     cp "$out/eval/results.json" "$out/results.json"
     stage_done "$out/results.json"

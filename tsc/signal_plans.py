@@ -31,8 +31,8 @@ def plan_files(kind_name: str, files: SumoFiles, timing: Timing, end_s: float, f
     """
     if kind_name == "static":
         return ()
-    _refuse_timetables(files)
     running = running_plans(files)
+    _refuse_timetables(files)
     match kind_name:
         case "actuated" | "delay_based":
             plans = [detector_plan(static_copy(plan), kind_name, timing) for plan in running.values()]
