@@ -9,7 +9,7 @@ from typing import Literal
 Group = Literal["main", "traffic", "signals", "model"]
 
 GROUP_TITLES: dict[Group, str] = {
-    "main": "Main table",
+    "main": "The main numbers",
     "traffic": "More on the traffic",
     "signals": "What the signals did",
     "model": "Answers of the language models",

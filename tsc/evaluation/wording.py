@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
@@ -56,6 +56,10 @@ def p_value(value: float | None) -> str:
 
 def percent(share: float | None) -> str:
     return MISSING if share is None else f"{number(100 * share, 0)} %".replace("−0 %", "0 %")
+
+
+def percent_range(low: float, high: float) -> str:
+    return f"{percent(low).removesuffix(' %')} to {percent(high)}"
 
 
 def seed_numbers(seeds: Sequence[int]) -> str:
@@ -141,7 +145,7 @@ def _against_reference(row: Row, of_reference: Row | None, reference: str) -> st
         )
     interval = (
         f"95 % interval {signed(row['difference_ci95_low'], 2)} to {signed(row['difference_ci95_high'], 2)}, "
-        f"{row['num_seeds']} seeds"
+        f"p {p_value(row['wilcoxon_p'])}, {row['num_seeds']} seeds"
     )
     said = direction(row)
     if said == "none shown":
@@ -158,7 +162,7 @@ def _against_reference(row: Row, of_reference: Row | None, reference: str) -> st
 
 def _of_the_gap(row: Row) -> str:
     low, high = row["gap_closed_ci95_low"], row["gap_closed_ci95_high"]
-    interval = f"95 % interval {percent(low)} to {percent(high)}"
+    interval = f"95 % interval {percent_range(low, high)}"
     what = f"the gap between {GAP_FROM} and {GAP_TO}, which knows the future and is a ceiling rather than a rival"
     if high <= 0:
         return f"It closes none of {what} ({percent(row['gap_closed'])}, {interval})."
@@ -208,8 +212,8 @@ def text_tables(
         lines += [*_text_table(summary, ALL_SCENARIOS, reference), ""]
     lines += [
         "Means over the seeds [95 % bootstrap interval]. Queue in halting vehicles, times in s per vehicle.",
-        f"vs: mean queue minus that of {reference} on the same seeds; p: Wilcoxon's signed-rank test; "
-        f"gap: share of {GAP_FROM} → {GAP_TO} closed.",
+        f"vs: mean queue minus that of {reference} on the same seeds; p: Wilcoxon's signed-rank test;",
+        f"gap: share of the gap between {GAP_FROM} and {GAP_TO} that is closed.",
     ]
     return "\n".join(lines)
 
@@ -224,7 +228,7 @@ def _text_table(summary: Summary, scenario: str, reference: str) -> list[str]:
         table.append(
             [
                 name,
-                number(row["mean"], 2) + _brackets(row["ci95_low"], row["ci95_high"], number),
+                _with_interval(row["mean"], row["ci95_low"], row["ci95_high"], number, _decimals(row)),
                 *(
                     number(summary.mean(scenario, name, key), 1)
                     for key in ("waiting_time_s", "trip_duration_s", "delay_s")
@@ -251,9 +255,16 @@ def _difference_text(row: Row) -> str:
     if row["difference"] is None:
         return ""
     share = "" if row["difference_percent"] is None else f" {signed(row['difference_percent'], 0)} %"
-    interval = _brackets(row["difference_ci95_low"], row["difference_ci95_high"], signed)
-    return signed(row["difference"], 2) + interval + share
+    low, high = row["difference_ci95_low"], row["difference_ci95_high"]
+    return _with_interval(row["difference"], low, high, signed, _decimals(row)) + share
 
 
-def _brackets(low: float | None, high: float | None, form: Any) -> str:
-    return "" if low is None or high is None else f" [{form(low, 2)}, {form(high, 2)}]"
+def _decimals(row: Row) -> int:
+    return 2 if row["mean"] < 100 else 1
+
+
+def _with_interval(
+    mean: float, low: float | None, high: float | None, form: Callable[[float, int], str], decimals: int
+) -> str:
+    interval = "" if low is None or high is None else f" [{form(low, decimals)}, {form(high, decimals)}]"
+    return form(mean, decimals) + interval

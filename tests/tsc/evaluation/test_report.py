@@ -1,0 +1,289 @@
+"""The report of real, short episodes."""
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.tsc.sumo_process import in_new_process
+from tsc.episode_runner import EpisodeJob, run_job
+from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
+from tsc.evaluation.figures import busiest_window, smoothed
+from tsc.evaluation.metrics import METRICS
+from tsc.evaluation.report import write_results
+from tsc.evaluation.traces import decisions_file, load_trace, trace_file
+from tsc.outcome import OutcomeSettings
+from tsc.simulation import SumoFiles
+from tsc.timing import Timing
+
+SEEDS = (1001, 1002)
+RULES = ("static", "max_pressure", "gap_out")
+END_S, WARM_UP_S = 300, 60
+HOSTILE = '</pre><script>alert(1)</script><img src=x onerror="alert(2)">\u202e{{ 7 * 7 }} & {% raw %} \ud800'
+
+SCENARIO = ScenarioFacts(
+    name="four_way",
+    note="a note with <b>markup</b>",
+    begin_s=0,
+    end_s=END_S,
+    warm_up_s=WARM_UP_S,
+    timing=Timing(),
+    junctions=["A0"],
+    not_applicable={"webster": "its demand is not <known>"},
+)
+
+
+def controller(name: str, kind: str = "") -> ControllerFacts:
+    return ControllerFacts(name=name, kind=kind or name, description=f"what {name} does", bounds="Keeps to both.")
+
+
+def _run(out: Path, files: SumoFiles) -> list[dict[str, Any]]:
+    return [
+        run_job(
+            EpisodeJob(
+                scenario="four_way",
+                controller=kind,
+                kind=kind,
+                seed=seed,
+                fingerprint=f"{kind}{seed}",
+                files=replace(files, seed=seed),
+                end_s=END_S,
+                warm_up_s=WARM_UP_S,
+                timing=Timing(),
+                lookahead=OutcomeSettings(),
+                trace_file=trace_file(out, "four_way", kind, seed),
+            ),
+            None,
+        )
+        for kind in RULES
+        for seed in SEEDS
+    ]
+
+
+def decision(time_s: float, answer: str | None, **more: Any) -> dict[str, Any]:
+    return {
+        "time_s": time_s,
+        "junction_id": "A0",
+        "stage": 0,
+        "elapsed_green_s": 10.0,
+        "prompt": [{"role": "system", "content": "You run a signal."}, {"role": "user", "content": f"At {time_s}"}],
+        "answer": answer,
+        "decision": "yes",
+        "fallback": None,
+        "latency_s": 0.2,
+        "prompt_tokens": 70,
+        "completion_tokens": 7,
+        "outcomes": {"yes": 30.0, "no": 20.0},
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, files: SumoFiles) -> tuple[Path, list[dict[str, Any]]]:
+    """A folder with traces and decisions, and the records: three rules, and a model, which here does what gap_out
+    does."""
+    out = tmp_path_factory.mktemp("evaluation")
+    episodes = in_new_process(_run, out, files)
+    for record in [record for record in episodes if record["controller"] == "gap_out"]:
+        seed = record["seed"]
+        shutil.copy(trace_file(out, "four_way", "gap_out", seed), trace_file(out, "four_way", "model", seed))
+        episodes.append({**record, "controller": "model", "kind": "llm", "invalid_answers": 1, "latency_p50_s": 0.2})
+    lines = [
+        decision(70.0, '{"extend": "yes"}'),
+        decision(80.0, HOSTILE, fallback="invalid", outcomes={"yes": 90.0, "no": 20.0}),
+        decision(90.0, None, fallback="late", decision="no"),
+    ]
+    path = decisions_file(out, "four_way", "model", SEEDS[0])
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return out, episodes
+
+
+@pytest.fixture(scope="module")
+def written(finished: tuple[Path, list[dict[str, Any]]]) -> tuple[Path, str]:
+    """The folder with a whole report, and what the console shows."""
+    return finished[0], write(*finished)
+
+
+@pytest.fixture
+def out(finished: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> Iterator[Path]:
+    """A copy, to break."""
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    yield tmp_path
+
+
+def write(out: Path, episodes: list[dict[str, Any]], **changes: Any) -> str:
+    arguments: dict[str, Any] = {
+        "scenarios": [SCENARIO],
+        "controllers": [*map(controller, RULES), controller("model", "llm")],
+        "settings": {"warm_up_s": WARM_UP_S, "llm": {"max_answer_tokens": 16}},
+        "command": "python scripts/evaluate.py --out 'a <folder>'",
+        "reference": "max_pressure",
+    }
+    return write_results(out, episodes=episodes, **(arguments | changes))
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and the text. Fails where an element is closed that is not the open one."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page_of(out: Path) -> Page:
+    return Page((out / "report.html").read_text(encoding="utf-8"))
+
+
+FIGURES = ("paired_differences", "queue_over_time", "cumulative_trips", "signal_timeline")
+
+
+def test_the_report_stands_alone_with_figures_that_also_lie_beside_it(
+    written: tuple[Path, str],
+) -> None:
+    out, text = written
+    page = page_of(out)
+    assert {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object"} == set()
+    images = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
+    stored = [(out / "figures" / f"four_way-{name}.png").read_bytes() for name in FIGURES]
+    assert [base64.b64decode((image or "").removeprefix("data:image/png;base64,")) for image in images] == stored
+    assert all(data.startswith(b"\x89PNG") and len(data) > 10_000 for data in stored)
+    for _, attributes in page.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "srcset", "action"):
+                assert (value or "").startswith("data:image/png;base64,")
+    source = (out / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"url\(|@import|https?://", source)
+    for metric in METRICS.values():
+        assert metric.label in page.text and metric.definition in page.text
+    assert "webster does not apply here: its demand is not <known>" in page.text
+    assert "a note with <b>markup</b>" in page.text
+    assert "python scripts/evaluate.py --out 'a <folder>'" in page.text
+    for name in (*RULES, "model"):
+        assert name in text and name in page.text
+
+
+def test_a_hostile_answer_is_shown_in_full_and_does_nothing(written: tuple[Path, str]) -> None:
+    shown = HOSTILE.replace("\u202e", "\\u202e").replace("\ud800", "\\ud800")
+    # among the costliest, and among those that could not be read
+    assert page_of(written[0]).text.count(shown) == 2
+    assert "<script" not in (written[0] / "report.html").read_text(encoding="utf-8")
+
+
+def test_disagreements_are_counted_and_told_with_prompt_and_answer(written: tuple[Path, str]) -> None:
+    text = " ".join(page_of(written[0]).text.split())
+    assert "Of 3 decisions, 2 (66.7 %) were not the cheaper one; 0 were ties." in text
+    assert "Each of these cost 40.0 on average, all together 80" in text
+    assert "In 1 of them the fallback had decided" in text
+    # the costliest first; the beginning that the prompts share once
+    assert text.index("1. 70 veh·s") < text.index("At 80.0") < text.index("2. 10 veh·s") < text.index("At 70.0")
+    assert text.count("You run a signal.") == 1
+
+
+def test_the_same_episodes_give_the_same_bytes(
+    written: tuple[Path, str], out: Path, finished: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    names = ["report.html", "summary.csv", "results.json", *(f"figures/four_way-{name}.png" for name in FIGURES)]
+    write(out, finished[1][::-1])
+    for name in names:
+        assert (out / name).read_bytes() == (written[0] / name).read_bytes(), name
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_every_number_of_a_record_is_defined(finished: tuple[Path, list[dict[str, Any]]]) -> None:
+    about = {"scenario", "controller", "kind", "seed", "fingerprint", "begin_s", "end_s", "warm_up_s"}
+    about |= {"worst_approach", "wall_s"}
+    assert finished[1][0].keys() - about == METRICS.keys()
+
+
+def test_the_table_has_the_means_of_the_records(
+    written: tuple[Path, str], finished: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    summary = pd.read_csv(written[0] / "summary.csv").set_index(["controller", "metric"])
+    for name in (*RULES, "model"):
+        for metric in ("mean_queue_veh", "delay_s", "greens"):
+            values = [record[metric] for record in finished[1] if record["controller"] == name]
+            assert summary.loc[(name, metric), "mean"] == pytest.approx(np.mean(values), rel=1e-4)
+
+
+def test_what_an_interrupted_evaluation_lacks_is_left_out(
+    out: Path, finished: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    trace_file(out, "four_way", "static", SEEDS[0]).unlink()
+    for seed in SEEDS:
+        trace_file(out, "four_way", "gap_out", seed).unlink()
+    episodes = [record for record in finished[1] if (record["controller"], record["seed"]) != ("static", SEEDS[1])]
+    write(out, episodes)
+    page = page_of(out)
+    assert len([tag for tag, _ in page.elements if tag == "img"]) == 4
+    assert "of 1 seeds" in page.text
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda record: record["controller"] == "static" and record["seed"] == SEEDS[0],
+        lambda record: record["controller"] == "max_pressure",
+        lambda record: record["controller"] in ("static", "model"),
+        lambda record: False,
+    ],
+    ids=["one controller, one seed", "the reference alone", "no reference", "nothing"],
+)
+def test_a_report_of_little_is_written_too(out: Path, finished: tuple[Path, list[dict[str, Any]]], kept: Any) -> None:
+    episodes = [record for record in finished[1] if kept(record)]
+    refused = {"scenario": "four_way", "controller": "webster", "seed": 1001, "not_applicable": "no demand"}
+    write(
+        out,
+        [*episodes, refused],
+        controllers=[controller("webster"), *map(controller, RULES), controller("model", "llm")],
+    )
+    page = page_of(out)
+    assert "max_pressure" in page.text
+    assert (len([tag for tag, _ in page.elements if tag == "img"]) > 0) == bool(episodes)
+
+
+def test_two_scenarios_get_a_table_of_both(out: Path, finished: tuple[Path, list[dict[str, Any]]]) -> None:
+    twin = [{**record, "scenario": "twin"} for record in finished[1]]
+    write(out, [*finished[1], *twin], scenarios=[SCENARIO, replace(SCENARIO, name="twin")])
+    assert "All scenarios together" in page_of(out).text
+
+
+def test_the_timeline_shows_the_longest_queue(finished: tuple[Path, list[dict[str, Any]]]) -> None:
+    trace = load_trace(trace_file(finished[0], "four_way", "static", SEEDS[0]))
+    assert trace is not None
+    junction_id, begin, end = busiest_window(trace, WARM_UP_S)
+    queue = smoothed(trace.queue_veh(trace.junction_lanes[junction_id]), 60)
+    assert (junction_id, begin, end) == ("A0", WARM_UP_S, END_S)
+    assert queue[begin:end].max() == queue[WARM_UP_S:].max() > 0
+
+
+def test_smoothing_takes_the_mean_of_the_seconds_before() -> None:
+    assert smoothed(np.array([2, 4, 6, 8]), 2).tolist() == [2, 3, 5, 7]

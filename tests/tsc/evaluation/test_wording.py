@@ -1,0 +1,108 @@
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
+from tsc.evaluation.statistics import QUEUE, records, summarise
+from tsc.evaluation.wording import Summary, findings, printable, seed_numbers, signed, text_tables
+from tsc.timing import Timing
+
+SCENARIO = ScenarioFacts(
+    name="four_way", note="", begin_s=0, end_s=3600, warm_up_s=300, timing=Timing(), junctions=["A0"]
+)
+SIX = [2.0, 2.2, 1.8, 2.4, 2.1, 1.9]
+
+
+def summary_of(queues: dict[str, Sequence[float]]) -> Summary:
+    rows = [
+        ("four_way", name, 1001 + number, queue, 2 * queue, 3 * queue, 4 * queue)
+        for name, values in queues.items()
+        for number, queue in enumerate(values)
+    ]
+    names = ("scenario", "controller", "seed", QUEUE, "waiting_time_s", "trip_duration_s", "delay_s")
+    return Summary(records(summarise(pd.DataFrame(rows, columns=names), "max_pressure")))
+
+
+def said(queues: dict[str, Sequence[float]], **kinds: str) -> str:
+    controllers = [ControllerFacts(name=name, kind=kinds.get(name, name), description="", bounds="") for name in queues]
+    return " ".join(findings(summary_of(queues), SCENARIO, controllers, "max_pressure"))
+
+
+def lower(share: float) -> list[float]:
+    return [queue * share for queue in SIX]
+
+
+def test_a_shorter_queue_is_told_with_its_interval_and_the_share_of_the_gap() -> None:
+    text = said({"max_pressure": SIX, "lookahead": lower(0.5), "mine": lower(0.75), "static": lower(3)}, mine="llm")
+    assert "mine had a mean queue of 1.55 vehicles, 25 % shorter than max_pressure with 2.07" in text
+    assert "95 % interval −0.5" in text
+    assert "It closes 50 % (95 % interval 50 to 50 %) of the gap" in text
+
+
+def test_no_difference_is_claimed_where_the_interval_holds_0() -> None:
+    text = said({"max_pressure": SIX, "mine": [2.3, 1.8, 2.0, 2.3, 2.0, 2.2]}, mine="llm")
+    assert text.startswith("No difference is shown between mine and max_pressure")
+    assert "shorter than" not in text and "longer than" not in text
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2, 4])
+def test_no_difference_is_claimed_from_few_seeds(num_seeds: int) -> None:
+    text = said({"max_pressure": SIX[:num_seeds], "mine": lower(0.1)[:num_seeds]}, mine="llm")
+    assert "no difference can be claimed" in text
+    assert "shorter than" not in text
+
+
+def test_a_controller_alone_is_compared_with_nothing() -> None:
+    assert said({"static": SIX}).startswith("static had a mean queue of 2.07 vehicles (95 % interval 1.8")
+    assert "nothing of max_pressure to compare it with" in said({"static": SIX})
+    assert said({}) == "No episode has been run."
+
+
+def test_without_a_model_the_best_that_could_be_built_is_told_and_not_the_ceiling() -> None:
+    text = said({"static": lower(3), "max_pressure": SIX, "gap_out": lower(0.8), "lookahead": lower(0.5)})
+    assert text.startswith("gap_out had a mean queue of 1.65 vehicles, 20 % shorter than max_pressure")
+
+
+def test_the_console_table_fits_120_columns_and_names_every_controller() -> None:
+    queues = {"max_pressure": lower(100), "a_long_name_of_1": lower(123.4), "lookahead": lower(50)}
+    text = text_tables(summary_of(queues), [SCENARIO], "max_pressure", {"four_way": range(1001, 1007)})
+    lines = text.splitlines()
+    assert lines[0] == "four_way: 6 seeds (1001–1006), 3300 s measured after 300 s of warm-up"
+    assert max(map(len, lines)) <= 120, text
+    assert [line.split()[0] for line in lines[2:5]] == list(queues)
+    assert "−50 %" in lines[4] and lines[4].endswith("100 %")
+    assert "invalid" not in text
+
+
+def test_the_console_table_tells_of_what_did_not_run() -> None:
+    scenario = ScenarioFacts(
+        name="four_way",
+        note="",
+        begin_s=0,
+        end_s=60,
+        warm_up_s=0,
+        timing=Timing(),
+        junctions=["A0"],
+        not_applicable={"webster": "no demand"},
+    )
+    text = text_tables(Summary([]), [scenario], "max_pressure", {"four_way": []})
+    assert "four_way: no episode has been run\n  webster does not apply: no demand" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.004, "0.00"), (0.0, "0.00"), (-0.126, "−0.13"), (1.5, "+1.50"), (None, "–")]
+)
+def test_a_number_has_a_sign_only_where_it_does_not_round_to_0(value: Any, text: str) -> None:
+    assert signed(value, 2) == text
+
+
+def test_seeds_are_told_shortly_and_holes_are_not_hidden() -> None:
+    assert seed_numbers([1003, 1001, 1002]) == "1001–1003"
+    assert seed_numbers([1001, 1003, 1004]) == "1001, 1003, 1004"
+
+
+def test_characters_that_hide_or_turn_text_are_shown_as_codes() -> None:
+    assert printable("a\u202eb\x00c\ud800d\ne\tf") == "a\\u202eb\\u0000c\\ud800d\ne\\u0009f"
+    assert printable("ümläut → 車") == "ümläut → 車"

@@ -1,0 +1,373 @@
+"""The report's figures, as PNG bytes: same input, same bytes.
+
+They are read in print, in greyscale and by colour-blind readers: nothing is told by colour alone, and colours differ
+in lightness (Paul Tol's high-contrast set).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from tsc.evaluation.traces import Trace
+from tsc.evaluation.wording import signed
+
+SMOOTHING_S = 120
+TIMELINE_S = 600
+
+_DOTS_PER_INCH = 150
+_BLUE, _RED, _YELLOW = "#004488", "#bb5566", "#ddaa33"
+_LINES: tuple[dict[str, Any], ...] = (
+    {"color": "black", "linestyle": "-", "linewidth": 2.0},
+    {"color": _RED, "linestyle": (0, (4, 1.5)), "linewidth": 1.8},
+    {"color": _YELLOW, "linestyle": "-", "linewidth": 2.4},
+    {"color": _BLUE, "linestyle": (0, (1, 1)), "linewidth": 2.0},
+    {"color": "0.55", "linestyle": (0, (5, 1.2, 1, 1.2)), "linewidth": 1.6},
+)
+MAX_LINES = len(_LINES)
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "hatch.linewidth": 0.8,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """name: of the file. alt: what it shows, for who cannot see it."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    png: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Of one controller to the reference: by seed, and their mean with its interval, None of a single seed."""
+
+    controller: str
+    by_seed_veh: Sequence[float]
+    mean_veh: float
+    interval_veh: tuple[float, float] | None
+    percent: float | None
+
+
+def paired_differences(differences: Sequence[Differences], reference: str) -> Picture:
+    """One row a controller, in the order given."""
+    with style.context(["default", _STYLE]):
+        figure = Figure(figsize=(9, 1.0 + 0.46 * len(differences)), layout="constrained")
+        axes = figure.subplots()
+        low, high = _difference_limits(differences)
+        for row, each in enumerate(differences):
+            shown = [value for value in each.by_seed_veh if low <= value <= high]
+            # a fixed zigzag keeps equal seeds apart
+            heights = [row - 0.20 + 0.10 * (place % 3 - 1) for place in range(len(shown))]
+            axes.plot(shown, heights, "o", markersize=4, markerfacecolor="white", markeredgecolor="0.35", clip_on=False)
+            if low <= each.mean_veh <= high:
+                if each.interval_veh:
+                    ends = np.clip(each.interval_veh, low, high)
+                    axes.plot(ends, [row + 0.15] * 2, "-", color=_BLUE, linewidth=3, solid_capstyle="butt")
+                axes.plot([each.mean_veh], [row + 0.15], "D", color="black", markersize=6.5)
+            else:
+                end, sign = (high, ">") if each.mean_veh > high else (low, "<")
+                axes.plot([end], [row + 0.15], sign, color="black", markersize=8, clip_on=False)
+            axes.annotate(
+                _difference_label(each),
+                (1.02, row),
+                xycoords=("axes fraction", "data"),
+                verticalalignment="center",
+                fontsize=8.5,
+            )
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_xlim(low, high)
+        axes.set_ylim(len(differences) - 0.5, -0.5)
+        axes.set_yticks(range(len(differences)), [each.controller for each in differences])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", color="0.9")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(f"mean queue minus that of {reference} on the same seed [veh]     ← shorter | longer →")
+        return Picture(
+            name="paired_differences",
+            title=f"Mean queue against {reference}, seed by seed",
+            caption="Circles: one seed each. Diamond: their mean. Bar: its 95 % interval; where it crosses the line "
+            "at 0, no difference is shown. An arrowhead at the edge: the mean lies outside the scale, and its value "
+            "stands to the right.",
+            alt="; ".join(f"{each.controller}: {_difference_label(each)}" for each in differences),
+            png=_png(figure),
+        )
+
+
+def _difference_limits(differences: Sequence[Differences]) -> tuple[float, float]:
+    """So wide that all fit, but for those that would squeeze the others together."""
+    reach = sorted(max(map(abs, [each.mean_veh, *(each.interval_veh or ())])) for each in differences)
+    limit = 5 * max(float(np.median(reach)), 0.02)
+    values = [0.0]
+    for each in differences:
+        if abs(each.mean_veh) <= limit:
+            values += [each.mean_veh, *(each.interval_veh or ()), *each.by_seed_veh]
+    low, high = max(min(values), -2 * limit), min(max(values), 2 * limit)
+    margin = 0.06 * max(high - low, 0.02)
+    return low - margin, high + margin
+
+
+def _difference_label(each: Differences) -> str:
+    percent = f" ({signed(each.percent, 0)} %)" if each.percent is not None else ""
+    return f"{signed(each.mean_veh, 2)} veh{percent}"
+
+
+def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_up_s: int) -> Picture:
+    """One panel a controller; traces: of each controller, one a seed."""
+    queues = {
+        name: np.array([smoothed(trace.queue_veh(), SMOOTHING_S) for trace in of_controller])
+        for name, of_controller in traces.items()
+    }
+    tops = {name: float(queue.max()) for name, queue in queues.items()}
+    usual = sorted(tops.values())[(len(tops) - 1) // 2]
+    top = max(min(max(tops.values()), 3 * usual), 1.0) * 1.08
+    columns = min(3, len(queues))
+    rows = -(-len(queues) // columns)
+    with style.context(["default", _STYLE]):
+        figure = Figure(figsize=(9, 0.6 + 1.75 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axes in panels.flat[len(queues) :]:
+            axes.set_visible(False)
+        for place, (axes, (name, queue)) in enumerate(zip(panels.flat, queues.items(), strict=False)):
+            minutes = np.arange(1, queue.shape[1] + 1) / 60
+            _shade_warm_up(axes, warm_up_s)
+            axes.fill_between(minutes, queue.min(axis=0), queue.max(axis=0), color="0.8", linewidth=0)
+            if reference in queues and name != reference:
+                axes.plot(minutes, queues[reference].mean(axis=0), color=_BLUE, linestyle=(0, (2, 1.5)), linewidth=1.1)
+            axes.plot(minutes, queue.mean(axis=0), color="black", linewidth=1.7)
+            axes.set_title(name + (" (the reference)" if name == reference else ""), fontweight="bold")
+            axes.set_xlim(0, minutes[-1])
+            axes.set_ylim(0, top)
+            axes.grid(color="0.92")
+            axes.set_axisbelow(True)
+            if tops[name] > top:
+                axes.annotate(
+                    f"beyond the scale: up to {tops[name]:.0f} veh",
+                    (0.98, 0.97),
+                    xycoords="axes fraction",
+                    horizontalalignment="right",
+                    verticalalignment="top",
+                    fontsize=8,
+                    bbox={"facecolor": "white", "edgecolor": "0.6", "boxstyle": "square,pad=0.2", "linewidth": 0.6},
+                )
+            axes.tick_params(labelbottom=place >= len(queues) - columns)
+            if place % columns == 0:
+                axes.set_ylabel("queue [veh]")
+        figure.supxlabel("minutes after the begin", fontsize=9)
+        dashed = f" Dashed: the mean of {reference}, to compare." if reference in queues and len(queues) > 1 else ""
+        several = max(len(of_controller) for of_controller in traces.values()) > 1
+        band = " Grey: from the lowest to the highest seed." if several else ""
+        return Picture(
+            name="queue_over_time",
+            title="Queue over time",
+            caption=f"Halting vehicles on all controlled approaches, mean of the last {SMOOTHING_S} s. Black: mean "
+            f"over the seeds.{band}{dashed}{_warm_up_words(warm_up_s)}",
+            alt="Queue over time, one panel for each of: " + ", ".join(queues),
+            png=_png(figure),
+        )
+
+
+def cumulative_trips(
+    traces: Mapping[str, Sequence[Trace]], reference: str, warm_up_s: int, left_out: Sequence[str]
+) -> Picture:
+    """At most MAX_LINES controllers. left_out: those that are not drawn, for the caption."""
+    arrived = {
+        name: np.array([trace.arrived_veh for trace in of_controller], dtype=float).mean(axis=0)
+        for name, of_controller in traces.items()
+    }
+    compares = reference in arrived and len(arrived) > 1
+    with style.context(["default", _STYLE]):
+        figure = Figure(figsize=(9, 4.6 if compares else 2.6), layout="constrained")
+        panels = figure.subplots(2 if compares else 1, 1, sharex=True, squeeze=False)[:, 0]
+        looks = dict(zip(arrived, _LINES, strict=False))
+        for name, trips in arrived.items():
+            minutes = np.arange(1, len(trips) + 1) / 60
+            panels[0].plot(minutes, trips, label=name, **looks[name])
+            if compares:
+                # the reference on itself lies on 0
+                panels[1].plot(minutes, smoothed(trips - arrived[reference], SMOOTHING_S), **looks[name])
+        panels[0].set_ylabel("trips finished")
+        panels[0].legend(loc="upper left", handlelength=3.2, framealpha=1, edgecolor="none")
+        if compares:
+            ends = {name: float(np.mean((t - arrived[reference])[-SMOOTHING_S:])) for name, t in arrived.items()}
+            panels[1].set_ylabel(f"more or fewer\nthan {reference}")
+            _label_line_ends(panels[1], ends)
+        for axes in panels:
+            _shade_warm_up(axes, warm_up_s)
+            axes.set_xlim(0, minutes[-1])
+            axes.grid(color="0.92")
+            axes.set_axisbelow(True)
+        panels[-1].set_xlabel("minutes after the begin")
+        below = f" Below: how many more than {reference} by the same time, mean of the last {SMOOTHING_S} s."
+        also = f" Not drawn, to keep it readable: {', '.join(left_out)}." if left_out else ""
+        return Picture(
+            name="cumulative_trips",
+            title="Trips finished so far",
+            caption=f"Vehicles that have arrived since the begin, mean over the seeds.{below if compares else ''}"
+            f"{also}{_warm_up_words(warm_up_s)}",
+            alt="Trips finished until the end: " + ", ".join(f"{name} {t[-1]:.0f}" for name, t in arrived.items()),
+            png=_png(figure),
+        )
+
+
+def signal_timeline(traces: Mapping[str, Trace], seed: int, warm_up_s: int, looked_for_in: str) -> Picture:
+    """Of one or two controllers on the same seed, one below the other: the junction and the TIMELINE_S seconds with the
+    longest queue under the controller `looked_for_in`."""
+    junction_id, begin, end = busiest_window(traces[looked_for_in], warm_up_s)
+    one = traces[looked_for_in]
+    stage_lanes = one.stage_lanes[junction_id]
+    num_stages = len(stage_lanes)
+    queues = {name: [trace.queue_veh(lanes)[begin:end] for lanes in stage_lanes] for name, trace in traces.items()}
+    top = max(4, *(int(queue.max()) for of_controller in queues.values() for queue in of_controller))
+    minutes = np.arange(begin, end + 1) / 60
+    with style.context(["default", _STYLE]):
+        figure = Figure(figsize=(9, 0.7 + len(traces) * (0.3 + 0.85 * num_stages)), layout="constrained")
+        groups = figure.subfigures(len(traces), 1, squeeze=False, hspace=0.02)[:, 0]
+        for group, (name, trace) in zip(groups, traces.items(), strict=True):
+            mean_queue = trace.queue_veh(one.junction_lanes[junction_id])[begin:end].mean()
+            group.suptitle(
+                f"{name}: mean queue of the junction {mean_queue:.1f} veh in this window",
+                x=0.01,
+                horizontalalignment="left",
+                fontweight="bold",
+                fontsize=9.5,
+            )
+            panels = group.subplots(num_stages, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+            stages = trace.stage_of(junction_id)[begin:end]
+            for number, axes in enumerate(panels):
+                _draw_stage(axes, minutes, queues[name][number], stages == number, top)
+                axes.set_ylabel(
+                    f"stage {number + 1}\n{_approaches(stage_lanes[number])}",
+                    rotation=0,
+                    horizontalalignment="right",
+                    verticalalignment="center",
+                    fontsize=8,
+                )
+            panels[-1].set_xlabel("minutes after the begin", fontsize=8.5)
+        return Picture(
+            name="signal_timeline",
+            title=f"Signal of junction {junction_id} minute by minute",
+            caption=f"Dark bars: this stage is green, with its length in seconds. Grey hill: halting vehicles on the "
+            f"lanes that it gives green (a lane that is green in several stages counts in each); all panels have the "
+            f"same scale. Between bars lie yellow and all-red. Seed {seed}; shown are the junction and the "
+            f"{(end - begin) / 60:.0f} minutes with the longest queue under {looked_for_in}.",
+            alt=f"Greens and queues of junction {junction_id} under " + " and ".join(traces),
+            png=_png(figure),
+        )
+
+
+def busiest_window(trace: Trace, warm_up_s: int) -> tuple[str, int, int]:
+    """(junction, first row, row after the last) of the window around the longest queue of a junction, as the mean of
+    a minute."""
+    best: tuple[float, str, int] = (-1.0, trace.junctions[0], warm_up_s)
+    for junction_id in trace.junctions:
+        queue = smoothed(trace.queue_veh(trace.junction_lanes[junction_id]), 60)
+        second = warm_up_s + int(queue[warm_up_s:].argmax())
+        if queue[second] > best[0]:
+            best = (float(queue[second]), junction_id, second)
+    _, junction_id, second = best
+    last = len(trace.stage)
+    begin = max(warm_up_s, min(second - TIMELINE_S // 2, last - TIMELINE_S))
+    return junction_id, begin, min(begin + TIMELINE_S, last)
+
+
+def smoothed(values: NDArray[Any], window_s: int) -> NDArray[np.float64]:
+    """Mean of the last window_s seconds, of fewer at the begin."""
+    total = np.concatenate(([0.0], np.cumsum(values, dtype=float)))
+    ends = np.arange(1, len(values) + 1)
+    begins = np.maximum(0, ends - window_s)
+    return np.asarray((total[ends] - total[begins]) / (ends - begins))
+
+
+def _draw_stage(axes: Axes, minutes: NDArray[Any], queue: NDArray[Any], green: NDArray[Any], top: int) -> None:
+    """minutes: of the begin and the end of each second, one more than the others have."""
+    axes.stairs(queue, minutes, fill=True, color="0.78")
+    axes.stairs(queue, minutes, color="0.35", linewidth=0.9)
+    bar_low, bar_high = -0.55 * top, -0.12 * top
+    changes = np.flatnonzero(np.diff(np.concatenate(([0], green.astype(int), [0]))))
+    for begin, end in zip(changes[::2], changes[1::2], strict=True):
+        axes.fill_between(minutes[[begin, end]], bar_low, bar_high, color=_BLUE, linewidth=0)
+        cut_by_window = begin == 0 or end == len(green)
+        if end - begin >= 10 and not cut_by_window:
+            axes.text(
+                (minutes[begin] + minutes[end]) / 2,
+                (bar_low + bar_high) / 2,
+                str(end - begin),
+                color="white",
+                fontsize=6.5,
+                horizontalalignment="center",
+                verticalalignment="center_baseline",
+            )
+    axes.axhline(0, color="0.35", linewidth=0.6)
+    axes.set_ylim(-0.62 * top, 1.08 * top)
+    axes.set_yticks([0, top])
+    axes.tick_params(axis="y", labelsize=7.5)
+    axes.set_xlim(minutes[0], minutes[-1])
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+
+
+def _approaches(lanes: Sequence[str], width: int = 22) -> str:
+    """The edges of the lanes, shortened."""
+    text = ", ".join(dict.fromkeys(lane.rpartition("_")[0] for lane in lanes))
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _label_line_ends(axes: Axes, ends: Mapping[str, float]) -> None:
+    """Names at the right, moved apart where lines end close together."""
+    low, high = axes.get_ylim()
+    apart = 0.14 * (high - low)
+    places: dict[str, float] = {}
+    free_from = -np.inf
+    for name in sorted(ends, key=ends.__getitem__):
+        places[name] = free_from = max(ends[name], free_from)
+        free_from += apart
+    free_until = high
+    for name in reversed(places):
+        places[name] = free_until = min(places[name], free_until)
+        free_until -= apart
+    for name, place in places.items():
+        axes.annotate(
+            f"{name} {signed(ends[name], 0)}",
+            (1.0, ends[name]),
+            xycoords=("axes fraction", "data"),
+            xytext=(1.03, place),
+            textcoords=("axes fraction", "data"),
+            verticalalignment="center",
+            fontsize=8.5,
+            arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+        )
+
+
+def _shade_warm_up(axes: Axes, warm_up_s: int) -> None:
+    if warm_up_s:
+        axes.axvspan(0, warm_up_s / 60, facecolor="none", edgecolor="0.8", hatch="////", linewidth=0)
+
+
+def _warm_up_words(warm_up_s: int) -> str:
+    return " Hatched: the warm-up, which is not measured." if warm_up_s else ""
+
+
+def _png(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    # no version and no date, so that the same input gives the same bytes
+    figure.savefig(data, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    return data.getvalue()
