@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -187,6 +192,72 @@ def test_ctrl_c_hands_the_signals_back_and_a_sumo_with_another_client_goes_on(
     assert all(planned_s[phase] == length_s for phase, length_s in seen_s[1:])
     other.close()
     assert sumo.process.wait(timeout=20) == 0
+
+
+class ChatServer(BaseHTTPRequestHandler):
+    """A server with OpenAI's API whose model answers in turn, and takes a second for an empty answer."""
+
+    answers = ('{"extend": "no"}', "perhaps", "")
+
+    def do_GET(self) -> None:
+        self._send({"object": "list", "data": [{"id": "thinker", "object": "model", "created": 0, "owned_by": "us"}]})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        answered: list[str] = self.server.answered  # type: ignore[attr-defined]
+        answer = self.answers[len(answered) % len(self.answers)]
+        answered.append(answer)
+        if not answer:
+            time.sleep(1)
+        message = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
+        self._send({"id": "1", "object": "chat.completion", "created": 0, "model": "thinker", "choices": [message]})
+
+    def _send(self, content: object) -> None:
+        body = json.dumps(content).encode()
+        with contextlib.suppress(BrokenPipeError):  # a client that gave up
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def chat_server() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("localhost", 0), ChatServer)
+    server.answered = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_model_s_unreadable_and_late_answers_are_counted_and_the_net_s_own_plan_decides(
+    start_sumo: StartSumo, start_controller: Any, chat_server: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("llm: {decision_time_limit_s: 0.5}")
+    sumo = start_sumo("--end", "100")
+    url = f"http://localhost:{chat_server.server_port}/v1"
+    options = ["--config", str(settings), "--verbose", "--base-url", url]
+    result = done(start_controller(sumo.port, *options, controller="llm"))
+    assert result.returncode == 0, result.stderr
+    _, runs, *decisions, last = result.stdout.splitlines()
+    assert runs == f"llm runs 1 of 1 signals: {JUNCTION}"
+    assert len(decisions) == len(chat_server.answered) > 3  # type: ignore[attr-defined]
+    expected = [
+        '  no  {"extend": "no"}',
+        "  yes (the net's own plan, as the answer is invalid)  perhaps",
+        "  yes (the net's own plan, as the answer is late)",
+    ]
+    assert [line.rstrip()[-len(end) :] for line, end in zip(decisions[:3], expected, strict=True)] == expected
+    invalid, late = len(decisions[1::3]), len(decisions[2::3])
+    assert last.endswith(f", {invalid} invalid and {late} late answers")
 
 
 def test_a_sumo_that_dies_is_told_and_so_is_what_was_done_until_then(
