@@ -444,7 +444,7 @@ class AttachedSimulation(Simulation):
             self.sumo_version = str(self._sumo.getVersion()[1])
             step_length_s = float(self._sumo.simulation.getDeltaT())
             net_file = Path(self._sumo.simulation.getOption("net-file"))
-            self.end_s = float(self._sumo.simulation.getEndTime())
+            self._end_s = float(self._sumo.simulation.getEndTime())
         except TraCIException as error:
             self.close()
             raise ScenarioError(f"{where} does not answer like SUMO 1.28: {error}") from error
@@ -476,9 +476,12 @@ class AttachedSimulation(Simulation):
         except TraCIException as error:
             raise ScenarioError(f"SUMO stopped after {time_s:g} s in {self.files.net_file}: {error}") from error
 
-    def expected_veh(self) -> int:
-        """Vehicles in the net or still to depart."""
-        return int(self._sumo.simulation.getMinExpectedNumber())
+    def is_over(self) -> bool:
+        """Whether SUMO's --end is reached, or without one, no vehicle is in the net or still to depart. SUMO goes on
+        until its clients leave."""
+        if self._end_s >= 0:
+            return self.time_s >= self._end_s
+        return int(self._sumo.simulation.getMinExpectedNumber()) == 0
 
 
 class _Connection(Connection):  # type: ignore[misc]  # traci has no types
@@ -491,6 +494,8 @@ class _Connection(Connection):  # type: ignore[misc]  # traci has no types
 
 
 def _connection(where: str, host: str, port: int, wait_s: float) -> Any:
+    import traci.main  # noqa: F401  a connection has the parts of TraCI that are loaded by then
+
     deadline = time.monotonic() + wait_s
     while True:
         try:
