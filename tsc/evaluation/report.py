@@ -243,7 +243,7 @@ def _table(
 def _mean_cell(row: Row | None, metric: Metric, num_seeds: int) -> Cell:
     if row is None:
         return Cell(text=MISSING)
-    seeds = f"of {row['num_seeds']} seeds" if row["num_seeds"] < num_seeds else ""
+    seeds = f"{row['num_seeds']} of {num_seeds} seeds" if row["num_seeds"] < num_seeds else ""
     interval = _between(row["ci95_low"], row["ci95_high"], metric.decimals)
     return Cell(text=number(row["mean"], metric.decimals), small=_lines(interval, seeds))
 

@@ -118,7 +118,9 @@ def findings(
         row = summary.row(scenario.name, name)
         assert row is not None
         sentences.append(_against_reference(row, summary.row(scenario.name, reference), reference))
-        if row["gap_closed"] is not None and name not in (GAP_FROM, GAP_TO):
+        on_scale = [summary.row(scenario.name, end) for end in (GAP_FROM, GAP_TO)]
+        enough = all(each is not None and each["num_seeds"] >= MIN_SEEDS_TO_CLAIM for each in (row, *on_scale))
+        if row["gap_closed"] is not None and enough and name not in (GAP_FROM, GAP_TO):
             sentences.append(_of_the_gap(row))
     queues = {name: summary.mean(scenario.name, name, QUEUE) or 0.0 for name in there}
     if len(there) > 2 and (not models or len(sentences) < 2):

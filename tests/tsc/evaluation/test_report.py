@@ -244,7 +244,7 @@ def test_what_an_interrupted_evaluation_lacks_is_left_out(
     write(out, episodes)
     page = page_of(out)
     assert len([tag for tag, _ in page.elements if tag == "img"]) == 4
-    assert "of 1 seeds" in page.text
+    assert "1 of 2 seeds" in page.text
 
 
 @pytest.mark.parametrize(

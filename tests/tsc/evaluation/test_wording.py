@@ -49,9 +49,10 @@ def test_no_difference_is_claimed_where_the_interval_holds_0() -> None:
 
 @pytest.mark.parametrize("num_seeds", [1, 2, 4])
 def test_no_difference_is_claimed_from_few_seeds(num_seeds: int) -> None:
-    text = said({"max_pressure": SIX[:num_seeds], "mine": lower(0.1)[:num_seeds]}, mine="llm")
+    queues = {"max_pressure": SIX, "lookahead": lower(0.1), "mine": lower(0.2)}
+    text = said({name: values[:num_seeds] for name, values in queues.items()}, mine="llm")
     assert "no difference can be claimed" in text
-    assert "shorter than" not in text
+    assert "shorter than" not in text and "gap" not in text
 
 
 def test_a_controller_alone_is_compared_with_nothing() -> None:
