@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from tsc.evaluation.traces import Trace
@@ -138,7 +139,7 @@ def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_
     }
     tops = {name: float(queue.max()) for name, queue in queues.items()}
     usual = sorted(tops.values())[(len(tops) - 1) // 2]
-    top = max(min(max(tops.values()), 3 * usual), 1.0) * 1.08
+    top = max(min(max(tops.values()), 6 * usual), 1.0) * 1.08
     columns = min(3, len(queues))
     rows = -(-len(queues) // columns)
     with style.context(["default", _STYLE]):
@@ -156,6 +157,7 @@ def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_
             axes.set_title(name + (" (the reference)" if name == reference else ""), fontweight="bold")
             axes.set_xlim(0, minutes[-1])
             axes.set_ylim(0, top)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.grid(color="0.92")
             axes.set_axisbelow(True)
             if tops[name] > top:

@@ -92,13 +92,13 @@ def direction(row: Row) -> str:
 def chosen_controller(
     summary: Summary, scenario: str, controllers: Sequence[ControllerFacts], reference: str
 ) -> str | None:
-    """What a report is about: the last language model, else the one with the shortest queue that could be built
-    (lookahead could not) and is not the reference."""
+    """What a report is about: the last language model, else the one with the shortest queue that a city could want,
+    which lookahead and random are not, beside the reference."""
     there = summary.controllers(scenario)
     models = [each.name for each in controllers if each.is_language_model and each.name in there]
     if models:
         return models[-1]
-    others = [name for name in there if name not in (reference, GAP_TO)]
+    others = [name for name in there if name not in (reference, GAP_TO, "random")]
     ranked = sorted(others, key=lambda name: summary.mean(scenario, name, QUEUE) or 0.0)
     return next(iter([*ranked, *(name for name in there if name != reference), *there]), None)
 
@@ -166,8 +166,9 @@ def _of_the_gap(row: Row) -> str:
     low, high = row["gap_closed_ci95_low"], row["gap_closed_ci95_high"]
     interval = f"95 % interval {percent_range(low, high)}"
     what = f"the gap between {GAP_FROM} and {GAP_TO}, which knows the future and is a ceiling rather than a rival"
-    if high <= 0:
-        return f"It closes none of {what} ({percent(row['gap_closed'])}, {interval})."
+    if low <= 0:
+        shown = "It closes none" if high <= 0 else "It is not shown to close any"
+        return f"{shown} of {what} ({percent(row['gap_closed'])}, {interval})."
     return f"It closes {percent(row['gap_closed'])} ({interval}) of {what}."
 
 

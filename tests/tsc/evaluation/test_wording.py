@@ -47,6 +47,17 @@ def test_no_difference_is_claimed_where_the_interval_holds_0() -> None:
     assert "shorter than" not in text and "longer than" not in text
 
 
+@pytest.mark.parametrize(
+    ("ours", "words"),
+    [
+        (lower(1.5), "It closes none of the gap"),
+        ([2.3, 1.7, 2.0, 2.3, 2.0, 2.0], "It is not shown to close any of the gap"),
+    ],
+)
+def test_a_share_of_the_gap_that_may_be_0_is_not_claimed(ours: list[float], words: str) -> None:
+    assert words in said({"max_pressure": SIX, "lookahead": lower(0.5), "mine": ours}, mine="llm")
+
+
 @pytest.mark.parametrize("num_seeds", [1, 2, 4])
 def test_no_difference_is_claimed_from_few_seeds(num_seeds: int) -> None:
     queues = {"max_pressure": SIX, "lookahead": lower(0.1), "mine": lower(0.2)}
@@ -62,7 +73,8 @@ def test_a_controller_alone_is_compared_with_nothing() -> None:
 
 
 def test_without_a_model_the_best_that_could_be_built_is_told_and_not_the_ceiling() -> None:
-    text = said({"static": lower(3), "max_pressure": SIX, "gap_out": lower(0.8), "lookahead": lower(0.5)})
+    queues = {"static": lower(3), "gap_out": lower(0.8), "lookahead": lower(0.5), "random": lower(0.7)}
+    text = said({"max_pressure": SIX, **queues})
     assert text.startswith("gap_out had a mean queue of 1.65 vehicles, 20 % shorter than max_pressure")
 
 
