@@ -93,6 +93,15 @@ def test_the_interval_holds_the_true_mean_about_as_often_as_it_says(num_seeds: i
     assert at_least <= held <= 0.97
 
 
+@pytest.mark.parametrize("method", ["percentile", "BCa"])
+def test_the_plain_bootstrap_of_five_seeds_is_too_narrow(method: str) -> None:
+    samples = np.random.default_rng(3).normal(7, 2, size=(500, 5))
+    found = stats.bootstrap(
+        (samples,), np.mean, axis=-1, n_resamples=999, batch=100, method=method, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert 0.80 <= np.mean((found.low <= 7) & (found.high >= 7)) <= 0.88
+
+
 def test_one_seed_has_a_mean_and_no_interval() -> None:
     row = row_of(summarise(episodes({"static": [6.0], "max_pressure": [2.0]}), "max_pressure"), "static")
     assert (row["mean"], row["num_seeds"], row["difference"]) == (6, 1, 4)
