@@ -141,7 +141,7 @@ def _asking(model: LanguageModelController | None) -> dict[str, Any]:
     def percentile(share: float) -> float | None:
         return float(np.percentile(model.latencies_s, share)) if model and model.latencies_s else None
 
-    def mean(counts: Sequence[int | None]) -> float | None:
+    def mean(counts: Sequence[float | None]) -> float | None:
         known = [count for count in counts if count is not None]
         return sum(known) / len(known) if known else None
 

@@ -1,117 +1,128 @@
 """Closed-loop evaluation as a user runs it."""
 
+import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.tsc.sumo_process import in_new_process
-from tsc.controllers.language_model import Conversation, LanguageModelController, ask_function
-from tsc.controllers.max_pressure import MaxPressure
-from tsc.decision import Decision
-from tsc.episode_runner import EpisodeJob, run_jobs
-from tsc.outcome import OutcomeSettings
-from tsc.signal_control import SignalControl
-from tsc.simulation import Simulation, SumoFiles
-from tsc.timing import Timing
+
+def command(repo_root: Path, scenario: Path | str, out: Path, *words: str) -> list[str]:
+    program = [sys.executable, str(repo_root / "scripts/evaluate.py"), "--scenarios", str(scenario), "--out", str(out)]
+    return [*program, *words]
 
 
-def evaluate(repo_root: Path, scenario: Path, out: Path, *controllers: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, str(repo_root / "scripts/evaluate.py"), "--scenario", str(scenario), "--out", str(out)]
-    program += ["--seeds", "2", "--controllers", *controllers]
-    return subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
+def evaluate(repo_root: Path, scenario: Path | str, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(repo_root, scenario, out, *words), capture_output=True, text=True, timeout=300, check=False
+    )
 
 
-def test_results_resume_without_repeating_episodes(repo_root: Path, short_scenario: Path, tmp_path: Path) -> None:
-    first = evaluate(repo_root, short_scenario, tmp_path, "static", "max_pressure")
+def test_results_are_there_in_every_form_and_resume_without_repeating_episodes(
+    repo_root: Path, short_scenario: Path, tmp_path: Path
+) -> None:
+    words = ("--seeds", "2", "--controllers", "static", "actuated", "max_pressure")
+    first = evaluate(repo_root, short_scenario, tmp_path, *words)
     assert first.returncode == 0, first.stderr
+    assert "max_pressure" in first.stdout and str(tmp_path / "report.html") in first.stdout
     results = (tmp_path / "results.json").read_text()
     rows = json.loads(results)
-    assert {row["controller"] for row in rows} == {"static", "max_pressure"}
-    assert {tuple(row["seeds"]) for row in rows} == {(1001, 1002)}
+    assert {row["controller"] for row in rows} == {"static", "actuated", "max_pressure"}
+    assert {tuple(row["seeds"]) for row in rows if row["metric"] == "mean_queue_veh"} == {(1001, 1002)}
+    with (tmp_path / "summary.csv").open() as file:
+        assert {row["reference"] for row in csv.DictReader(file)} == {"max_pressure"}
+    assert "<html" in (tmp_path / "report.html").read_text()
+    assert list((tmp_path / "figures").glob("*.png"))
+
     episodes = tmp_path / "episodes.jsonl"
     lines = episodes.read_text().splitlines()
-    episodes.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])  # a kill while the last line was written
-    again = evaluate(repo_root, short_scenario, tmp_path, "static", "max_pressure")
-    assert "3 of 4 episodes are there already" in again.stdout
+    episodes.write_text("\n".join(lines[:5]) + "\n" + lines[5][:20])  # a kill while the last line was written
+    again = evaluate(repo_root, short_scenario, tmp_path, *words)
+    assert "5 of 6 episodes are there already" in again.stdout
     assert (tmp_path / "results.json").read_text() == results
-
-
-@pytest.mark.parametrize(
-    ("controller", "words"),
-    [
-        ("max_presure", "did you mean 'max_pressure'"),
-        ("llm:x", "write llm:NAME=FOLDER"),
-        ("llm:x=/no", "does not exist"),
-    ],
-)
-def test_a_wrong_controller_fails_before_any_episode(
-    repo_root: Path, short_scenario: Path, tmp_path: Path, controller: str, words: str
-) -> None:
-    done = evaluate(repo_root, short_scenario, tmp_path, "static", controller)
-    assert done.returncode == 2 and words in done.stderr
-    assert not (tmp_path / "episodes.jsonl").exists()
-
-
-def _jobs(files: SumoFiles, controller: str, kind: str) -> list[EpisodeJob]:
-    return [
-        EpisodeJob(
-            scenario="four_way",
-            controller=controller,
-            kind=kind,
-            seed=seed,
-            files=files,
-            duration_s=200,
-            timing=Timing(),
-            lookahead=OutcomeSettings(),
-        )
-        for seed in (1, 2)
+    assert [json.loads(line)["fingerprint"] for line in episodes.read_text().splitlines()[:5]] == [
+        json.loads(line)["fingerprint"] for line in lines[:5]
     ]
 
 
-def test_waiting_episodes_share_one_batch(files: SumoFiles) -> None:
-    """Both episodes have the same demand and signals, so they ask in step."""
-    batches = []
+def test_a_killed_evaluation_leaves_no_process_and_goes_on_where_it_was(
+    repo_root: Path, short_scenario: Path, tmp_path: Path
+) -> None:
+    words = ("--seeds", "3", "--workers", "1", "--controllers", "max_pressure", "lookahead")
+    episodes = tmp_path / "episodes.jsonl"
+    process = subprocess.Popen(command(repo_root, short_scenario, tmp_path, *words), stderr=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 120
+    while not (episodes.exists() and episodes.read_text().count("\n") >= 2):
+        assert process.poll() is None and time.monotonic() < deadline_s
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = episodes.read_text().splitlines(keepends=True)
+    time.sleep(1)
+    running = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
+    assert running == ""
 
-    def answer(conversations: list[Conversation]) -> list[str]:
-        batches.append(conversations)
-        return [Decision.NO.answer] * len(conversations)
-
-    records = list(run_jobs(_jobs(files, "model", "llm"), 1, lambda name: ask_function(answer)))
-    assert [record["invalid_answers"] for record in records] == [0, 0]
-    assert {len(batch) for batch in batches} == {2}
-    assert len(batches) == records[0]["decisions"]
-
-
-def test_unreadable_answers_are_counted_and_the_net_s_own_plan_decides(files: SumoFiles) -> None:
-    def answer(conversations: list[Conversation]) -> list[str]:
-        return ["perhaps"] * len(conversations)
-
-    records = list(run_jobs(_jobs(files, "model", "llm"), 1, lambda name: ask_function(answer)))
-    assert [record["invalid_answers"] for record in records] == [record["decisions"] for record in records]
-
-
-def _answers_from_prompts(files: SumoFiles) -> tuple[float, float]:
-    """The queue under max-pressure, and under a "model" that is told max-pressure's decisions as text."""
-
-    def queue(through_text: bool) -> float:
-        control = SignalControl(Simulation(files), Timing())
-        control.start()
-        decided: dict[str, Decision] = {}
-        model = LanguageModelController(ask_function(lambda chats: [d.answer for d in decided.values()]))
-        total = 0
-        for _ in range(200):
-            due = control.due_junctions()
-            decided = MaxPressure().decide(control, due)
-            control.advance(model.decide(control, due) if through_text else decided)
-            total += control.simulation.queue_veh(control.incoming_lanes())
-        return total
-
-    return queue(False), queue(True)
+    again = evaluate(repo_root, short_scenario, tmp_path, *words)
+    assert again.returncode == 0, again.stderr
+    lines = episodes.read_text().splitlines(keepends=True)
+    whole = [line for line in done if line.endswith("\n")]
+    assert lines[: len(whole)] == whole
+    keys = [(record["controller"], record["seed"]) for record in map(json.loads, lines)]
+    assert len(keys) == len(set(keys)) == 6
 
 
-def test_a_model_that_says_what_max_pressure_does_gets_its_queue(files: SumoFiles) -> None:
-    classical, through_text = in_new_process(_answers_from_prompts, files)
-    assert classical == through_text > 0
+def test_a_change_of_settings_runs_anew_and_keeps_what_was_there(
+    repo_root: Path, short_scenario: Path, tmp_path: Path
+) -> None:
+    words = ("--seeds", "1", "--controllers", "max_pressure")
+    assert evaluate(repo_root, short_scenario, tmp_path, *words, "--end", "120").returncode == 0
+    assert evaluate(repo_root, short_scenario, tmp_path, *words, "--end", "120", "--warm-up", "60").returncode == 0
+    records = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    assert [record["warm_up_s"] for record in records] == [0, 60]
+    back = evaluate(repo_root, short_scenario, tmp_path, *words, "--end", "120")
+    assert "1 of 1 episodes are there already" in back.stdout
+
+
+def test_a_sumocfg_of_someone_else_is_evaluated(repo_root: Path, tmp_path: Path) -> None:
+    done = evaluate(
+        repo_root, "sumo:rilsa1", tmp_path, "--seeds", "1", "--end", "120", "--controllers", "static", "max_pressure"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rilsa1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--controllers", "static", "max_presure"), "did you mean 'max_pressure'"),
+        (("--controllers", "static", "llm:x"), "write llm:NAME=MODEL"),
+        (("--controllers", "llm:x=/no"), "/no"),
+        (("--controllers", "static", "static"), "two controllers are named 'static'"),
+        (("--controllers", "static", "--reference", "lookahead"), "--reference 'lookahead' does not take part"),
+        (("--controllers", "static", "--seeds", "ten"), "'ten' is not a whole number of at least 1"),
+        (("--controllers", "static", "--seeds", "0"), "'0' is not a whole number of at least 1"),
+        (("--controllers", "static", "--warm-up", "300"), "nothing is left to measure"),
+        (("--controllers", "static", "--teleport", "0"), "choose -1 (never) or at least 1 s"),
+        (("--controllers", "llm:x=any", "--base-url", "http://127.0.0.1:9/v1"), "no server answers"),
+    ],
+)
+def test_wrong_words_fail_before_any_episode(
+    repo_root: Path, short_scenario: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    done = evaluate(repo_root, short_scenario, tmp_path, *words)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "episodes.jsonl").exists()
+
+
+def test_a_net_without_signals_fails_before_any_episode(repo_root: Path, short_scenario: Path, tmp_path: Path) -> None:
+    text = short_scenario.read_text().replace("traffic_light", "priority")
+    scenario = tmp_path / "unsignalised.yaml"
+    scenario.write_text(text)
+    done = evaluate(repo_root, scenario, tmp_path / "out", "--controllers", "max_pressure")
+    assert done.returncode == 2 and "has no signal with two stages" in done.stderr
+    assert not (tmp_path / "out" / "episodes.jsonl").exists()

@@ -13,6 +13,7 @@ from tsc.controllers.registry import LANGUAGE_MODEL
 from tsc.episode_runner import EpisodeJob
 from tsc.evaluation.scenarios import EvaluationScenario
 from tsc.evaluation.settings import EvaluationSettings
+from tsc.evaluation.traces import decisions_file, trace_file
 from tsc.outcome import OutcomeSettings
 from tsc.prompt import PROMPT_VERSION
 from tsc.sumo_version import installed_sumo_version
@@ -46,6 +47,7 @@ def plan_jobs(
         for number in range(num_seeds):
             seed, files = scenario.files(number)
             for contestant in contestants:
+                place = (scenario.name, contestant.name, seed)
                 compared = contestant.kind == LANGUAGE_MODEL and number < settings.llm.compared_seeds
                 what: dict[str, Any] = {
                     "record_version": RECORD_VERSION,
@@ -65,7 +67,6 @@ def plan_jobs(
                     what["max_answer_tokens"] = settings.llm.max_answer_tokens
                     what["decision_time_limit_s"] = settings.llm.decision_time_limit_s
                     what["compared"] = compared
-                names = (scenario.name, f"{contestant.name}-seed{seed}")
                 jobs.append(
                     EpisodeJob(
                         scenario=scenario.name,
@@ -78,8 +79,8 @@ def plan_jobs(
                         warm_up_s=scenario.warm_up_s,
                         timing=scenario.timing,
                         lookahead=lookahead,
-                        trace_file=out.joinpath("traces", *names).with_suffix(".npz"),
-                        decisions_file=out.joinpath("decisions", *names).with_suffix(".jsonl") if compared else None,
+                        trace_file=trace_file(out, *place),
+                        decisions_file=decisions_file(out, *place) if compared else None,
                     )
                 )
     return jobs
