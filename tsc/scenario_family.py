@@ -47,7 +47,7 @@ REFERENCE_CYCLE_S = 90.0
 MAX_CYCLE_S = 120.0  # of the net's own plan
 EQUIVALENTS: Mapping[Turn, float] = {"right": 1.3, "straight": 1.0, "left": 1.1}
 YIELDING_EQUIVALENT = 5.0  # a left turn that waits for gaps in the oncoming traffic
-PARTLY_YIELDING_EQUIVALENT = 2.0  # and that has a stage without it as well
+PARTLY_YIELDING_EQUIVALENT = 3.0  # and that has a stage without it as well
 # more than one lane brings, and as many as four bring to a junction with other approaches
 MAX_ENTRY_VEH_PER_H = 3000.0
 PERIOD_S = 300  # s; the demand changes from one to the next
