@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -38,9 +39,9 @@ class ChatEndpoint:
     training. The key is that of the environment (OPENAI_API_KEY), where `api_key` does not give it.
 
     time_limit_s: wall clock for one decision; a conversation without an answer by then is given up.
-    own_vllm: whether the server is a vLLM of ours (recipes.vllm_server). It then gets all conversations of a call in
-    one request, which costs half the time of as many requests, and no proxy is asked. With a time limit each has a
-    request of its own nonetheless, so that none has to wait for the others' answers.
+    own_vllm_log: of a vLLM of ours (recipes.vllm_server), its log, to name in errors. Such a server gets all
+    conversations of a call in one request, which costs half the time of as many requests, and no proxy is asked. With
+    a time limit each has a request of its own nonetheless, so that none has to wait for the others' answers.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class ChatEndpoint:
         max_answer_tokens: int = 16,
         time_limit_s: float | None = None,
         api_key: str | None = None,
-        own_vllm: bool = False,
+        own_vllm_log: Path | None = None,
     ) -> None:
         """Nothing is sent yet. Raises ConfigError where base_url is no address."""
         address = urlsplit(base_url)
@@ -61,14 +62,15 @@ class ChatEndpoint:
         self.model = model
         self._max_answer_tokens = max_answer_tokens
         self._time_limit_s = time_limit_s
-        self._in_one_request = own_vllm and time_limit_s is None
+        self._in_one_request = own_vllm_log is not None and time_limit_s is None
+        self._remedy = f"its log {own_vllm_log} may tell why" if own_vllm_log else "see that it runs"
         self._client = openai.AsyncOpenAI(
             base_url=self.base_url,
             # The client wants one; servers that need none ignore it.
             api_key=api_key or os.environ.get(KEY_VARIABLE) or "none",
             timeout=NETWORK_TIMEOUT_S,
             max_retries=MAX_RETRIES,
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=not own_vllm),
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=own_vllm_log is None),
         )
         self._runner = asyncio.Runner()
         self._may_send = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
@@ -192,8 +194,8 @@ class ChatEndpoint:
             completion = await self._client.post(path, body=body, cast_to=ChatCompletion)
         except openai.APIConnectionError as error:
             raise EndpointError(
-                f"the server at {self.base_url} stopped answering ({_words(error)}): see that it runs; the same "
-                "command then continues"
+                f"the server at {self.base_url} stopped answering ({_words(error)}): {self._remedy}; the same "
+                "command continues"
             ) from error
         except openai.APIStatusError as error:
             raise EndpointError(

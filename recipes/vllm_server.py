@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -41,8 +42,11 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 START_TIMEOUT_S = 1800.0
 POLL_S = 0.2
-LOG_LINES_SHOWN = 8
+LOG_LINES_SHOWN = 4
+LOG_LINE_CHARS = 300
 BYTES_PER_PARAMETER = 4
+# "(EngineCore pid=11) ERROR 11-20 11:59:49 [core.py:13] "
+LOG_PREFIX = re.compile(r"^(?:\(.*? pid=\d+\) )?(?:[A-Z]+ [\d-]+ [\d:]+ \[.*?\] )?", re.MULTILINE)
 
 
 class VllmServer:
@@ -101,11 +105,10 @@ class VllmServer:
                 max_answer_tokens=self._max_answer_tokens,
                 time_limit_s=self._time_limit_s,
                 api_key=key,
-                own_vllm=True,
+                own_vllm_log=self._log_file,
             )
             self._endpoint.check()
-            # The first request of a server takes longer, and a chat template that fails is better known now.
-            self._endpoint.ask([[{"role": "user", "content": "Ready?"}]])
+            self._ask_first(log_start)
         except BaseException:
             self._stop()
             raise
@@ -168,21 +171,33 @@ class VllmServer:
         ) as bar:
             while not _is_healthy(port):
                 if self._process.poll() is not None:
-                    raise EndpointError(f"vLLM could not serve {self._model}: {self._last_words(log_start)}")
+                    raise EndpointError(f"vLLM could not serve {self._model}:{self._last_words(log_start)}")
                 if time.monotonic() > deadline_s:
                     raise EndpointError(
-                        f"vLLM is not ready after {START_TIMEOUT_S:.0f} s with {self._model}: "
+                        f"vLLM is not ready after {START_TIMEOUT_S:.0f} s with {self._model}:"
                         f"{self._last_words(log_start)}"
                     )
                 time.sleep(POLL_S)
                 bar.refresh()
 
+    def _ask_first(self, log_start: int) -> None:
+        """The first request takes longer, and shows whether vLLM can compute with this model at all."""
+        assert self._endpoint is not None and self._process is not None
+        try:
+            self._endpoint.ask([[{"role": "user", "content": "Ready?"}]])
+        except EndpointError as error:
+            if self._process.poll() is None:
+                raise
+            raise EndpointError(f"vLLM could not serve {self._model}:{self._last_words(log_start)}") from error
+
     def _last_words(self, log_start: int) -> str:
         with self._log_file.open("rb") as file:
             file.seek(log_start)
-            text = file.read().decode(errors="replace")
-        lines = raised_errors(text) or text.splitlines()[-LOG_LINES_SHOWN:]
-        return "\n       ".join(["", *lines, f"the whole log: {self._log_file}"]).lstrip(" ")
+            text = LOG_PREFIX.sub("", file.read().decode(errors="replace"))
+        # The cause may stand far above the end, and an error may have lines below its name.
+        last = [line.strip()[:LOG_LINE_CHARS] for line in text.splitlines() if line.strip()][-LOG_LINES_SHOWN:]
+        lines = dict.fromkeys([*raised_errors(text), *last])
+        return "\n       ".join(["", *lines, f"the whole log: {self._log_file}"])
 
     def _stop(self) -> None:
         if self._endpoint is not None:

@@ -99,7 +99,7 @@ def test_a_server_that_is_down_is_told_before_and_during_a_run() -> None:
             ConfigError, match=r"no server answers at http://127.0.0.1:\d+/v1 \(.*connect.*\): start it"
         ):
             endpoint.check()
-        with pytest.raises(EndpointError, match="stopped answering .*: see that it runs; the same command then"):
+        with pytest.raises(EndpointError, match="stopped answering .*: see that it runs; the same command continues"):
             endpoint.ask([[{"role": "user", "content": "Extend?"}]] * 3)
 
 
