@@ -23,10 +23,10 @@ for place in ${PIP_FIND_LINKS:-}; do
 done
 
 echo "requirements/cpu.txt"
-uv pip compile pyproject.toml --extra figures requirements/cpu.in "${common[@]}" "${cpu_torch[@]}" \
+uv pip compile pyproject.toml --extra figures --extra llm requirements/cpu.in "${common[@]}" "${cpu_torch[@]}" \
     --override requirements/overrides.txt --output-file requirements/cpu.txt "$@"
 echo "requirements/gpu.txt"
-uv pip compile pyproject.toml --extra figures requirements/gpu.in "${common[@]}" --output-file requirements/gpu.txt "$@"
+uv pip compile pyproject.toml --extra figures --extra llm requirements/gpu.in "${common[@]}" --output-file requirements/gpu.txt "$@"
 echo "requirements/dev.txt"
 uv pip compile requirements/dev.in "${common[@]}" --constraint requirements/cpu.txt --constraint requirements/gpu.txt \
     --output-file requirements/dev.txt "$@"
