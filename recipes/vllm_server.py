@@ -55,7 +55,7 @@ class VllmServer:
     model: a folder. adapter: a LoRA adapter's folder; vLLM computes with it beside the model, which on the CPU takes
     several times as long as a model into which it was merged. name: what the model is called.
 
-    On the CPU it computes in fp32, as training there does, and without compiling, which takes longer than it saves.
+    On the CPU it computes in fp32, as training there does, and without compiling, which would lengthen the start.
     The server listens on this machine only, with a key of its own, and ends with this process, however that ends.
     Raises ConfigError where the folders hold no model, and EndpointError with the log's last lines where vLLM fails.
     """

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.chat_endpoint import ChatEndpoint
+from recipes.chat_endpoint import KEY_VARIABLE, ChatEndpoint
 from recipes.model_choice import LocalModelChoice, ServedModelChoice, checked, merge_adapter
 from recipes.text_generation import LocalModel
 from recipes.tiny_model import TinyModelSize, build_tiny_model
@@ -212,6 +212,23 @@ def test_rubbish_is_counted_and_the_net_s_own_plan_decides(files: SumoFiles, end
     assert asked.fallback == "invalid" and parse_answer(asked.reply.text).decision is None
     assert [message["role"] for message in asked.prompt] == ["system", "user"]
     assert model.prompt_tokens == [asked.reply.prompt_tokens for asked in model.last_round]
+
+
+def test_an_evaluation_asks_a_running_server_and_reports_its_rubbish(
+    repo_root: Path, short_scenario: Path, endpoint: ChatEndpoint, key: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(repo_root / "scripts/evaluate.py"), "--scenarios", str(short_scenario)]
+    command += ["--controllers", "static", "llm:mine=tiny", "--base-url", endpoint.base_url]
+    command += ["--seeds", "1", "--end", "60", "--out", str(tmp_path)]
+    environment = os.environ | {KEY_VARIABLE: key}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    _, asked = (json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines())
+    assert asked["kind"] == "llm" and asked["invalid_answers"] == asked["decisions"] > 0
+    assert asked["latency_p50_s"] > 0 and asked["prompt_tokens"] > 50
+    (decisions,) = (tmp_path / "decisions").rglob("*.jsonl")
+    assert len(decisions.read_text().splitlines()) == asked["decisions"]
+    assert "mine" in (tmp_path / "report.html").read_text()
 
 
 def test_a_server_that_dies_in_the_middle_is_told_and_leaves_no_process(endpoint: ChatEndpoint) -> None:
