@@ -153,7 +153,7 @@ class VllmServer:
         }
         if is_cpu_build():
             environment |= {
-                "OMP_NUM_THREADS": str(_num_threads(self._model)),
+                "OMP_NUM_THREADS": str(num_threads(self._model)),
                 # Threads that wait by spinning, or are tied to cores, are in the way of the simulations.
                 "OMP_WAIT_POLICY": "PASSIVE",
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -254,7 +254,8 @@ def _longest_text(model: Path) -> int:
     return int(config.get("max_position_embeddings") or MAX_MODEL_TOKENS)
 
 
-def _num_threads(model: Path) -> int:
+def num_threads(model: Path) -> int:
+    """Of vLLM on the CPU."""
     weights = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in model.glob(pattern))
     few = weights < BYTES_PER_PARAMETER * ONE_THREAD_MAX_PARAMETERS
     return 1 if few else len(os.sched_getaffinity(0))

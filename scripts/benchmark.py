@@ -3,6 +3,7 @@
 Examples:
     python scripts/benchmark.py reward --json runs/benchmark/reward.json
     python scripts/benchmark.py reward --only replay-bare replay-city --quick
+    python scripts/benchmark.py evaluate --json runs/benchmark/evaluate.json
 
 Both sides of a ratio are measured in the same run, in turn, several times; the medians are compared.
 Exit status: 0; 1 where a row does not reach what it must; 2 where something cannot be measured.
@@ -13,9 +14,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+from recipes.decision_speed import smollm2_rows, tiny_rows
 from reward.benchmarks.effort import FULL, QUICK, Effort
+from reward.benchmarks.episode_speed import CONTROLLERS, episode_rows, worker_rows
 from reward.benchmarks.grpo_step import step_rows
 from reward.benchmarks.replay_speed import bare_rows, city_rows, memory_rows, traci_rows
 from reward.benchmarks.rows import Machine, Row, table, write_rows
@@ -33,6 +37,12 @@ REWARD: Mapping[Measure, tuple[str, ...]] = {
     score_rows: ("score-cached", "score-labelled"),
     step_rows: ("step-cached", "step-live", "step-live-wait"),
     memory_rows: ("worker-memory",),
+}
+EVALUATE: Mapping[Measure, tuple[str, ...]] = {
+    **{partial(episode_rows, controller=name): (f"episode-{name}",) for name in CONTROLLERS},
+    worker_rows: ("workers",),
+    smollm2_rows: ("llm-decisions",),
+    tiny_rows: ("llm-decisions-tiny",),
 }
 
 
@@ -65,10 +75,13 @@ def measure(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
-    known = ", ".join(name for names in REWARD.values() for name in names)
-    reward = subjects.add_parser("reward", help="replays and scores", description=f"Rows: {known}.")
-    reward.set_defaults(measures=REWARD)
-    for subject in (reward,):
+    for name, measures, help_text in (
+        ("reward", REWARD, "replays and scores"),
+        ("evaluate", EVALUATE, "episodes, workers, and the decisions of a language model"),
+    ):
+        known = ", ".join(row for rows in measures.values() for row in rows)
+        subject = subjects.add_parser(name, help=help_text, description=f"Rows: {known}.")
+        subject.set_defaults(measures=measures)
         subject.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
         subject.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these rows alone")
         subject.add_argument("--quick", action="store_true", help="few repetitions: shows that all runs, no result")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True, kw_only=True)
 class Effort:
     """repetitions: of each side of a comparison, in turn; the …_replays and scores are those of one repetition.
-    episodes: simulated hours that the states come from. steps: of GRPO, after a first that does not count."""
+    episodes: simulated hours that the states come from. steps: of GRPO, after a first that does not count.
+    episode_s: simulated time of an evaluation's episode; the …_episodes are those of one repetition."""
 
     episodes: int
     repetitions: int
@@ -19,6 +20,12 @@ class Effort:
     scores: int
     step_prompts: int
     steps: int
+    episode_s: int
+    worker_episodes: int
+    model_episodes: int
+    smollm2_episodes: int
+    smollm2_episode_s: int
+    smollm2_repetitions: int
 
 
 FULL = Effort(
@@ -31,6 +38,12 @@ FULL = Effort(
     scores=40_000,
     step_prompts=128,
     steps=12,
+    episode_s=3600,
+    worker_episodes=48,
+    model_episodes=16,
+    smollm2_episodes=16,
+    smollm2_episode_s=150,
+    smollm2_repetitions=3,
 )
 
 # to see that everything runs; its figures are no result
@@ -44,4 +57,10 @@ QUICK = Effort(
     scores=8_000,
     step_prompts=16,
     steps=4,
+    episode_s=600,
+    worker_episodes=8,
+    model_episodes=4,
+    smollm2_episodes=2,
+    smollm2_episode_s=100,
+    smollm2_repetitions=1,
 )
