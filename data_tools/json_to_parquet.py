@@ -178,25 +178,27 @@ def write_parquet(
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """Rows with the side of each, the groups whose labels SFT gets, and the rows that GRPO's training does not get."""
+    """Rows with the side of each, the groups whose labels SFT gets, the rows of the more frequent answer that are one
+    too many, and whether GRPO's training does without them as SFT does."""
 
     rows: list[Row]
     sides: list[str]
     groups: list[Group]
     sft_groups: set[Group]
     surplus: set[int]
+    balance_grpo: bool
 
     def for_grpo(self, side: str) -> Iterator[tuple[int, Row]]:
-        return ((i, row) for i, row in self.on(side) if i not in self.surplus)
+        return ((i, row) for i, row in self.on(side) if not (self.balance_grpo and i in self.surplus))
 
     def on(self, side: str) -> Iterator[tuple[int, Row]]:
         return ((i, row) for i, row in enumerate(self.rows) if self.sides[i] == side)
 
-    def labelled_on(self, side: str) -> Iterator[tuple[int, Row]]:
+    def for_sft(self, side: str) -> Iterator[tuple[int, Row]]:
         return (
             (i, row)
             for i, row in self.on(side)
-            if row.answer is not None and (side == VAL or self.groups[i] in self.sft_groups)
+            if i not in self.surplus and row.answer is not None and (side == VAL or self.groups[i] in self.sft_groups)
         )
 
     def counts(self, rows: Iterable[tuple[int, Row]]) -> dict[str, int]:
@@ -217,7 +219,7 @@ def surplus_of_majority(rows: Sequence[Row], sides: Sequence[str], *, seed: int)
     """Training rows to leave out so that "yes" and "no" are the better answer equally often; drawn by hash.
 
     Where one answer is better in two of three states, a policy gains at once by always giving it, and stops exploring
-    before it has learnt when not to.
+    before it has learnt when not to. Imitation of such labels starts it there.
     """
     with_answer: dict[Decision, list[int]] = {decision: [] for decision in Decision}
     for i, (row, side) in enumerate(zip(rows, sides, strict=True)):
@@ -232,7 +234,7 @@ def surplus_of_majority(rows: Sequence[Row], sides: Sequence[str], *, seed: int)
 
 
 def arrange(
-    rows: list[Row], *, val_fraction: float, sft_fraction: float, block_s: float, seed: int, balance: bool
+    rows: list[Row], *, val_fraction: float, sft_fraction: float, block_s: float, seed: int, balance: str | None
 ) -> Conversion:
     placed = [row.placed for row in rows]
     groups = joined_groups(placed, block_s)
@@ -242,7 +244,14 @@ def arrange(
     }
     sft_groups = chosen_groups(labelled, sft_fraction, seed=seed, purpose="sft")
     surplus = surplus_of_majority(rows, sides, seed=seed) if balance else set()
-    return Conversion(rows=rows, sides=sides, groups=groups, sft_groups=sft_groups, surplus=surplus)
+    return Conversion(
+        rows=rows,
+        sides=sides,
+        groups=groups,
+        sft_groups=sft_groups,
+        surplus=surplus,
+        balance_grpo=balance == "all",
+    )
 
 
 def grpo_rows(conversion: Conversion, side: str, embedder: FileEmbedder | None) -> Iterator[dict[str, Any]]:
@@ -259,7 +268,7 @@ def write_files(
             rows = grpo_rows(conversion, side, embedder)
             write_parquet(temporary / f"{side}.parquet", GRPO_SCHEMA, rows, row_group=row_group)
             write_parquet(
-                temporary / f"sft_{side}.parquet", SFT_SCHEMA, (row.sft() for _, row in conversion.labelled_on(side))
+                temporary / f"sft_{side}.parquet", SFT_SCHEMA, (row.sft() for _, row in conversion.for_sft(side))
             )
         if embedder is not None:
             summary["embedded"] = {
@@ -285,7 +294,7 @@ def summarise(
     for side in (TRAIN, VAL):
         files[f"{side}.parquet"] = conversion.counts(conversion.for_grpo(side))
     for side in (TRAIN, VAL):
-        files[f"sft_{side}.parquet"] = conversion.counts(conversion.labelled_on(side))
+        files[f"sft_{side}.parquet"] = conversion.counts(conversion.for_sft(side))
     scenarios: dict[str, dict[str, int]] = {}
     for row, side in zip(conversion.rows, conversion.sides, strict=True):
         of_scenario = scenarios.setdefault(row.placed.scenario, {TRAIN: 0, VAL: 0})
@@ -328,9 +337,7 @@ def print_summary(summary: dict[str, Any], folder: Path, tokenizer: Any | None) 
             "them, cannot be replayed or favour another answer than the label"
         )
     if summary["surplus_left_out"]:
-        print(
-            f"  balanced: {summary['surplus_left_out']:,} samples of the more frequent answer left out of train.parquet"
-        )
+        print(f"  balanced: {summary['surplus_left_out']:,} samples of the more frequent answer left out")
     tokens = summary["prompt_tokens"]
     print(
         f"  prompt tokens: min {tokens['min']:g}, median {tokens['median']:g}, p95 {tokens['p95']:g}, "
@@ -514,8 +521,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--balance",
-        action="store_true",
-        help="leave samples out of train.parquet until each answer is the better one equally often; SFT keeps all",
+        nargs="?",
+        const="all",
+        choices=("all", "sft"),
+        help="leave samples out until each answer is the better one equally often: of train.parquet and "
+        "sft_train.parquet (all, the default), or of sft_train.parquet alone (sft)",
     )
     parser.add_argument(
         "--sumocfg",

@@ -65,10 +65,10 @@ class GrpoSettings:
     lora_rank: int = 32
     lora_alpha: int = 64
     kl: float = 0.3
-    normalise_std: bool = True
+    normalise_std: bool = False
     temperature: float = 1.0
     drop_within_veh_s: float | None = 0.0
-    balance: bool = True
+    balance: bool = False
     weigh_by_gap: bool = False
     filter_groups: bool = False
     reward: Mapping[str, Any] = field(default_factory=dict)

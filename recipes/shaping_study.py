@@ -4,9 +4,9 @@ Example:
     python data_tools/json_to_parquet.py --input data/four_way --output data/four_way/parquet-all --ties keep
     python recipes/shaping_study.py --data data/four_way/parquet-all --start runs/demo/sft/merged --out runs/shaping
 
-Every variant changes one thing of the default, which is scripts/train_grpo.sh's for its tiny model. It is trained from
-the same start with several training seeds (recipes/fast_grpo.py: verl's arithmetic on the token that decides), and then
-runs the same hours of unseen demand. Differences to the default are paired by training seed.
+Every variant changes one thing of its group's reference; that of `demo` is scripts/train_grpo.sh's for its tiny model.
+It is trained from the same start with several training seeds (recipes/fast_grpo.py: verl's arithmetic on the token that
+decides), and then runs the same hours of unseen demand. Differences to the reference are paired by training seed.
 Writes OUT/runs.jsonl (one line a run; a second call continues), OUT/results.md and OUT/results.json.
 """
 
@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[1]
 START = "start"
 # What the others of a group are compared with.
-REFERENCES = {"decision": "default", "format": "format_graded"}
+REFERENCES = {"decision": "reference", "format": "format_graded", "demo": "demo"}
+# Of the groups `decision` and `format`, whose start has seen each label once and answers "no" nearly always.
+REFERENCE = {"balance": True, "normalise_std": True}
 # Neither training (1–500), nor validation (501–700), nor scripts/evaluate.py (from 1001) draws these.
 CHOOSING_SEEDS = (701, 702, 703, 704, 705)
 CHECKED_PROMPTS = 64
@@ -64,11 +66,15 @@ class Variant:
 
 
 def _one(name: str, what: str, **changes: Any) -> Variant:
-    return Variant(name=name, what=what, changes=changes)
+    return Variant(name=name, what=what, changes=REFERENCE | changes)
+
+
+def _demo(name: str, what: str, **changes: Any) -> Variant:
+    return Variant(name=name, what=what, changes=changes, group="demo")
 
 
 def _whole(name: str, what: str, exact: float, embedded: float) -> Variant:
-    changes = {
+    changes = REFERENCE | {
         "whole_answers": True,
         "reward": {"format": {"exact": exact, "embedded": embedded, "invalid": -1.0}},
     }
@@ -77,7 +83,7 @@ def _whole(name: str, what: str, exact: float, embedded: float) -> Variant:
 
 VARIANTS = (
     Variant(name=START, what="the start, without GRPO", changes=None),
-    _one("default", "128 prompts × 4 answers, std, balanced, KL 0.3, T 1"),
+    _one("reference", "128 prompts × 4 answers, std, balanced, KL 0.3, T 1"),
     _one("std_off", "advantages not divided by the group's std", normalise_std=False),
     _one(
         "sign_std_off",
@@ -102,10 +108,13 @@ VARIANTS = (
     _one("temperature_1.3", "sampled at temperature 1.3", temperature=1.3),
     _one("2_answers", "128 prompts × 2 answers", rollout_n=2),
     _one("8_answers", "128 prompts × 8 answers", rollout_n=8),
-    _one("256x2", "256 prompts × 2 answers: as many answers as the default", batch_prompts=256, rollout_n=2),
+    _one("256x2", "256 prompts × 2 answers: as many answers as the reference", batch_prompts=256, rollout_n=2),
     _one("64x8", "64 prompts × 8 answers: as many answers", batch_prompts=64, rollout_n=8),
     _one("32x16", "32 prompts × 16 answers: as many answers", batch_prompts=32, rollout_n=16),
-    _one("whole_answers", "the default, with every token of an answer sampled", whole_answers=True),
+    _one("whole_answers", "the reference, with every token of an answer sampled", whole_answers=True),
+    _demo("demo", "as scripts/train_grpo.sh trains its tiny model: states as they come, not divided by std"),
+    _demo("demo_balanced", "balanced states", balance=True),
+    _demo("demo_balanced_std", "balanced states, divided by the group's std", balance=True, normalise_std=True),
     _whole("format_graded", "exact 0.1, embedded 0.05, unreadable −1", 0.1, 0.05),
     _whole("format_flat", "exact 0, embedded 0, unreadable −1", 0.0, 0.0),
     _whole("format_steep", "exact 0.5, embedded 0.25, unreadable −1", 0.5, 0.25),
@@ -322,6 +331,7 @@ def queue_by_run(runs: Sequence[dict[str, Any]], scenario: str) -> list[dict[str
 
 # Shares in the table's last columns, by group: metrics of a run.
 COLUMNS = {
+    "demo": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
     "decision": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
     "format": {"exact at start": "exact_at_start", "exact at end": "exact_at_end", "greedy better": "greedy_better"},
 }
@@ -385,7 +395,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")
     parser.add_argument(
-        "--variants", nargs="+", default=["decision"], metavar="NAME", help="names, or decision or format: all of them"
+        "--variants",
+        nargs="+",
+        default=["decision"],
+        metavar="NAME",
+        help="names, or decision, format or demo: all of a group",
     )
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of each variant (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="training steps of each run (default: %(default)s)")

@@ -22,7 +22,7 @@ LEARNING_RATE=${LEARNING_RATE:-}        # at the start, cosine decay to 0; empty
 LORA_RANK=${LORA_RANK:-32}              # rank of the trained adapter; 0: train all weights
 LORA_ALPHA=${LORA_ALPHA:-64}            # scale of the adapter: alpha / rank
 KL=${KL:-}                              # weight of the KL loss against the starting model, 0: none; empty: 0.3 for the tiny model, 0.001 for others
-NORMALISE_STD=${NORMALISE_STD:-True}    # divide a group's advantages by their standard deviation: True (verl's default), False
+NORMALISE_STD=${NORMALISE_STD:-}        # divide a group's advantages by their standard deviation: True, False; empty: False for the tiny model, True (verl's default) for others
 TEMPERATURE=${TEMPERATURE:-1.0}         # of sampling during training (> 0)
 MICRO_BATCH=${MICRO_BATCH:-}            # sequences in one pass; must divide BATCH_PROMPTS × ROLLOUT_N; empty: the hardware file's; 8 for given models on a CPU
 SAVE_EVERY=${SAVE_EVERY:-25}            # steps between checkpoints
@@ -30,8 +30,8 @@ VALIDATE_EVERY=${VALIDATE_EVERY:--1}    # steps between validations; -1: none, t
 # ---- SFT before it
 SFT=${SFT:-auto}                        # yes, no, auto: yes for the tiny model and smollm2, which do not know the answer format
 SFT_LEARNING_RATE=${SFT_LEARNING_RATE:-} # empty: 1e-3 for the tiny model, 2e-5 for others
-SFT_EPOCHS=${SFT_EPOCHS:-1}             # passes over the labels: one teaches the format and a start, GRPO the rest
-SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-64}  # chats a step
+SFT_EPOCHS=${SFT_EPOCHS:-}              # passes over the labels; empty: 4 for the tiny model, which has all to learn, 1 for others
+SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-}    # chats a step; empty: 16 for the tiny model, 64 for others
 # ---- evaluation
 EVAL_SEEDS=${EVAL_SEEDS:-10}            # simulated hours with demand that training never saw; 0: no evaluation
 EVAL_CONTROLLERS=${EVAL_CONTROLLERS:-static actuated gap_out max_pressure lookahead}   # to stand beside the models
@@ -51,14 +51,19 @@ out=$RUNS/$RUN_NAME
 grpo=$out/grpo
 checkpoints=$grpo/checkpoints
 case $SFT in yes | no | auto) ;; *) fail "SFT=$SFT is unknown: choose yes, no or auto" ;; esac
-case $NORMALISE_STD in True | False) ;; *) fail "NORMALISE_STD=$NORMALISE_STD is unknown: choose True or False" ;; esac
+case ${NORMALISE_STD:-True} in True | False) ;; *) fail "NORMALISE_STD=$NORMALISE_STD is unknown: choose True or False" ;; esac
 [[ -f $SCENARIO ]] || fail "SCENARIO=$SCENARIO does not exist: give a file like configs/scenarios/four_way.yaml"
 [[ -z $DATA || -e $DATA ]] || fail "DATA=$DATA does not exist: give a dataset, a folder with train.parquet, or nothing"
 
 default_rate=1e-5 default_sft_rate=2e-5 default_kl=0.001
+default_std=True default_sft_epochs=1 default_sft_batch=64 balance=all
 if [[ -z $MODEL_PATH ]]; then
     # A tiny model turns sure of itself within ten steps, and then explores no more; the KL loss keeps it open.
     default_rate=1e-3 default_sft_rate=1e-3 default_kl=0.3
+    # It has all to learn: in the first hundred updates and more nothing but the format. Many small steps teach it most.
+    default_sft_epochs=4 default_sft_batch=16
+    # From a start that knows both answers GRPO takes the states as they come, and weighs them by what is at stake.
+    balance=sft default_std=False
 fi
 if [[ -n $MODEL_PATH && $HARDWARE == cpu ]]; then
     # With a vocabulary of 50,000 the logits of 64 sequences of 140 tokens alone would take 1.8 GB, several times over.
@@ -66,6 +71,7 @@ if [[ -n $MODEL_PATH && $HARDWARE == cpu ]]; then
 fi
 LEARNING_RATE=${LEARNING_RATE:-$default_rate}
 KL=${KL:-$default_kl}
+NORMALISE_STD=${NORMALISE_STD:-$default_std}
 CHECK=(
     --hardware "$HARDWARE" --batch-prompts "$BATCH_PROMPTS" --rollout-n "$ROLLOUT_N" --micro-batch "$MICRO_BATCH"
     --lora-rank "$LORA_RANK" --learning-rate "$LEARNING_RATE" --temperature "$TEMPERATURE" --kl "$KL" --steps "$STEPS"
@@ -92,7 +98,8 @@ else
     else
         stage "Parquet: verl's format"
         run --name 'data_tools/json_to_parquet.py' -- \
-            "$PYTHON" data_tools/json_to_parquet.py --input "$dataset" --output "$parquet" --balance
+            "$PYTHON" data_tools/json_to_parquet.py --input "$dataset" --output "$parquet" \
+            --balance "$balance" --sft-fraction 1
         stage_done "$parquet"
     fi
 fi
@@ -126,8 +133,8 @@ if [[ $SFT == auto ]]; then
 fi
 if [[ $SFT == yes ]]; then
     MODEL_PATH=$start DATA=$parquet HARDWARE=$HARDWARE RUN_NAME=$RUN_NAME MICRO_BATCH=$MICRO_BATCH \
-        LEARNING_RATE=${SFT_LEARNING_RATE:-$default_sft_rate} EPOCHS=$SFT_EPOCHS LORA_RANK=0 \
-        BATCH_CHATS=$SFT_BATCH_CHATS RUNS=$RUNS WANDB=$WANDB WANDB_PROJECT=$WANDB_PROJECT run --name 'scripts/train_sft.sh' -- bash scripts/train_sft.sh
+        LEARNING_RATE=${SFT_LEARNING_RATE:-$default_sft_rate} EPOCHS=${SFT_EPOCHS:-$default_sft_epochs} LORA_RANK=0 \
+        BATCH_CHATS=${SFT_BATCH_CHATS:-$default_sft_batch} RUNS=$RUNS WANDB=$WANDB WANDB_PROJECT=$WANDB_PROJECT run --name 'scripts/train_sft.sh' -- bash scripts/train_sft.sh
     start=$out/sft/merged
     models+=("llm:sft=$start")
 else

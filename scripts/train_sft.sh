@@ -15,7 +15,7 @@ HARDWARE=${HARDWARE:-auto}              # auto, or the name of a file in configs
 LEARNING_RATE=${LEARNING_RATE:-1e-3}    # peak; cosine decay to 0. About 1e-3 for a tiny new model, 2e-5 for a pretrained one
 EPOCHS=${EPOCHS:-3}                     # passes over the data
 BATCH_CHATS=${BATCH_CHATS:-64}          # chats a step
-MICRO_BATCH=${MICRO_BATCH:-}            # chats in one pass; empty: the hardware file's
+MICRO_BATCH=${MICRO_BATCH:-}            # chats in one pass, at most a step's; empty: the hardware file's
 LORA_RANK=${LORA_RANK:-0}               # 0: all weights; otherwise the rank of the adapter (8–64)
 LORA_ALPHA=${LORA_ALPHA:-32}            # scale of the adapter: alpha / rank
 SAVE_EVERY=${SAVE_EVERY:-100}           # steps between checkpoints
@@ -33,6 +33,13 @@ offline_models
 out=$RUNS/$RUN_NAME/sft
 checkpoints=$out/checkpoints
 [[ -n $MODEL_PATH ]] || fail 'MODEL_PATH is empty: give the folder of the model to start from'
+hardware_file=configs/hardware/$HARDWARE.yaml
+if [[ -f $hardware_file && $BATCH_CHATS =~ ^[1-9][0-9]*$ ]]; then
+    # A pass holds no more chats than a step gives each worker.
+    num_devices=$(sed -n 's/^num_devices: *//p' "$hardware_file")
+    chats=$((BATCH_CHATS / num_devices)) pass=${MICRO_BATCH:-$(sed -n 's/^micro_batch_size: *//p' "$hardware_file")}
+    if ((chats > 0)) && [[ $pass =~ ^[0-9]+$ ]] && ((pass > chats)); then MICRO_BATCH=$chats; fi
+fi
 steps=$("$PYTHON" recipes/check_run.py --hardware "$HARDWARE" --batch-prompts "$BATCH_CHATS" \
     --micro-batch "$MICRO_BATCH" --lora-rank "$LORA_RANK" --learning-rate "$LEARNING_RATE" --model "$MODEL_PATH" \
     --sft "$DATA/sft_train.parquet" --epochs "$EPOCHS")
@@ -70,7 +77,6 @@ TRAINER_ARGS=(
     "trainer.logger=[$LOGGERS]"
 )
 if [[ -n $MICRO_BATCH ]]; then TRAINER_ARGS+=("hardware.micro_batch_size=$MICRO_BATCH"); fi
-num_devices=$(sed -n 's/^num_devices: *//p' "configs/hardware/$HARDWARE.yaml")
 
 run --name 'verl (SFT)' --log "$out/train.log" --metrics "$METRICS_FILE" -- \
     torchrun --standalone --nnodes=1 --nproc_per_node="$num_devices" -m verl.trainer.sft_trainer \

@@ -304,9 +304,9 @@ def test_ties_are_dropped_unless_wanted_and_never_reach_sft(write_dataset, out, 
     assert sum(len(rows(out, name)) for name in NAMES[2:]) == 24
 
 
-def test_balance_leaves_each_answer_equally_often_the_better_one_in_train_alone(small_dataset, tmp_path):
-    convert(small_dataset, tmp_path / "all")
-    convert(small_dataset, tmp_path / "balanced", "--balance")
+def test_balance_leaves_each_answer_equally_often_the_better_one_in_training_alone(small_dataset, tmp_path):
+    convert(small_dataset, tmp_path / "all", "--sft-fraction", "1")
+    convert(small_dataset, tmp_path / "balanced", "--sft-fraction", "1", "--balance")
 
     def answers(folder, name):
         truths = [json.loads(row["reward_model"]["ground_truth"]) for row in rows(folder, name)]
@@ -315,8 +315,17 @@ def test_balance_leaves_each_answer_equally_often_the_better_one_in_train_alone(
     every, balanced = answers(tmp_path / "all", "train.parquet"), answers(tmp_path / "balanced", "train.parquet")
     assert every["yes"] != every["no"]
     assert balanced["yes"] == balanced["no"] == min(every.values())
-    for name in ("val.parquet", "sft_train.parquet", "sft_val.parquet"):
+    taught = Counter(row["messages"][-1]["content"] for row in rows(tmp_path / "balanced", "sft_train.parquet"))
+    assert taught == {decision.answer: balanced[decision.value] for decision in Decision}
+    for name in ("val.parquet", "sft_val.parquet"):
         assert rows(tmp_path / "balanced", name) == rows(tmp_path / "all", name)
+
+
+def test_sft_can_be_balanced_alone(small_dataset, tmp_path):
+    for folder, *balance in [("all",), ("balanced", "--balance"), ("sft", "--balance", "sft")]:
+        convert(small_dataset, tmp_path / folder, "--sft-fraction", "1", *balance)
+    assert rows(tmp_path / "sft", "train.parquet") == rows(tmp_path / "all", "train.parquet")
+    assert rows(tmp_path / "sft", "sft_train.parquet") == rows(tmp_path / "balanced", "sft_train.parquet")
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------

@@ -192,23 +192,23 @@ def test_groups_that_do_not_differ_are_replaced_until_the_batch_is_full(start: P
     assert metrics["prompts"] == 16
 
 
-def test_a_pool_is_without_ties_and_balanced_unless_told_otherwise() -> None:
+def test_a_pool_is_without_ties_unless_told_otherwise_and_balanced_where_asked_for() -> None:
     states = [State(prompt=[], outcomes=Outcomes(yes=y, no=n)) for y, n in [(0, 9), (9, 0), (8, 0), (7, 3), (5, 5)]]
 
     def pool(**changes: object) -> list[int]:
         return training_pool(states, dataclasses.replace(GrpoSettings(), **changes))
 
-    assert pool(balance=False, drop_within_veh_s=None) == [0, 1, 2, 3, 4]
-    assert pool(balance=False) == [0, 1, 2, 3]
-    assert pool(balance=False, drop_within_veh_s=4.0) == [0, 1, 2]
-    assert [states[i].outcomes.better() for i in pool()].count(Decision.YES) == 1
-    assert len(pool()) == 2
+    assert pool(drop_within_veh_s=None) == [0, 1, 2, 3, 4]
+    assert pool() == [0, 1, 2, 3]
+    assert pool(drop_within_veh_s=4.0) == [0, 1, 2]
+    assert [states[i].outcomes.better() for i in pool(balance=True)].count(Decision.YES) == 1
+    assert len(pool(balance=True)) == 2
 
 
 def test_states_are_drawn_by_their_gap_with_each_answer_better_half_of_the_time() -> None:
     outcomes = [Outcomes(yes=0, no=10), Outcomes(yes=10, no=5), Outcomes(yes=10, no=9)]
     states = [State(prompt=[], outcomes=each) for each in outcomes]
-    settings = GrpoSettings(weigh_by_gap=True)
+    settings = GrpoSettings(weigh_by_gap=True, balance=True)
     drawn = Counter(islice(prompt_order(states, [0, 1, 2], settings, seed=1), 6000))
     # relative gaps of 1, 0.5 and 0.1
     assert drawn[0] / 6000 == pytest.approx(0.5, abs=0.03)
@@ -271,7 +271,7 @@ def test_in_a_group_the_better_answer_gets_more_advantage_than_the_worse_one_in_
 def test_in_balanced_data_the_majority_answer_earns_little_of_what_the_better_answers_earn(
     small_dataset: Path, tmp_path: Path
 ) -> None:
-    """The shipped reward on what json_to_parquet --balance leaves in train.parquet, as train_grpo.sh calls it."""
+    """The shipped reward on what json_to_parquet --balance leaves in train.parquet."""
     from data_tools.json_to_parquet import main
 
     main(["--input", str(small_dataset), "--output", str(tmp_path), "--balance"])

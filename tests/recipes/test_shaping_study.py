@@ -33,15 +33,15 @@ def test_the_default_is_what_train_grpo_does_with_its_tiny_model(repo_root: Path
         ("ROLLOUT_N=${ROLLOUT_N:-", ours.rollout_n),
         ("LORA_RANK=${LORA_RANK:-", ours.lora_rank),
         ("LORA_ALPHA=${LORA_ALPHA:-", ours.lora_alpha),
-        ("NORMALISE_STD=${NORMALISE_STD:-", ours.normalise_std),
+        ("balance=sft default_std=", ours.normalise_std),
         ("TEMPERATURE=${TEMPERATURE:-", ours.temperature),
         ("default_rate=1e-3 default_sft_rate=1e-3 default_kl=", ours.kl),
     ]:
         text = knobs.partition(knob)[2].split("}")[0].split()[0]
         assert text == str(value), knob
     assert float(knobs.partition("    default_rate=")[2].split()[0]) == ours.learning_rate
-    assert "--balance" in knobs
-    assert ours.balance
+    assert "balance=sft" in knobs  # the labels of SFT are balanced, GRPO's states are not
+    assert not ours.balance
 
 
 def test_an_unknown_variant_is_told_the_nearest_one() -> None:
