@@ -30,7 +30,7 @@ VALIDATE_EVERY=${VALIDATE_EVERY:--1}    # steps between validations; -1: none, t
 # ---- SFT before it
 SFT=${SFT:-auto}                        # yes, no, auto: yes for the tiny model and smollm2, which do not know the answer format
 SFT_LEARNING_RATE=${SFT_LEARNING_RATE:-} # empty: 1e-3 for the tiny model, 2e-5 for others
-SFT_EPOCHS=${SFT_EPOCHS:-}              # passes over the labels; empty: 4 for the tiny model, which has all to learn, 1 for others
+SFT_EPOCHS=${SFT_EPOCHS:-}              # passes over the labels; empty: 6 for the tiny model, which has all to learn, 1 for others
 SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-}    # chats a step; empty: 16 for the tiny model, 64 for others
 # ---- evaluation
 EVAL_SEEDS=${EVAL_SEEDS:-10}            # simulated hours with demand that training never saw; 0: no evaluation
@@ -61,7 +61,7 @@ if [[ -z $MODEL_PATH ]]; then
     # A tiny model turns sure of itself within ten steps, and then explores no more; the KL loss keeps it open.
     default_rate=1e-3 default_sft_rate=1e-3 default_kl=0.3
     # It has all to learn: in the first hundred updates and more nothing but the format. Many small steps teach it most.
-    default_sft_epochs=4 default_sft_batch=16
+    default_sft_epochs=6 default_sft_batch=16
     # From a start that knows both answers GRPO takes the states as they come, and weighs them by what is at stake.
     balance=sft default_std=False
 fi
