@@ -63,14 +63,11 @@ def served_cost(jobs: Sequence[EpisodeJob]) -> tuple[Cost, list[Conversation]]:
 
 def load_offline(model: Path) -> None:
     """In a process of its own, with the settings that an evaluation gives its server."""
-    from recipes.vllm_server import KV_CACHE_BYTES, MAX_SEQUENCES, is_cpu_build, num_threads
+    from recipes.vllm_server import KV_CACHE_BYTES, MAX_SEQUENCES, engine_environment, is_cpu_build
 
-    os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    os.environ |= engine_environment(model) | {"VLLM_LOGGING_LEVEL": "ERROR"}
     options: dict[str, Any] = {}
     if is_cpu_build():
-        os.environ["OMP_NUM_THREADS"] = str(num_threads(model))
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         options = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": KV_CACHE_BYTES}
     from vllm import LLM
 

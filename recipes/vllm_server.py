@@ -144,24 +144,7 @@ class VllmServer:
         ]
 
     def _environment(self, key: str) -> dict[str, str]:
-        environment = os.environ | {
-            "VLLM_API_KEY": key,
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-        }
-        if is_cpu_build():
-            environment |= {
-                "OMP_NUM_THREADS": str(num_threads(self._model)),
-                # Threads that wait by spinning, or are tied to cores, are in the way of the simulations.
-                "OMP_WAIT_POLICY": "PASSIVE",
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                # Without a third process between the server and the model: a third less to start, and less to send.
-                # vLLM wants that process only to set up what the two variables above have settled.
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            }
-        return environment
+        return os.environ | engine_environment(self._model) | {"VLLM_API_KEY": key}
 
     def _wait_until_healthy(self, port: int, log_start: int) -> None:
         assert self._process is not None
@@ -213,6 +196,27 @@ class VllmServer:
             self._process = None
 
 
+def engine_environment(model: Path) -> dict[str, str]:
+    """Variables for a process in which vLLM computes with the model."""
+    environment = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    if is_cpu_build():
+        environment |= {
+            "OMP_NUM_THREADS": str(_num_threads(model)),
+            # Threads that wait by spinning, or are tied to cores, are in the way of the simulations.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # Without a third process between the server and the model: a third less to start, and less to send.
+            # vLLM wants that process only to set up what the two variables above have settled.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        }
+    return environment
+
+
 def check_servable(model: Path, adapter: Path | None) -> None:
     """Raises ConfigError where vLLM is not installed, or cannot be given the folders."""
     _vllm_version()
@@ -254,8 +258,7 @@ def _longest_text(model: Path) -> int:
     return int(config.get("max_position_embeddings") or MAX_MODEL_TOKENS)
 
 
-def num_threads(model: Path) -> int:
-    """Of vLLM on the CPU."""
+def _num_threads(model: Path) -> int:
     weights = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in model.glob(pattern))
     few = weights < BYTES_PER_PARAMETER * ONE_THREAD_MAX_PARAMETERS
     return 1 if few else len(os.sched_getaffinity(0))
