@@ -30,6 +30,7 @@ def members_table(scenarios: list[Scenario]) -> list[str]:
         "left lanes",
         "km/h",
         "length [m]",
+        "bay [m]",
         "veh/h",
         "plan [s]",
     )
@@ -50,6 +51,7 @@ def members_table(scenarios: list[Scenario]) -> list[str]:
                 each([approach.left_lane for approach in approaches]),
                 each([round(3.6 * approach.speed_m_per_s) for approach in approaches]),
                 each([round(approach.length_m) for approach in approaches]),
+                each([round(approach.bay_m) for approach in approaches]),
                 f"{max(map(sum, rates)):.0f}",
                 " ".join(map(str, junction.green_s)),
             )

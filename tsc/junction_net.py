@@ -1,8 +1,9 @@
 """A single junction made of its approaches: lanes, turns, stages and signal program, written by SUMO's netconvert.
 
 netgenerate makes regular grids only. Here an approach has its own angle, lanes, speed and length, and the stages
-follow from the layout. Edges are named in0, out0, in1, … in the order of the approaches, the junction `junction`.
-Traffic keeps to the right. Who yields to whom is netconvert's.
+follow from the layout. Edges are named in0, out0, in1, … in the order of the approaches, the junction `junction`; where
+an approach widens before it, bay0 is the wide part of in0. Traffic keeps to the right. Who yields to whom is
+netconvert's.
 
 Stages, by layout. Two approaches oppose each other where each is straight ahead of the other.
     opposites  opposing approaches share a stage; their left turns get one of their own after it where they are
@@ -34,6 +35,7 @@ Movement = tuple[int, Turn]
 
 JUNCTION_ID = "junction"
 MIN_ANGLE_BETWEEN_DEG = 30.0
+MIN_BAY_M = 40.0
 # an exit that departs no more than this from the direction of travel is straight ahead
 _STRAIGHT_WITHIN_DEG = 45.0
 
@@ -45,7 +47,8 @@ class _Section(BaseModel):
 class Approach(_Section):
     """angle_deg: where the approach comes from, seen from the junction, clockwise from north. length_m: to the middle
     of the junction. left_turn: yielding to oncoming traffic (permitted), only in a stage without it (protected), or
-    first the one, then the other (both). left_lane: shared with straight on, or of its own."""
+    first the one, then the other (both). left_lane: shared with straight on, or of its own. bay_m: where the road has
+    one lane fewer and widens only so far before the middle of the junction; 0: it has all lanes from its begin."""
 
     angle_deg: float = Field(ge=0, lt=360)
     lanes: int = Field(ge=1, le=4)
@@ -53,6 +56,16 @@ class Approach(_Section):
     length_m: float = Field(ge=60, le=2000)
     left_turn: LeftTurn = "permitted"
     left_lane: LeftLane = "joint"
+    bay_m: float = Field(default=0, ge=0, le=1000)
+
+    @model_validator(mode="after")
+    def _bay_has_room(self) -> Approach:
+        if self.bay_m and (self.lanes == 1 or not MIN_BAY_M <= self.bay_m <= self.length_m - MIN_BAY_M):
+            raise ValueError(
+                f"bay_m of {self.bay_m:g} with {self.lanes} lane(s) and length_m {self.length_m:g}: choose 0, or "
+                f"{MIN_BAY_M:g} to length_m - {MIN_BAY_M:g} with at least 2 lanes"
+            )
+        return self
 
 
 class Junction(_Section):
@@ -255,24 +268,47 @@ def signal_phases(junction: Junction) -> list[tuple[str, int]]:
     return phases
 
 
+def stop_line_edge(approaches: Sequence[Approach], number: int) -> str:
+    """The edge of an approach that ends at the junction."""
+    return f"bay{number}" if approaches[number].bay_m else f"in{number}"
+
+
+def _node(name: str, kind: str, angle_deg: float, distance_m: float) -> str:
+    angle = math.radians(angle_deg)
+    x, y = distance_m * math.sin(angle), distance_m * math.cos(angle)
+    return f'<node id="{name}" x="{x:.2f}" y="{y:.2f}" type="{kind}"/>'
+
+
 def build_junction_net(junction: Junction, path: Path, *, what: str) -> None:
     """Write the net with netconvert. Same junction, same bytes. Raises ScenarioError with netconvert's words."""
     approaches = junction.approaches
     nodes = [f'<node id="{JUNCTION_ID}" x="0" y="0" type="traffic_light"/>']
-    edges = []
+    edges, widenings = [], []
     for number, (approach, num_exit_lanes) in enumerate(zip(approaches, exit_lanes(approaches), strict=True)):
-        angle = math.radians(approach.angle_deg)
-        x, y = approach.length_m * math.sin(angle), approach.length_m * math.cos(angle)
-        nodes.append(f'<node id="end{number}" x="{x:.2f}" y="{y:.2f}" type="dead_end"/>')
+        end, widens = f"end{number}", f"widens{number}"
+        nodes.append(_node(end, "dead_end", approach.angle_deg, approach.length_m))
+        ways = [(f"out{number}", JUNCTION_ID, end, num_exit_lanes)]
+        if approach.bay_m:
+            nodes.append(_node(widens, "priority", approach.angle_deg, approach.bay_m))
+            narrow = approach.lanes - 1
+            ways += [
+                (f"in{number}", end, widens, narrow),
+                (f"bay{number}", widens, JUNCTION_ID, approach.lanes),
+            ]
+            # the new lane is the left one
+            widenings += [
+                f'from="in{number}" to="bay{number}" fromLane="{min(lane, narrow - 1)}" toLane="{lane}"'
+                for lane in range(approach.lanes)
+            ]
+        else:
+            ways.append((f"in{number}", end, JUNCTION_ID, approach.lanes))
         edges += [
-            f'<edge id="{name}" from="{begin}" to="{end}" numLanes="{lanes}" speed="{approach.speed_m_per_s:.2f}"/>'
-            for name, begin, end, lanes in (
-                (f"in{number}", f"end{number}", JUNCTION_ID, approach.lanes),
-                (f"out{number}", JUNCTION_ID, f"end{number}", num_exit_lanes),
-            )
+            f'<edge id="{name}" from="{begin}" to="{to}" numLanes="{lanes}" speed="{approach.speed_m_per_s:.2f}"/>'
+            for name, begin, to, lanes in ways
         ]
     links = [
-        f'from="in{link.approach}" to="out{link.exit}" fromLane="{link.lane}" toLane="{link.exit_lane}"'
+        f'from="{stop_line_edge(approaches, link.approach)}" to="out{link.exit}" fromLane="{link.lane}" '
+        f'toLane="{link.exit_lane}"'
         for link in links_of(approaches)
     ]
     phases = [f'<phase duration="{duration_s}" state="{state}"/>' for state, duration_s in signal_phases(junction)]
@@ -281,7 +317,7 @@ def build_junction_net(junction: Junction, path: Path, *, what: str) -> None:
     files = {
         "node": ("nodes", nodes),
         "edge": ("edges", edges),
-        "connection": ("connections", [f"<connection {link}/>" for link in links]),
+        "connection": ("connections", [f"<connection {link}/>" for link in (*widenings, *links)]),
         "tllogic": ("tlLogics", [*program, *controlled]),
     }
     with tempfile.TemporaryDirectory(prefix="tsc-junction-") as folder:

@@ -25,6 +25,7 @@ from pydantic import Field, field_validator, model_validator
 from tsc.errors import ConfigError
 from tsc.junction_net import (
     MIN_ANGLE_BETWEEN_DEG,
+    MIN_BAY_M,
     Approach,
     Junction,
     Layout,
@@ -99,6 +100,8 @@ _LIMITS = {
     "stages": (2, 8),
     "speed_km_per_h": (20, 130),
     "length_m": (60, 2000),
+    "bay_m": (40, 1000),
+    "bay_share": (0, 1),
     "all_red_s": (0, 10),
     "saturation": (0.05, 1.2),
     "unevenness": (1, 10),
@@ -108,7 +111,8 @@ _LIMITS = {
 
 
 class Ranges(ScenarioSection):
-    """speed_km_per_h: in steps of 10. length_m: in steps of 10. saturation: see the module's text. unevenness: flow of
+    """speed_km_per_h, length_m, bay_m: in steps of 10. bay_share: of the approaches with more than one lane, those that
+    have all their lanes only so far (bay_m) before the junction. saturation: see the module's text. unevenness: flow of
     the heaviest approach over that of the lightest, a lane. right_share, left_share: of an approach's vehicles where it
     has all three turns."""
 
@@ -117,6 +121,8 @@ class Ranges(ScenarioSection):
     stages: Range
     speed_km_per_h: Range
     length_m: Range
+    bay_m: Range
+    bay_share: Range
     all_red_s: Range
     saturation: Range
     unevenness: Range
@@ -162,6 +168,7 @@ class Family(ScenarioSection):
         turn, place = divmod(number, len(stages))
         dealt = random.Random(f"{self.family_seed}/stages/{turn}").sample(stages, len(stages))
         approaches, layout = self._draw_junction(draw, dealt[place])
+        approaches = self._with_bays(draw, approaches)
         demand, largest = self._draw_demand(draw, approaches, layout, all_red_s := self._draw_all_red_s(draw))
         yellow_s = yellow_time_s(max(approach.speed_m_per_s for approach in approaches))
         junction = Junction(
@@ -224,6 +231,15 @@ class Family(ScenarioSection):
             turn, lane = "permitted", "joint"
         speed_m_per_s = round(self.ranges.speed_km_per_h.draw(draw, step=10) / 3.6, 2)
         return {"lanes": lanes, "speed_m_per_s": speed_m_per_s, "left_turn": turn, "left_lane": lane}
+
+    def _with_bays(self, draw: random.Random, approaches: Sequence[Approach]) -> tuple[Approach, ...]:
+        share = self.ranges.bay_share.draw(draw)
+        found = []
+        for approach in approaches:
+            bay_m = min(self.ranges.bay_m.draw(draw, step=10), approach.length_m - MIN_BAY_M)
+            wanted = draw.random() < share and approach.lanes > 1 and bay_m >= MIN_BAY_M
+            found.append(approach.model_copy(update={"bay_m": bay_m}) if wanted else approach)
+        return tuple(found)
 
     def _draw_demand(
         self, draw: random.Random, approaches: Sequence[Approach], layout: Layout, all_red_s: int
@@ -332,6 +348,8 @@ def _flow_ratios(
         for turn, of_turn in lanes.items():
             sharing: list[Turn] = [other for other, of_other in lanes.items() if set(of_turn) & set(of_other)]
             num_lanes = len({lane for other in sharing for lane in lanes[other]})
+            # what has filled the bay leaves at once, the rest comes along the lanes before it
+            num_lanes = min(num_lanes, approaches[number].lanes - (approaches[number].bay_m > 0))
             together = sum(flow(other) for other in sharing) / num_lanes
             ratio = max(flow(turn) / len(of_turn), together) / SATURATION_FLOW_VEH_PER_H
             yield (number, turn), ratio

@@ -20,6 +20,7 @@ from tsc.junction_net import (
     links_of,
     opposing,
     planned_stages,
+    stop_line_edge,
 )
 from tsc.signal_control import SignalControl
 from tsc.simulation import Simulation, SumoFiles
@@ -54,6 +55,10 @@ JUNCTIONS = {
     "protected": junction_at(approaches_at(CROSSING, 3, "protected", "own"), "opposites"),
     "lead_lag": junction_at(approaches_at(CROSSING, (4, 2, 3, 2), "protected", "own"), "lead_lag"),
     "both": junction_at(approaches_at(CROSSING, 2, "both"), "opposites"),
+    "bays": junction_at(
+        tuple(each.model_copy(update={"bay_m": 60.0}) for each in approaches_at(CROSSING, (2, 3, 2, 4), "both", "own")),
+        "opposites",
+    ),
     "t_protected": junction_at(approaches_at((10.0, 95.0, 190.0), 3, "both", "own"), "opposites"),
     "t": junction_at(approaches_at((10.0, 95.0, 190.0), 2, "permitted", "own"), "opposites"),
     "y": junction_at(approaches_at((0.0, 120.0, 240.0), 3), "incoming"),
@@ -148,7 +153,15 @@ def test_the_net_has_the_approaches_of_the_file(built: tuple[Junction, Path]) ->
     net = sumolib.net.readNet(str(path))
     for number, approach in enumerate(junction.approaches):
         edge = net.getEdge(f"in{number}")
-        assert edge.getLaneNumber() == approach.lanes
+        if approach.bay_m:
+            bay = net.getEdge(f"bay{number}")
+            assert (bay.getLaneNumber(), edge.getLaneNumber()) == (approach.lanes, approach.lanes - 1)
+            assert approach.bay_m - 40 < bay.getLength() < approach.bay_m
+            assert {connection.getToLane().getIndex() for connection in edge.getOutgoing()[bay]} == {
+                *range(approach.lanes)
+            }
+        else:
+            assert edge.getLaneNumber() == approach.lanes
         assert edge.getSpeed() == pytest.approx(approach.speed_m_per_s, abs=0.01)
         x, y = edge.getFromNode().getCoord()
         assert math.hypot(x, y) == pytest.approx(approach.length_m, abs=0.1)
@@ -174,7 +187,9 @@ def stages_seen_by_sumo(net_file: Path, duration_s: int) -> tuple[list[tuple[set
 def test_sumo_sees_the_stages_as_laid_out(built: tuple[Junction, Path]) -> None:
     junction, path = built
     stages, time_s, num_lanes = in_new_process(stages_seen_by_sumo, path, 100)
-    planned = [({f"in{number}" for number, _ in stage.green}, 20.0) for stage in junction.stages]
+    planned = [
+        ({stop_line_edge(junction.approaches, number) for number, _ in stage.green}, 20.0) for stage in junction.stages
+    ]
     assert stages == planned
     assert time_s == 100
     assert num_lanes == sum(approach.lanes for approach in junction.approaches)
@@ -226,6 +241,7 @@ def test_a_wrong_junction_is_told_what_is_wrong(changes: dict[str, object], mess
         ({"left_lane": "joint"}, "approach 0: left_turn protected needs left_lane own"),
         ({"angle_deg": 80}, "two approaches are 10° apart: choose angle_deg at least 30° apart"),
         ({"angle_deg": 360}, "angle_deg is 360: input should be less than 360"),
+        ({"bay_m": 170}, "bay_m of 170 with 2 lane(s) and length_m 200: choose 0, or 40 to length_m - 40"),
         ({"lanes": 5}, "lanes is 5: input should be less than or equal to 4"),
     ],
 )

@@ -72,6 +72,7 @@ def test_the_shipped_family_has_all_that_it_promises(train: list[Scenario]) -> N
     }
     assert {round(3.6 * approach.speed_m_per_s) for approach in approaches} == {30, 40, 50, 60, 70}
     assert all(150 <= approach.length_m <= 400 for approach in approaches)
+    assert {approach.bay_m for approach in approaches} == {0, 50, 60, 70, 80, 90, 100}
     yellow_and_speed = {(j.yellow_s, round(3.6 * max(a.speed_m_per_s for a in j.approaches))) for j in junctions}
     assert yellow_and_speed <= {(3, 30), (3, 40), (3, 50), (4, 60), (5, 70)}
 
