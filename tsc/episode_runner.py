@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +185,13 @@ def run_jobs(jobs: Sequence[EpisodeJob], workers: int, ask: Ask | None = None) -
     running episodes share one batch, and the batches are the same in every run.
     Raises ReplayError with what an episode raises, and what `ask` raises; no process is left behind.
     """
-    context = multiprocessing.get_context("spawn")
+    # a process that has loaded this module, of which each worker is a fork
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     waiting = list(jobs)
     running: dict[Connection, EpisodeJob] = {}
     asked: dict[Connection, list[Conversation]] = {}
-    processes: dict[Connection, SpawnProcess] = {}
+    processes: dict[Connection, ForkServerProcess] = {}
     try:
         for _ in range(min(workers, len(jobs))):
             ours, theirs = context.Pipe()
