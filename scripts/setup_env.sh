@@ -100,6 +100,11 @@ if [[ $platform != 'Linux x86_64' ]]; then
         "Use such a machine, WSL 2 on Windows, or a container."
 fi
 
+if [[ -L $venv ]]; then
+    fail "$repo_root/$venv is a link to $(readlink -f "$venv"), which another tree may be using" \
+        "Remove the link, so that this tree gets an environment of its own:  rm '$repo_root/$venv'"
+fi
+
 # The environment of the previous call is kept and only updated where that is safe.
 reuse=0
 if [[ -r $stamp && ! -s $lock && $(stamped root) == "$repo_root" && $(stamped profile) == "$profile" ]] &&

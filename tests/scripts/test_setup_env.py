@@ -232,6 +232,16 @@ def test_torch_comes_from_the_callers_folder_when_it_has_the_wheel(machine: Mach
     assert "--torch-backend" not in machine.package_installs()[1]
 
 
+def test_an_environment_of_another_tree_is_not_touched_through_a_link(machine: Machine, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "kept").touch()
+    (machine.root / ".venv").symlink_to(other)
+    result = machine.set_up()
+    assert result.returncode == 2 and "is a link to" in result.stderr
+    assert (other / "kept").exists() and not machine.calls.exists()
+
+
 def test_a_python_that_is_too_old_is_named_with_the_remedy(machine: Machine) -> None:
     (machine.programs / "python3.11").unlink()
     machine.install("python3", FAKE_PYTHON.format(version="3.9.18"))
