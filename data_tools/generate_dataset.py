@@ -78,7 +78,7 @@ class Episode:
 
     scenario: Scenario
     number: int
-    split: Literal["train", "val"]
+    split: Literal["train", "val"] | None  # None: json_to_parquet is to draw it
     seed: int
     out: Path
     config: DatasetConfig
@@ -167,7 +167,7 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[dict[str, Any]]:
                 "schema_version": SCHEMA_VERSION,
                 "scenario": episode.scenario.name,
                 "episode": episode.number,
-                "split": episode.split,
+                **({"split": episode.split} if episode.split else {}),
                 "behaviour": behaviour,
                 "time_s": float(second),
                 "prompt_version": PROMPT_VERSION,
@@ -218,7 +218,7 @@ def plan_episodes(
         Episode(
             scenario=scenario,
             number=number,
-            split=split,  # type: ignore[arg-type]
+            split=split if arguments.validation_episodes else None,  # type: ignore[arg-type]
             seed=scenario.seeds.episode_seed(seeds, number),  # type: ignore[arg-type]
             out=arguments.out,
             config=config,
@@ -330,7 +330,10 @@ def main() -> None:
         "--episodes", type=_at_least(1), default=12, help="of each scenario, for training (default: %(default)s)"
     )
     parser.add_argument(
-        "--validation-episodes", type=_at_least(0), default=1, help="of each scenario (default: %(default)s)"
+        "--validation-episodes",
+        type=_at_least(0),
+        default=1,
+        help="of each scenario; 0: json_to_parquet splits the training episodes by time block (default: %(default)s)",
     )
     parser.add_argument("--workers", type=_at_least(1), default=multiprocessing.cpu_count(), help="default: all cores")
     parser.add_argument("--config", type=Path, default=CONFIGS / "dataset.yaml", help="behaviours and sampling")

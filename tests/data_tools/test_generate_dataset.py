@@ -136,3 +136,29 @@ def test_every_junction_of_a_network_gets_samples_with_the_clocks_of_all(repo_ro
     assert all(set(sample["clocks"]) == junctions for sample in samples)
     states = {sample["state_file"] for sample in samples}
     assert len(states) < len(samples)  # junctions that decide in the same second share a state
+
+
+def test_a_family_gives_samples_of_every_member_that_convert_together(repo_root: Path, tmp_path: Path) -> None:
+    text = (repo_root / "configs/scenarios/family_train.yaml").read_text()
+    family = tmp_path / "family.yaml"
+    family.write_text(text.replace("members: 40", "members: 3").replace("duration_s: 1800", "duration_s: 300"))
+    done = run(repo_root, family, tmp_path / "out", "--episodes", "1", "--validation-episodes", "0")
+    assert done.returncode == 0, done.stderr
+    samples = json.loads((tmp_path / "out/grpo_dataset.json").read_text())
+    assert {sample["scenario"] for sample in samples} == {f"family_train_{number:02d}" for number in (1, 2, 3)}
+    assert not any("split" in sample for sample in samples)
+    program = [sys.executable, str(repo_root / "data_tools/json_to_parquet.py"), "--input", str(tmp_path / "out")]
+    program += ["--output", str(tmp_path / "parquet"), "--block-s", "60"]
+    converted = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+    assert converted.returncode == 0, converted.stderr
+    scenarios = json.loads((tmp_path / "parquet/summary.json").read_text())["scenarios"]
+    assert (
+        sum(counts["train"] for counts in scenarios.values()) > 0 < sum(counts["val"] for counts in scenarios.values())
+    )
+    assert len(scenarios) == 3
+
+
+def test_two_scenarios_of_one_name_are_refused(repo_root: Path, short_scenario: Path, tmp_path: Path) -> None:
+    done = run(repo_root, short_scenario, tmp_path / "out", "--scenario", str(short_scenario))
+    assert done.returncode == 2
+    assert "two scenarios have the same name: four_way" in done.stderr
