@@ -21,7 +21,7 @@ from recipes.model_folder import new_model_folder, no_progress_bars_in_logs
 from tsc.errors import ConfigError, run_main
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 PAD_TOKEN = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -148,13 +148,12 @@ def train_tokenizer(chats: list[list[dict[str, str]]], vocab_size: int) -> PreTr
     )
 
 
-def random_model(size: TinyModelSize, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights in fp32, fit for LoRA."""
-    import torch
-    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+def tiny_config(size: TinyModelSize, vocab_size: int) -> Qwen3Config:
+    """The model's config, but for the ids of its tokenizer's special tokens."""
+    from transformers import Qwen3Config
 
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
+    return Qwen3Config(
+        vocab_size=vocab_size,
         hidden_size=size.hidden,
         intermediate_size=3 * size.hidden,
         num_hidden_layers=size.layers,
@@ -166,10 +165,17 @@ def random_model(size: TinyModelSize, tokenizer: PreTrainedTokenizerFast, seed: 
         # An output row that is also an input embedding could not be scaled on its own.
         tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
+
+
+def random_model(size: TinyModelSize, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights in fp32, fit for LoRA."""
+    import torch
+    from transformers import GenerationConfig, Qwen3ForCausalLM
+
+    config = tiny_config(size, len(tokenizer))
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config).to(torch.float32)
