@@ -28,14 +28,29 @@ class Continuation:
     end: str
 
 
-def continue_with(
-    control: SignalControl, junction_id: str, decision: Decision, settings: OutcomeSettings
-) -> Continuation:
-    """Apply `decision` to the due junction and let the tail decide everything else and everything after. The
-    simulation moves on by horizon_s.
+class CostMeter:
+    """The costs of a running simulation from now on: of the measure, then of the terms."""
 
-    Raises ReplayError where the junction is at no decision point, ConfigError for a measure that cannot be imported.
-    """
+    def __init__(self, control: SignalControl, junction_id: str, settings: OutcomeSettings) -> None:
+        """Raises ConfigError for a measure that cannot be imported."""
+        measures = [measure_named(name) for name in settings.measures]
+        scene = Scene(control, junction_id, settings.scope)
+        self._meters = [(number, measure.begin(scene), measure.combine) for number, measure in enumerate(measures)]
+        self._costs = [0.0] * len(measures)
+
+    def read(self) -> None:
+        """To be called after each simulated second."""
+        costs = self._costs
+        for number, read, combine in self._meters:
+            costs[number] = combine(costs[number], read())
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        return tuple(self._costs)
+
+
+def check_decision_point(control: SignalControl, junction_id: str) -> None:
+    """Raises ReplayError where the junction has nothing to decide now, UnknownJunction."""
     control.program(junction_id)
     clock = control.clocks[junction_id]
     timing = control.timing
@@ -46,21 +61,28 @@ def continue_with(
             f"({'green' if clock.green else 'clearing'}, {clock.elapsed_green_s:g} s of green): a decision lies in a "
             f"green, from {timing.min_green_s} s to below {timing.max_green_s} s"
         )
+
+
+def continue_with(
+    control: SignalControl, junction_id: str, decision: Decision, settings: OutcomeSettings
+) -> Continuation:
+    """Apply `decision` to the due junction and let the tail decide everything else and everything after. The
+    simulation moves on by horizon_s.
+
+    Raises ReplayError where the junction is at no decision point, ConfigError for a measure that cannot be imported.
+    """
+    check_decision_point(control, junction_id)
     due = control.due_junctions()
     tail = tail_controller(settings.tail)
-    measures = [measure_named(name) for name in settings.measures]
-    scene = Scene(control, junction_id, settings.scope)
-    meters = [(number, measure.begin(scene), measure.combine) for number, measure in enumerate(measures)]
-    costs = [0.0] * len(meters)
+    meter = CostMeter(control, junction_id, settings)
     decisions = {**tail.decide(control, [name for name in due if name != junction_id]), junction_id: decision}
     for second in range(settings.horizon_s):
         if second:
             due = control.due_junctions()
             decisions = tail.decide(control, due) if due else {}
         control.advance(decisions)
-        for number, read, combine in meters:
-            costs[number] = combine(costs[number], read())
-    return Continuation(costs=tuple(costs), end=control.simulation.traffic_digest())
+        meter.read()
+    return Continuation(costs=meter.costs, end=control.simulation.traffic_digest())
 
 
 def continuations_by_fork(

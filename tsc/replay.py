@@ -10,11 +10,12 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tsc.continuation import Continuation, continue_with, outcomes_of
 from tsc.decision import Decision
@@ -36,6 +37,8 @@ from tsc.signal_control import SignalControl, controllable_programs
 from tsc.signal_program import SignalProgram
 from tsc.simulation import Simulation, SumoFiles
 from tsc.sumo_version import installed_sumo_version
+
+Result = TypeVar("Result")
 
 # Digests of files by path, size and time of change; kept for the life of a worker.
 _checked_files: dict[tuple[Path, int, int], str] = {}
@@ -147,32 +150,34 @@ def _in_memory(text: str) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _continuations(
-    request: ReplayRequest, settings: OutcomeSettings, files: SumoFiles, template: _Template, text: str
-) -> dict[Decision, Continuation]:
-    """files: without route files where the state holds its demand up to the end of the horizon."""
+def _continued(
+    request: ReplayRequest,
+    functions: Sequence[Callable[[SignalControl], Result]],
+    files: SumoFiles,
+    template: _Template,
+    text: str,
+) -> list[Result]:
+    """files: without route files where the state holds its demand up to the end."""
 
-    def continuation(simulation: Simulation, decision: Decision) -> Continuation:
-        control = _restore(request, simulation, template.programs)
-        return continue_with(control, request.junction_id, decision, settings)
+    def result(simulation: Simulation, function: Callable[[SignalControl], Result]) -> Result:
+        return function(_restore(request, simulation, template.programs))
 
-    def both_in_fork(state_file: Path) -> dict[Decision, Continuation]:
+    def all_in_fork(state_file: Path) -> list[Result]:
         if files == template.simulation.files:
             simulation = template.simulation
             simulation.load_state(state_file)
         else:
             simulation = Simulation(files, state_file=state_file)
-        yes = in_fork(lambda: continuation(simulation, Decision.YES))
-        return {Decision.YES: yes, Decision.NO: continuation(simulation, Decision.NO)}
+        *first, last = functions
+        results = [in_fork(partial(result, simulation, function)) for function in first]
+        return [*results, result(simulation, last)]
 
     with _in_memory(text) as state_file:
         try:
             if not template.is_small:
-                return in_fork(lambda: both_in_fork(state_file))
+                return in_fork(lambda: all_in_fork(state_file))
             try:
-                return {
-                    decision: continuation(Simulation(files, state_file=state_file), decision) for decision in Decision
-                }
+                return [result(Simulation(files, state_file=state_file), function) for function in functions]
             except BaseException:
                 _forget_template()  # wherever SUMO stands now
                 raise
@@ -202,30 +207,47 @@ def completed(text: str, net: Simulation) -> str:
     return with_repeated_loader_second(with_junctions_last(text))
 
 
-def replay_continuations(
-    request: ReplayRequest, settings: OutcomeSettings, prepare: Callable[[str, Simulation], str] = completed
-) -> dict[Decision, Continuation]:
-    """Load the state and continue it with each answer.
+def continue_state(
+    request: ReplayRequest,
+    functions: Sequence[Callable[[SignalControl], Result]],
+    *,
+    length_s: float,
+    prepare: Callable[[str, Simulation], str] = completed,
+) -> list[Result]:
+    """What each function returns when it is called with the saved simulation, each from the same state.
 
+    length_s: the most seconds that a function moves the simulation on.
     prepare: what is done to the text of the state before it is loaded, given a simulation of the net.
 
     Raises StateError, ScenarioError or ReplayError, always naming the state, and ReplayProcessDied where the process of
     the replay ended without an answer; never returns a number instead.
     """
-    import_measures(settings)
     text = checked_state(request)
     files = sumo_files(request.sumo, Path(request.dataset_dir))
     try:
         template = _template_for(files, request.sumo.get("net_sha256"))
-        end_s = state_time_s(text) + settings.horizon_s
+        end_s = state_time_s(text) + length_s
         if demand_until_s(text) >= end_s:
             text, files = without_departures_after(text, end_s), template.simulation.files
         text = prepare(text, template.simulation)
-        return _continuations(request, settings, files, template, text)
+        return _continued(request, functions, files, template, text)
     except TscError as error:
         if str(request.state_path) in str(error):
             raise
         raise type(error)(f"replay of state {request.state_path} (sample {request.sample_id}): {error}") from error
+
+
+def replay_continuations(
+    request: ReplayRequest, settings: OutcomeSettings, prepare: Callable[[str, Simulation], str] = completed
+) -> dict[Decision, Continuation]:
+    """Load the state and continue it with each answer. For `prepare` and what is raised, see continue_state."""
+    import_measures(settings)
+    functions = [
+        partial(continue_with, junction_id=request.junction_id, decision=decision, settings=settings)
+        for decision in Decision
+    ]
+    continuations = continue_state(request, functions, length_s=settings.horizon_s, prepare=prepare)
+    return dict(zip(Decision, continuations, strict=True))
 
 
 def replay(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
