@@ -62,7 +62,7 @@ def compute_score(
     and digits or random numbers that the state was saved without. Such a score is still the same every time.
     docs/guarantees.md has every promise with the test that holds it.
     """
-    settings = _settings_for(kwargs)
+    settings = settings_for(kwargs)
     truth = parse_ground_truth(ground_truth)
     answer = parse_answer(solution_str)
     found: FoundOutcomes | None = None
@@ -105,7 +105,8 @@ def close() -> None:
         source.close()
 
 
-def _settings_for(kwargs: Mapping[str, Any]) -> RewardSettings:
+def settings_for(kwargs: Mapping[str, Any]) -> RewardSettings:
+    """The settings that compute_score has under these kwargs. Raises ConfigError."""
     if not kwargs:
         return _load_settings(str(DEFAULT_SETTINGS_FILE), "")
     overrides = {key: value for key, value in kwargs.items() if key not in _VERL_KWARGS}

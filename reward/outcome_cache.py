@@ -10,30 +10,43 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Generic, Protocol, TypeVar
 
-from reward.outcome_store import OutcomeStore
-from tsc.outcome import Outcomes
+Kept = TypeVar("Kept")
 
 
-class OutcomeCache:
+class Store(Protocol[Kept]):
+    """As reward.outcome_store.OutcomeStore."""
+
+    @property
+    def num_faults(self) -> int: ...
+
+    def get(self, key: str) -> Kept | None: ...
+
+    def put(self, key: str, outcomes: Kept) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class OutcomeCache(Generic[Kept]):
     """In memory, least recently used entries go first once there are more than max_entries (some 0.5 kB each). Safe
     from many threads."""
 
-    def __init__(self, store: OutcomeStore | None = None, max_entries: int = 100_000) -> None:
+    def __init__(self, store: Store[Kept] | None = None, max_entries: int = 100_000) -> None:
         if max_entries < 1:
             raise ValueError(f"max_entries is {max_entries}: must be at least 1")
         self._store = store
         self._max_entries = max_entries
         self._lock = threading.Lock()
-        self._outcomes: OrderedDict[str, Outcomes] = OrderedDict()
-        self._in_flight: dict[str, Future[Outcomes]] = {}
+        self._outcomes: OrderedDict[str, Kept] = OrderedDict()
+        self._in_flight: dict[str, Future[Kept]] = {}
         self._num_disk_hits = 0
 
     def __len__(self) -> int:
         with self._lock:
             return len(self._outcomes)
 
-    def get_or_compute(self, key: str, compute: Callable[[], Outcomes], *, on_disk: bool = True) -> Outcomes:
+    def get_or_compute(self, key: str, compute: Callable[[], Kept], *, on_disk: bool = True) -> Kept:
         """The outcomes under `key`, from `compute()` where there are none.
 
         Of several threads that ask for the same key at once, one computes and the others wait for it. What it raises

@@ -41,7 +41,7 @@ class OutcomeSource:
     def __init__(self, settings: RewardSettings) -> None:
         self._settings = settings
         self._outcome_settings = settings.outcome_settings
-        self._cache = OutcomeCache(
+        self._cache: OutcomeCache[Outcomes] = OutcomeCache(
             OutcomeStore(settings.cache, self._outcome_settings) if _are_kept(settings) else None
         )
         self._pool = ReplayPool(settings.replay)

@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,13 +53,25 @@ class ReplayPool:
         _open_pools.add(self)
 
     def replay(self, request: ReplayRequest, settings: OutcomeSettings) -> Replayed:
-        """The outcomes of both answers.
+        """The outcomes of both answers. Raises what `run` raises."""
+        values, num_failed_attempts = self.run(self._settings.function, request, settings)
+        return Replayed(outcomes=Outcomes.from_dict(values), num_failed_attempts=num_failed_attempts)
+
+    def run(
+        self,
+        function: str,
+        request: ReplayRequest,
+        settings: OutcomeSettings,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> tuple[dict[str, Any], int]:
+        """What `function` ("module:function") returns in a worker, as its as_dict() gives it, and the number of crashes
+        and time-outs before. arguments: further keyword arguments of it, plain JSON values.
 
         A crash, a time-out, or an exception that is not one of tsc.errors is tried again in a new worker. One of those
         would come again, and is raised at once: StateError for a state that is missing or damaged, ScenarioError where
         SUMO itself stops, and so on. Raises ReplayError that names state, junction and causes after the last attempt.
         """
-        line = self._line(request, settings)
+        line = self._line(function, request, settings, arguments or {})
         where = f"state {request.state_path} at junction {request.junction_id!r} (sample {request.sample_id})"
         causes: list[str] = []
         with self._places:
@@ -75,10 +87,9 @@ class ReplayPool:
                 if "failed" in reply:
                     self._count("failed_attempts", reply["failed"])
                     causes.append(reply["message"])
-                elif "outcomes" in reply:
+                elif "result" in reply:
                     self._count("replays")
-                    outcomes = Outcomes.from_dict(reply["outcomes"])
-                    return Replayed(outcomes=outcomes, num_failed_attempts=len(causes))
+                    return reply["result"], len(causes)
                 elif reply["ours"]:
                     message = reply["message"]
                     named = message if str(request.state_path) in message else f"replay of {where}: {message}"
@@ -90,18 +101,20 @@ class ReplayPool:
         self._count("failed_replays")
         raise ReplayError(f"replay of {where} failed {len(causes)} times: {'; then '.join(dict.fromkeys(causes))}")
 
-    def _line(self, request: ReplayRequest, settings: OutcomeSettings) -> bytes:
+    def _line(
+        self, function: str, request: ReplayRequest, settings: OutcomeSettings, arguments: Mapping[str, Any]
+    ) -> bytes:
         if not os.path.isabs(request.dataset_dir):  # the server has another working folder
             request = replace(request, dataset_dir=os.path.abspath(request.dataset_dir))
         sumo = request.sumo
         header = {
-            "function": self._settings.function,
+            "function": function,
             "pythonpath": self._python_path,
             "net": sumo.get("net_sha256") or f"{request.dataset_dir}/{sumo.get('net_file')}",
             "timeout_s": self._settings.timeout_s,
             "workers": self._settings.workers,
         }
-        job = {"request": request.to_json(), "settings": settings.as_dict()}
+        job = {"request": request.to_json(), "settings": settings.as_dict(), "arguments": arguments}
         return b"\t".join(json.dumps(part, separators=(",", ":")).encode() for part in (header, job))
 
     def _ask(self, line: bytes) -> dict[str, Any]:

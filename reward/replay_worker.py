@@ -5,9 +5,11 @@ forked, never through multiprocessing, which would run the parent's __main__ aga
 no Ray, no torch, no threads, no open files.
 
 Protocol: lines. After the import of FUNCTION the worker says {"ready": true}. A job is a HEADER with "timeout_s", a tab
-and {"request": …, "settings": …}, both JSON. It is answered by {"outcomes": …}, by {"error": class name, "message": …,
-"ours": bool, "ends": bool}, or by {"failed": "crashed", "message": …, "ends": bool} where a process that it forked
-died; "ends" where SUMO may be left half loaded, so that the worker is of no more use. End of input ends the worker.
+and {"request": …, "settings": …, "arguments": …}, both JSON; FUNCTION is called with the three, the arguments as
+keywords. It is answered by {"result": …}, what FUNCTION's result gives as as_dict(), by {"error": class name,
+"message": …, "ours": bool, "ends": bool}, or by {"failed": "crashed", "message": …, "ends": bool} where a process that
+it forked died; "ends" where SUMO may be left half loaded, so that the worker is of no more use. End of input ends the
+worker.
 """
 
 from __future__ import annotations
@@ -15,13 +17,12 @@ from __future__ import annotations
 import fcntl
 import importlib
 import json
-import math
 import os
 import select
 import signal
 import sys
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from tsc.embedded_files import UnpackedFiles
 from tsc.errors import (
@@ -33,14 +34,20 @@ from tsc.errors import (
     TscError,
     UnknownJunction,
 )
-from tsc.outcome import Outcomes, OutcomeSettings
+from tsc.outcome import OutcomeSettings
 from tsc.replay_request import ReplayRequest
 
 _GRACE_S = 5.0
 # what is raised while files are checked, or by SUMO itself ahead of the first step: the next load starts afresh
 _ERRORS_BEFORE_SUMO_RUNS = (ConfigError, SampleError, StateError, UnknownJunction)
 
-ReplayFunction = Callable[[ReplayRequest, OutcomeSettings], Outcomes]
+
+class Result(Protocol):
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+# (request, settings, **arguments)
+ReplayFunction = Callable[..., Result]
 
 
 def _private_stdout() -> IO[bytes]:
@@ -66,11 +73,11 @@ def _die_with_parent(lifeline_fd: int) -> None:
 def _answer(replay: ReplayFunction, files: UnpackedFiles, job: dict[str, Any]) -> dict[str, Any]:
     try:
         request = files.unpack(ReplayRequest.from_json(job["request"]))
-        outcomes = replay(request, OutcomeSettings(**job["settings"]))
-        if not all(
-            math.isfinite(cost) for each in (outcomes, *outcomes.terms.values()) for cost in (each.yes, each.no)
-        ):
-            raise ReplayError(f"the replay ended in costs that are no numbers: {outcomes.as_dict()}")
+        result = replay(request, OutcomeSettings(**job["settings"]), **job["arguments"]).as_dict()
+        try:
+            json.dumps(result, allow_nan=False)
+        except ValueError:
+            raise ReplayError(f"the replay ended in costs that are no numbers: {result}") from None
     except ReplayProcessDied as error:
         return {"failed": "crashed", "message": files.original_names(str(error)), "ends": True}
     except Exception as error:  # whatever is raised has to reach the client, which names the state and the junction
@@ -84,7 +91,7 @@ def _answer(replay: ReplayFunction, files: UnpackedFiles, job: dict[str, Any]) -
             "ours": is_of_sumo or isinstance(error, TscError),
             "ends": not isinstance(error, _ERRORS_BEFORE_SUMO_RUNS),
         }
-    return {"outcomes": outcomes.as_dict()}
+    return {"result": result}
 
 
 def _load(name: str) -> ReplayFunction:

@@ -75,6 +75,14 @@ def term_key(name: str) -> str:
     return "term_" + name.removeprefix(USER_PREFIX).replace(":", ".")
 
 
+def format_score(form: AnswerForm, settings: RewardSettings) -> float:
+    return {
+        AnswerForm.EXACT: settings.format.exact,
+        AnswerForm.EMBEDDED: settings.format.embedded,
+        AnswerForm.INVALID: settings.format.invalid,
+    }[form]
+
+
 def score_answer(answer: Answer, outcomes: Outcomes | None, settings: RewardSettings) -> Score:
     """`outcomes` may be None only where the answer is invalid: such an answer has no traffic part."""
     traffic = 0.0
@@ -87,11 +95,7 @@ def score_answer(answer: Answer, outcomes: Outcomes | None, settings: RewardSett
         tie = outcomes.better(settings.tie_threshold_veh_s) is None
         for name, _ in settings.terms:
             terms[term_key(name)] = term_score(answer.decision, outcomes.terms[name], settings)
-    form = {
-        AnswerForm.EXACT: settings.format.exact,
-        AnswerForm.EMBEDDED: settings.format.embedded,
-        AnswerForm.INVALID: settings.format.invalid,
-    }[answer.form]
+    form = format_score(answer.form, settings)
     score = settings.weights.traffic * traffic + settings.weights.format * form
     for name, weight in settings.terms:
         score += weight * terms[term_key(name)]
