@@ -3,8 +3,8 @@
 Example:
     python recipes/hardware.py        prints NAME COUNT, say `t4 2`: what HARDWARE=auto and N_GPUS stand for
 
-Asks nvidia-smi for the GPUs; without nvidia-smi the answer is `cpu 1`. Remarks go to standard error. Exits with status 2
-where GPUs are there but none of the profiles can be chosen for them.
+Asks nvidia-smi for the GPUs; without nvidia-smi the answer is `cpu 1`. Remarks go to standard error. Exits with status
+2 where GPUs are there but none of the profiles can be chosen for them.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ RAY_CPUS_PER_DEVICE, RAY_CPUS_BESIDE = 3, 2
 
 
 class Hardware(BaseModel):
-    """One profile, base file included. What each key means and why it has its value, configs/hardware/_gpu.yaml says."""
+    """One profile, base file included; configs/hardware/_gpu.yaml says what each key means and why it has its value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    name: str
     device: Literal["cpu", "cuda"]
-    device_name: str | None
+    device_name: str
+    nvidia_smi_name: str | None
     memory_gib: float | None = Field(gt=0)
     compute_capability: float | None = Field(gt=0)
     peak_tflops: float | None = Field(gt=0)
@@ -158,8 +160,8 @@ def detect() -> Detected:
         )
     if any(gpu.mig for gpu in visible):
         raise ConfigError(
-            f"{first.name} is divided into MIG instances, which verl cannot use as GPUs: ask the machine's owner to turn "
-            "MIG off (nvidia-smi -mig 0), or choose HARDWARE=cpu"
+            f"{first.name} is divided into MIG instances, which verl cannot use as GPUs: ask the machine's owner to "
+            "turn MIG off (nvidia-smi -mig 0), or choose HARDWARE=cpu"
         )
     remarks = []
     driver = re.match(r"\d+", first.driver)
@@ -170,11 +172,11 @@ def detect() -> Detected:
         )
     profiles = {name: load_hardware(name) for name in hardware_names() if name != "cpu"}
     for name, profile in profiles.items():
-        if profile.device_name is not None and re.fullmatch(profile.device_name, first.name):
+        if profile.nvidia_smi_name is not None and re.fullmatch(profile.nvidia_smi_name, first.name):
             return Detected(name=name, count=len(visible), remarks=tuple(remarks))
     name = _nearest(first, profiles)
     remarks.append(
-        f"no profile is for the {first.name} ({first.memory_gib:.1f} GiB, compute capability "
+        f"no profile is made for {first.name} ({first.memory_gib:.1f} GiB, compute capability "
         f"{first.compute_capability}): taking {name}, the nearest smaller one"
     )
     return Detected(name=name, count=len(visible), remarks=tuple(remarks))
@@ -255,8 +257,8 @@ def _nearest(gpu: Gpu, profiles: dict[str, Hardware]) -> str:
     ]
     if not fitting:
         raise ConfigError(
-            f"{gpu.name} ({gpu.memory_gib:.1f} GiB, compute capability {gpu.compute_capability}) is smaller or older than "
-            "all profiles: try HARDWARE=t4 MICRO_BATCH=1 where it is of 7.5 or later and see whether it fits, or "
+            f"{gpu.name} ({gpu.memory_gib:.1f} GiB, compute capability {gpu.compute_capability}) is smaller or older "
+            "than all profiles: try HARDWARE=t4 MICRO_BATCH=1 where it is of 7.5 or later and see whether it fits, or "
             "HARDWARE=cpu"
         )
     return max(fitting)[2]
@@ -280,8 +282,8 @@ def check_layout(
 ) -> None:
     """Whether the devices can share the model and an update's sequences evenly.
 
-    `num_devices` per machine; `sequences` of one update over all machines (prompts × answers, or chats); heads where the
-    model is known. Raises ConfigError that names the knob and values that would do.
+    `num_devices` per machine; `sequences` of one update over all machines (prompts × answers, or chats); heads where
+    the model is known. Raises ConfigError that names the knob and values that would do.
     """
     if num_devices % tensor_parallel:
         raise ConfigError(
@@ -300,14 +302,14 @@ def check_layout(
             )
     if ray_num_cpus is not None and ray_num_cpus < (needed := RAY_CPUS_PER_DEVICE * num_devices + RAY_CPUS_BESIDE):
         raise ConfigError(
-            f"hardware.ray_num_cpus={ray_num_cpus} is too little for {num_devices} workers, of which verl reserves 3 CPUs "
-            f"each, and 2 more: it would wait for ever. Add hardware.ray_num_cpus={needed} (real cores may be fewer)"
+            f"hardware.ray_num_cpus={ray_num_cpus} is too little for {num_devices} workers, for each of which verl "
+            f"reserves 3, and 2 more: it would wait for ever. Add hardware.ray_num_cpus={needed} (cores may be fewer)"
         )
     devices = num_devices * nnodes
     if sequences % devices:
         raise ConfigError(
-            f"an update's {sequences} sequences cannot be shared evenly among {devices} devices: choose BATCH_PROMPTS (and "
-            "ROLLOUT_N, UPDATES) so that they can"
+            f"an update's {sequences} sequences cannot be shared evenly among {devices} devices: choose BATCH_PROMPTS "
+            "(and ROLLOUT_N, UPDATES) so that they can"
         )
     per_device = sequences // devices
     if per_device % micro_batch:
