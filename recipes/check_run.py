@@ -1,10 +1,11 @@
-"""Check the knobs of scripts/train_grpo.sh and scripts/train_sft.sh before anything expensive starts.
+"""Check the knobs of scripts/train_*.sh before anything expensive starts.
 
 Example:
     python recipes/check_run.py --hardware cpu --batch-prompts 64 --rollout-n 4 --model models/tiny \\
         --train data/four_way/parquet/train.parquet
 
-Prints nothing when all is well (with --epochs: the number of steps they take), else one error and exits with status 2.
+Prints nothing when all is well (with --epochs: steps, workers and chats in one pass), else one error and exits with
+status 2.
 """
 
 from __future__ import annotations
@@ -46,6 +47,16 @@ def check_number(knob: str, text: str, least: float, whole: bool, above: bool = 
     if value < least or (above and value == least):
         raise ConfigError(f"{knob}={text} is too small: choose {kind} {bound}")
     return value
+
+
+def check_updates(batch_prompts: int, updates: int) -> int:
+    """Prompts an update. Raises ConfigError where a step's prompts cannot be divided among its updates."""
+    if batch_prompts % updates:
+        raise ConfigError(
+            f"BATCH_PROMPTS={batch_prompts} cannot be divided among UPDATES={updates}: "
+            f"choose a divisor of {batch_prompts}"
+        )
+    return batch_prompts // updates
 
 
 def check_batches(batch_prompts: int, rollout_n: int, micro_batch: int, num_devices: int) -> None:
@@ -92,8 +103,11 @@ def check_parquet(file: Path, kind: str, batch: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hardware", required=True, help="name of a file in configs/hardware")
-    parser.add_argument("--batch-prompts", default="64", help="prompts (GRPO) or chats (SFT) a step")
-    parser.add_argument("--rollout-n", default="1", help="answers to a prompt; at least 2 for GRPO")
+    parser.add_argument("--n-gpus", default="", help="GPUs of a machine; empty: the hardware file's")
+    parser.add_argument("--batch-prompts", default="64", help="prompts (RL) or chats (SFT) a step")
+    parser.add_argument("--rollout-n", default="1", help="answers to a prompt")
+    parser.add_argument("--least-answers", type=int, default=1, help="2 where answers are compared with each other")
+    parser.add_argument("--updates", default="1", help="updates a step")
     parser.add_argument("--micro-batch", default="", help="sequences in one pass; empty: the hardware file's")
     parser.add_argument("--lora-rank", default="0")
     parser.add_argument("--learning-rate", default="1e-4")
@@ -106,9 +120,10 @@ def main() -> None:
     parser.add_argument("--epochs", help="passes over the chats")
     options = parser.parse_args()
     hardware = check_hardware(options.hardware)
+    num_devices = int(check_number("N_GPUS", options.n_gpus or str(hardware["num_devices"]), 1, whole=True))
     batch = int(check_number("BATCH_PROMPTS", options.batch_prompts, 1, whole=True))
-    grpo = options.sft is None
-    rollout_n = int(check_number("ROLLOUT_N", options.rollout_n, 2 if grpo else 1, whole=True))
+    rollout_n = int(check_number("ROLLOUT_N", options.rollout_n, options.least_answers, whole=True))
+    updates = int(check_number("UPDATES", options.updates, 1, whole=True))
     micro_text = options.micro_batch or str(hardware["micro_batch_size"])
     micro_batch = int(check_number("MICRO_BATCH", micro_text, 1, whole=True))
     check_number("LORA_RANK", options.lora_rank, 0, whole=True)
@@ -116,15 +131,18 @@ def main() -> None:
     check_number("TEMPERATURE", options.temperature, 0, whole=False, above=True)
     check_number("KL", options.kl, 0, whole=False)
     check_number("STEPS", options.steps, 1, whole=True)
-    check_batches(batch, rollout_n, micro_batch, int(str(hardware["num_devices"])))
+    if options.epochs is not None:
+        # A pass holds no more chats than a step gives each worker.
+        micro_batch = min(micro_batch, max(batch // num_devices, 1))
+    check_batches(check_updates(batch, updates), rollout_n, micro_batch, num_devices)
     if options.model is not None:
         check_model_folder(options.model)
     if options.train is not None:
         check_parquet(options.train, "train", batch)
-    if options.sft is not None:
-        rows = check_parquet(options.sft, "sft", batch)
-        if options.epochs is not None:
-            print(rows // batch * int(check_number("EPOCHS", options.epochs, 1, whole=True)))
+    if options.epochs is not None:
+        epochs = int(check_number("EPOCHS", options.epochs, 1, whole=True))
+        steps = check_parquet(options.sft, "sft", batch) // batch * epochs if options.sft is not None else 0
+        print(steps, num_devices, micro_batch)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,19 @@
-"""Make usable models of verl's latest checkpoint: a LoRA adapter where one was trained, and the whole model.
+"""Makes usable models of verl's latest checkpoint; scripts/export_model.py is the command.
 
-Example:
-    python recipes/export_model.py --checkpoints runs/mine/grpo/checkpoints --part actor --base runs/mine/sft/merged \\
-        --out runs/mine/grpo
-
-Writes OUT/merged (Hugging Face format, adapter folded in) and, with LoRA, OUT/adapter (PEFT format, to be put on the
-base model), both in the base model's own precision. verl.model_merger would round every weight to bfloat16
-(verl/model_merger/fsdp_model_merger.py:187), which changes what a model trained in fp32 answers.
+Both the adapter and the merged model keep the base model's own precision. verl.model_merger would round every weight to
+bfloat16 (verl/model_merger/fsdp_model_merger.py:187), which changes what a model trained in fp32 answers.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.model_folder import no_progress_bars_in_logs
-from tsc.errors import ConfigError, run_main
+from tsc.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -120,23 +112,3 @@ def _replace(new: Path, target: Path) -> None:
     if target.exists():
         shutil.rmtree(target)
     new.rename(target)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--checkpoints", type=Path, required=True, help="folder with global_step_* (trainer.default_local_dir)"
-    )
-    parser.add_argument("--part", default="", help="folder in a checkpoint: actor for GRPO, empty for SFT")
-    parser.add_argument("--base", type=Path, required=True, help="the model that training started from")
-    parser.add_argument("--out", type=Path, required=True, help="where merged/ and adapter/ go")
-    options = parser.parse_args()
-    # Shards are read without the process group that wrote them, of which torch warns.
-    logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)
-    with no_progress_bars_in_logs():
-        step = export(options.checkpoints, options.part, options.base, options.out)
-    print(f"exported step {step} to {options.out}")
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -71,7 +71,7 @@ def check_model_folder(path: Path) -> None:
     if (path / "adapter_config.json").is_file():
         remedy = "this is a LoRA adapter: give its base model as the model, and this folder as the adapter"
     elif (path / "huggingface").is_dir() or any(path.glob("fsdp_config.json")):
-        remedy = "this is a checkpoint of a training run: export it first (python recipes/export_model.py --help)"
+        remedy = "this is a checkpoint of a training run: export it first (python scripts/export_model.py --help)"
     raise ConfigError(f"the model folder {path} has no {', no '.join(missing)}: {remedy}")
 
 

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the launchers share; sourced by them, not run. Sets: PYTHON, HARDWARE and the environment of a run.
-# Gives: prepare, stage, stage_done, run, total_time, choose_loggers, ray_folder.
+# What the launchers share; sourced by them, not run. Sets: PYTHON, HARDWARE, HARDWARE_OVERRIDES and the environment of a
+# run. Gives: prepare, plan, hydra_list, stage, stage_done, run, total_time, choose_loggers, ray_folder.
 
 LAUNCH_START=$SECONDS
 PYTHON=.venv/bin/python
@@ -67,13 +67,29 @@ fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
 
-# prepare: .venv, the hardware file, and the environment that every process of the run inherits
+# prepare: .venv, the hardware and what it means for Hydra, and the environment that every process of the run inherits
 prepare() {
-    if [[ $HARDWARE == auto ]]; then
-        if has_gpu && [[ -f configs/hardware/gpu.yaml ]]; then HARDWARE=gpu; else HARDWARE=cpu; fi
-    fi
+    user_threads=${OMP_NUM_THREADS:-}
+    case $DRY_RUN in 0 | 1) ;; *) fail "DRY_RUN=$DRY_RUN is unknown: use 0 or 1" ;; esac
     if [[ $HARDWARE == cpu ]]; then PROFILE=${PROFILE:-cpu}; fi
     PROFILE=${PROFILE:-auto} bash scripts/setup_env.sh
+    if [[ $HARDWARE == auto ]]; then
+        local found
+        found=$("$PYTHON" recipes/hardware.py)
+        HARDWARE=${found% *} N_GPUS=${N_GPUS:-${found#* }}
+    elif [[ $HARDWARE != cpu && $DRY_RUN == 0 ]] && ! has_gpu; then
+        fail "HARDWARE=$HARDWARE needs an NVIDIA GPU, and nvidia-smi finds none here: choose cpu, or look with DRY_RUN=1"
+    fi
+    HARDWARE_OVERRIDES=()
+    if [[ -n $N_GPUS ]]; then
+        HARDWARE_OVERRIDES+=("hardware.num_devices=$N_GPUS")
+        # recipes/verl_cpu pretends one GPU a worker, and each takes 3 of Ray's CPUs
+        if [[ $HARDWARE == cpu ]]; then
+            HARDWARE_OVERRIDES+=("hardware.ray_num_gpus=$N_GPUS" "hardware.ray_num_cpus=$((3 * N_GPUS + 2))")
+        fi
+    fi
+    if [[ -n ${MICRO_BATCH:-} ]]; then HARDWARE_OVERRIDES+=("hardware.micro_batch_size=$MICRO_BATCH"); fi
+
     export PATH="$PWD/.venv/bin:$PATH"
 
     # Without byte code the dozen processes of a run compile torch and vLLM a dozen times.
@@ -93,6 +109,20 @@ prepare() {
         export VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-nobind}
     fi
 }
+
+# plan ALGORITHM MODEL FOLDER OVERRIDE...: says whether the run fits and what it will take; with DRY_RUN=1 the end
+plan() {
+    local folder=$3
+    local -a options=(--algorithm "$1" --hardware "$HARDWARE" --model "$2")
+    shift 3
+    if [[ ${PLANNED:-no} == yes ]]; then return; fi
+    if [[ $DRY_RUN == 1 ]]; then options+=(--dry-run --out "$folder/dry_run"); fi
+    if [[ -f scripts/plan.py ]]; then "$PYTHON" scripts/plan.py "${options[@]}" -- "$@"; fi
+    if [[ $DRY_RUN == 1 || ${ONLY_PLAN:-no} == yes ]]; then exit 0; fi
+}
+
+# hydra_list A,B: Hydra's way of writing a list; a single word stays one
+hydra_list() { if [[ $1 == *,* ]]; then printf '[%s]' "$1"; else printf '%s' "$1"; fi; }
 
 # offline_models: models come as local folders, so nothing needs the hub
 offline_models() { export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1; }

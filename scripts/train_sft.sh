@@ -2,6 +2,7 @@
 # Teaches a model the answer format and the better answers by supervised fine-tuning (verl's SFT trainer).
 #
 #   MODEL_PATH=models/smollm2 DATA=data/four_way/parquet bash scripts/train_sft.sh [HYDRA OVERRIDE...]
+#   HARDWARE=t4 MODEL_PATH=qwen2.5-1.5b LORA_RANK=16 DRY_RUN=1 bash scripts/train_sft.sh    whether it fits there
 #
 # The same command goes on after an interruption. The model lands in $RUNS/$RUN_NAME/sft/merged.
 set -euo pipefail
@@ -10,7 +11,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # ---- what to train on what
 MODEL_PATH=${MODEL_PATH:-}              # folder of the model to start from, Hugging Face format
 DATA=${DATA:-data/four_way/parquet}     # folder with sft_train.parquet and sft_val.parquet
-HARDWARE=${HARDWARE:-auto}              # auto, or the name of a file in configs/hardware
+# ---- where it runs
+HARDWARE=${HARDWARE:-auto}              # auto (from nvidia-smi), or the name of a file in configs/hardware: cpu, t4, a100_80g, h100, …
+N_GPUS=${N_GPUS:-}                      # GPUs of each machine; empty: all that HARDWARE=auto finds, else 1
+DRY_RUN=${DRY_RUN:-0}                   # 1: compose and check the configuration, write it, print the plan, and stop; needs no GPU
 # ---- how
 LEARNING_RATE=${LEARNING_RATE:-1e-3}    # peak; cosine decay to 0. About 1e-3 for a tiny new model, 2e-5 for a pretrained one
 EPOCHS=${EPOCHS:-3}                     # passes over the data
@@ -18,6 +22,7 @@ BATCH_CHATS=${BATCH_CHATS:-64}          # chats a step
 MICRO_BATCH=${MICRO_BATCH:-}            # chats in one pass, at most a step's; empty: the hardware file's
 LORA_RANK=${LORA_RANK:-0}               # 0: all weights; otherwise the rank of the adapter (8–64)
 LORA_ALPHA=${LORA_ALPHA:-32}            # scale of the adapter: alpha / rank
+LORA_TARGETS=${LORA_TARGETS:-all-linear} # modules that get one, e.g. q_proj,v_proj
 SAVE_EVERY=${SAVE_EVERY:-100}           # steps between checkpoints
 # ---- where to
 RUN_NAME=${RUN_NAME:-demo}              # $RUNS/$RUN_NAME/sft
@@ -28,22 +33,39 @@ WANDB_PROJECT=${WANDB_PROJECT:-tsc-grpo}
 # shellcheck source=scripts/launch.sh
 source scripts/launch.sh
 prepare
-offline_models
 
 out=$RUNS/$RUN_NAME/sft
 checkpoints=$out/checkpoints
 [[ -n $MODEL_PATH ]] || fail 'MODEL_PATH is empty: give the folder of the model to start from'
-hardware_file=configs/hardware/$HARDWARE.yaml
-if [[ -f $hardware_file && $BATCH_CHATS =~ ^[1-9][0-9]*$ ]]; then
-    # A pass holds no more chats than a step gives each worker.
-    num_devices=$(sed -n 's/^num_devices: *//p' "$hardware_file")
-    chats=$((BATCH_CHATS / num_devices)) pass=${MICRO_BATCH:-$(sed -n 's/^micro_batch_size: *//p' "$hardware_file")}
-    if ((chats > 0)) && [[ $pass =~ ^[0-9]+$ ]] && ((pass > chats)); then MICRO_BATCH=$chats; fi
-fi
-steps=$("$PYTHON" recipes/check_run.py --hardware "$HARDWARE" --batch-prompts "$BATCH_CHATS" \
-    --micro-batch "$MICRO_BATCH" --lora-rank "$LORA_RANK" --learning-rate "$LEARNING_RATE" --model "$MODEL_PATH" \
-    --sft "$DATA/sft_train.parquet" --epochs "$EPOCHS")
+CHECK=(
+    --hardware "$HARDWARE" --n-gpus "$N_GPUS" --batch-prompts "$BATCH_CHATS" --micro-batch "$MICRO_BATCH"
+    --lora-rank "$LORA_RANK" --learning-rate "$LEARNING_RATE" --epochs "$EPOCHS"
+)
+# the pass that fits the batch
+settled=$("$PYTHON" recipes/check_run.py "${CHECK[@]}")
+read -r _ num_devices pass <<<"$settled"
+OVERRIDES=(
+    "hardware=$HARDWARE"
+    "${HARDWARE_OVERRIDES[@]}"
+    "hardware.micro_batch_size=$pass"
+    "data.train_files=$DATA/sft_train.parquet"
+    "data.train_batch_size=$BATCH_CHATS"
+    "model.path=$MODEL_PATH"
+    "model.lora_rank=$LORA_RANK"
+    "model.lora_alpha=$LORA_ALPHA"
+    "model.target_modules=$(hydra_list "$LORA_TARGETS")"
+    "optim.lr=$LEARNING_RATE"
+    "trainer.total_epochs=$((EPOCHS + 2))"
+    "trainer.save_freq=$SAVE_EVERY"
+    "trainer.default_local_dir=$(realpath -m "$checkpoints")"
+    "trainer.project_name=$WANDB_PROJECT"
+    "trainer.experiment_name=$RUN_NAME-sft"
+)
+plan sft "${PLANNED_MODEL:-$MODEL_PATH}" "$out" "${OVERRIDES[@]}" "$@"
 
+offline_models
+settled=$("$PYTHON" recipes/check_run.py "${CHECK[@]}" --model "$MODEL_PATH" --sft "$DATA/sft_train.parquet")
+read -r steps _ <<<"$settled"
 if [[ -f $out/exported_step ]]; then
     skipped 'SFT' "model in $out/merged"
     exit 0
@@ -54,34 +76,17 @@ choose_loggers "$out" "$RUN_NAME-sft"
 
 val_file=$DATA/sft_val.parquet
 [[ -f $val_file ]] || val_file=null
-DATA_ARGS=(
-    data.train_files="$DATA/sft_train.parquet"
-    data.val_files="$val_file"
-    data.train_batch_size="$BATCH_CHATS"
-)
-MODEL_ARGS=(
-    model.path="$MODEL_PATH"
-    model.lora_rank="$LORA_RANK"
-    model.lora_alpha="$LORA_ALPHA"
-    optim.lr="$LEARNING_RATE"
-)
-TRAINER_ARGS=(
-    hardware="$HARDWARE"
+OVERRIDES+=(
+    "data.val_files=$val_file"
     # The steps end the training. Resumed exactly at an epoch's end, verl passes over one epoch without a step.
-    trainer.total_training_steps="$steps"
-    trainer.total_epochs=$((EPOCHS + 2))
-    trainer.save_freq="$SAVE_EVERY"
-    trainer.default_local_dir="$(realpath -m "$checkpoints")"
-    trainer.project_name="$WANDB_PROJECT"
-    trainer.experiment_name="$RUN_NAME-sft"
+    "trainer.total_training_steps=$steps"
     "trainer.logger=[$LOGGERS]"
 )
-if [[ -n $MICRO_BATCH ]]; then TRAINER_ARGS+=("hardware.micro_batch_size=$MICRO_BATCH"); fi
 
 run --name 'verl (SFT)' --log "$out/train.log" --metrics "$METRICS_FILE" -- \
     torchrun --standalone --nnodes=1 --nproc_per_node="$num_devices" -m verl.trainer.sft_trainer \
     --config-path "$PWD/recipes" --config-name sft \
-    "${DATA_ARGS[@]}" "${MODEL_ARGS[@]}" "${TRAINER_ARGS[@]}" "$@"
+    "${OVERRIDES[@]}" "$@"
 
-run --name 'the export' -- "$PYTHON" recipes/export_model.py --checkpoints "$checkpoints" --base "$MODEL_PATH" --out "$out"
+run --name 'the export' -- "$PYTHON" scripts/export_model.py --checkpoints "$checkpoints" --base "$MODEL_PATH" --out "$out"
 stage_done "model in $out/merged"
