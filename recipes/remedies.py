@@ -1,0 +1,307 @@
+"""The nearest change of a run's settings that makes it fit: what to type, in the order of what it costs the user.
+
+First come changes that leave the result as it is (smaller passes, recomputation, shares of memory), then those that
+cost time, then those that change what is trained or on what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from recipes.memory_plan import MemoryPlan, kv_bytes_per_token, kv_cache_bytes, memory_plan, usable_bytes
+from recipes.model_facts import ModelFacts
+from recipes.run_settings import MIB, EngineSettings, RunSettings
+
+LORA_RANK = 32
+MOST_GPUS = 8
+LEAST_BUCKET_MB = 128
+LEAST_SEQUENCES = 32
+MEMORY_FRACTIONS = tuple(fraction / 100 for fraction in range(10, 91, 5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One knob at one value. environment: words before the command; overrides: Hydra's, with the same effect as all.
+
+    words: as a user types it, before the command (NAME=value) or after it (a Hydra override, recognised by its dot).
+    """
+
+    words: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """Changes that make a run fit, the settings they lead to, and the model, where that changes."""
+
+    changes: tuple[Change, ...]
+    settings: RunSettings
+    facts: ModelFacts
+
+    @property
+    def overrides(self) -> list[str]:
+        return [override for change in self.changes for override in change.overrides]
+
+    @property
+    def before_command(self) -> str:
+        return " ".join(change.words for change in self.changes if not _is_override(change))
+
+    @property
+    def after_command(self) -> str:
+        return " ".join(change.words for change in self.changes if _is_override(change))
+
+
+def _is_override(change: Change) -> bool:
+    return "." in change.words.split("=", 1)[0]
+
+
+Candidate = tuple[Change, RunSettings]
+
+
+def find_remedies(facts: ModelFacts, settings: RunSettings, *, most: int = 3) -> list[Remedy]:
+    """Remedies, nearest first: up to `most` single changes, or else the one combination found; empty where none fits.
+
+    A remedy's settings have a plan without problems. No other model is considered.
+    """
+    singles: list[Remedy] = []
+    for knob in KNOBS:
+        for change, changed in knob(facts, settings):
+            if memory_plan(facts, changed).fits:
+                singles.append(Remedy(changes=(change,), settings=changed, facts=facts))
+                break
+        if len(singles) == most:
+            break
+    if singles:
+        return singles
+    combined = _combination(facts, settings)
+    return [combined] if combined else []
+
+
+def shortage_bytes(plan: MemoryPlan, settings: RunSettings, facts: ModelFacts) -> float:
+    """By how much a run does not fit: what all phases lack together, and the cache that vLLM lacks for a sequence."""
+    lacking = 0.0
+    usable = usable_bytes(plan.device_bytes)
+    if settings.device.is_cpu:
+        lacking += max(0, plan.host_bytes - usable)
+    else:
+        lacking += sum(max(0, phase.total - usable) for phase in plan.phases)
+    if settings.rollout is not None and plan.kv_tokens is not None:
+        wanted = settings.rollout.max_model_len * kv_bytes_per_token(facts, settings.rollout)
+        lacking += max(0.0, wanted - kv_cache_bytes(facts, settings))
+    return lacking
+
+
+def _combination(facts: ModelFacts, settings: RunSettings) -> Remedy | None:
+    """Take the knobs in order, each at the value that helps most, until the run fits; then undo what was not needed."""
+    taken: list[int] = []
+    current = settings
+    lacking = shortage_bytes(memory_plan(facts, current), current, facts)
+    for index, knob in enumerate(KNOBS):
+        best = None
+        for _, changed in knob(facts, current):
+            left = shortage_bytes(memory_plan(facts, changed), changed, facts)
+            if left < lacking:
+                best, lacking = changed, left
+        if best is not None:
+            current = best
+            taken.append(index)
+        if memory_plan(facts, current).fits:
+            break
+    else:
+        return None
+    for index in list(taken):
+        without = [other for other in taken if other != index]
+        if _apply(facts, settings, without) is not None:
+            taken = without
+    return _apply(facts, settings, taken)
+
+
+def _apply(facts: ModelFacts, settings: RunSettings, indices: Sequence[int]) -> Remedy | None:
+    """The knobs at the nearest values with which the run fits, the last first to be spared; None where it does not."""
+
+    def search(position: int, current: RunSettings, changes: tuple[Change, ...]) -> Remedy | None:
+        if position == len(indices):
+            if memory_plan(facts, current).fits:
+                return Remedy(changes=changes, settings=current, facts=facts)
+            return None
+        for change, changed in KNOBS[indices[position]](facts, current):
+            found = search(position + 1, changed, (*changes, change))
+            if found:
+                return found
+        return None
+
+    return search(0, settings, ())
+
+
+# ---------------------------------------------------------------------------------------------- knobs
+# Each yields the values to try, the nearest to the present one first.
+
+
+def _micro_batch(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    engines = [engine for engine in (settings.actor, settings.critic, settings.reference_engine) if engine]
+    if any(engine.token_budget is not None for engine in engines):
+        return
+    per_device = settings.sequences // settings.sequences_per_sample // settings.num_devices
+    per_update = per_device // settings.updates_per_batch or per_device
+    present = max(engine.micro_batch for engine in engines)
+    for size in range(present - 1, 0, -1):
+        if per_update % size == 0:
+            change = Change(words=f"MICRO_BATCH={size}", overrides=(f"hardware.micro_batch_size={size}",))
+            yield change, settings.with_micro_batch(size)
+
+
+def _gradient_checkpointing(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    if not settings.actor.gradient_checkpointing:
+        yield (
+            _override("hardware.gradient_checkpointing=true"),
+            settings.with_engines(lambda engine: replace(engine, gradient_checkpointing=True)),
+        )
+
+
+def _sleep(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    rollout = settings.rollout
+    if rollout is not None and not rollout.sleeps and not settings.device.is_cpu:
+        yield _override("hardware.sleep_mode=true"), replace(settings, rollout=replace(rollout, sleeps=True))
+
+
+def _memory_fraction(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    rollout = settings.rollout
+    if rollout is None or rollout.kv_cache_bytes is not None or settings.device.is_cpu:
+        return
+    present = rollout.memory_fraction
+    for fraction in sorted(MEMORY_FRACTIONS, key=lambda fraction: abs(fraction - present)):
+        if abs(fraction - present) > 0.01:
+            yield (
+                _override(f"hardware.gpu_memory_utilization={fraction:g}"),
+                replace(settings, rollout=replace(rollout, memory_fraction=fraction)),
+            )
+
+
+def _kv_cache(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    rollout = settings.rollout
+    if rollout is None or rollout.kv_cache_bytes is None:
+        return
+    for size in sorted(
+        {64 * MIB * 2**power for power in range(10)}, key=lambda size: abs(size - rollout.kv_cache_bytes)
+    ):
+        if size != rollout.kv_cache_bytes:
+            yield (
+                _override(f"hardware.kv_cache_memory_bytes={size}"),
+                replace(settings, rollout=replace(rollout, kv_cache_bytes=size)),
+            )
+
+
+def _num_sequences(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    rollout = settings.rollout
+    if rollout is None:
+        return
+    size = rollout.max_num_seqs // 2
+    while size >= LEAST_SEQUENCES:
+        yield (
+            _override(f"hardware.max_num_sequences={size}"),
+            replace(settings, rollout=replace(rollout, max_num_seqs=size)),
+        )
+        size //= 2
+
+
+def _bucket(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    rollout = settings.rollout
+    if rollout is None or settings.device.is_cpu:
+        return
+    size = rollout.bucket_bytes // MIB // 2
+    while size >= LEAST_BUCKET_MB:
+        yield (
+            _override(f"hardware.weight_bucket_mb={size}"),
+            replace(settings, rollout=replace(rollout, bucket_bytes=size * MIB)),
+        )
+        size //= 2
+
+
+def _offload(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    if settings.device.is_cpu or settings.algorithm == "dpo":
+        return
+    if not (settings.actor.param_offload and settings.actor.optimizer_offload):
+
+        def offloaded(engine: EngineSettings) -> EngineSettings:
+            return replace(engine, param_offload=True, optimizer_offload=True) if engine.trained else engine
+
+        words = "hardware.param_offload=true hardware.optimizer_offload=true"
+        yield (
+            Change(words=words, overrides=tuple(words.split())),
+            settings.with_engines(offloaded),
+        )
+
+
+def _lora(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    if settings.actor.full:
+        key = "actor_rollout_ref.model.lora_rank" if settings.rollout else "model.lora_rank"
+        if settings.algorithm == "dpo":
+            key = "lora.rank"
+        changed = replace(settings, actor=replace(settings.actor, lora_rank=LORA_RANK))
+        if settings.reference == "separate":
+            changed = replace(changed, reference="adapter_off", reference_engine=None)
+        yield Change(words=f"LORA_RANK={LORA_RANK}", overrides=(f"{key}={LORA_RANK}",)), changed
+
+
+def _tensor_parallel(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    rollout = settings.rollout
+    if rollout is None or settings.device.is_cpu:
+        return
+    size = rollout.tensor_parallel * 2
+    while settings.devices_per_node % size == 0 and facts.heads % size == 0:
+        yield (
+            Change(words=f"TENSOR_PARALLEL={size}", overrides=(f"hardware.tensor_parallel={size}",)),
+            replace(settings, rollout=replace(rollout, tensor_parallel=size)),
+        )
+        size *= 2
+
+
+def _gpus(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    if settings.device.is_cpu:
+        return
+    count = settings.devices_per_node * 2
+    while count <= MOST_GPUS:
+        world = settings.num_nodes * count
+        per_update = settings.sequences // settings.sequences_per_sample // settings.updates_per_batch
+        if per_update % (world * settings.actor.micro_batch) == 0:
+
+            def sharded(engine: EngineSettings, world: int = world) -> EngineSettings:
+                return replace(engine, shards=world if engine.shards == settings.num_devices else engine.shards)
+
+            yield (
+                Change(words=f"N_GPUS={count}", overrides=(f"hardware.num_devices={count}",)),
+                replace(settings.with_engines(sharded), devices_per_node=count),
+            )
+        count *= 2
+
+
+def _base_dtype(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    """Base weights in bf16, which verl takes for the adapter, too: the last resort before a smaller model."""
+    if not settings.actor.full and settings.actor.master_bytes == 4 and settings.actor.compute_bytes == 2:
+        if settings.algorithm == "dpo":
+            return
+        yield (
+            _override("hardware.model_dtype=bf16"),
+            settings.with_engines(lambda engine: replace(engine, master_bytes=2)),
+        )
+
+
+KNOBS = (
+    _micro_batch,
+    _gradient_checkpointing,
+    _sleep,
+    _memory_fraction,
+    _kv_cache,
+    _bucket,
+    _num_sequences,
+    _offload,
+    _lora,
+    _tensor_parallel,
+    _gpus,
+    _base_dtype,
+)
+
+
+def _override(words: str) -> Change:
+    return Change(words=words, overrides=(words,))

@@ -1,0 +1,89 @@
+"""How long a step takes, roughly: floating-point operations and bytes over what a device reaches of its data sheet.
+
+An estimate to tell minutes from hours, not one run from another.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+from recipes.memory_plan import kv_bytes_per_token, kv_cache_tokens, rollout_weight_bytes
+from recipes.model_facts import ModelFacts
+from recipes.run_settings import EngineSettings, RunSettings
+
+# Shares of the data sheet's figures that are assumed.
+COMPUTE_SHARE = 0.3
+BANDWIDTH_SHARE = 0.6
+# What a core of a CPU is assumed to reach.
+CPU_GFLOPS_PER_CORE = 25
+CPU_BANDWIDTH_GB_PER_S = 10
+# Start of passes, Ray's calls, waiting for the slowest: what a step takes with a model of no size.
+FIXED_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """Seconds of one step's parts, and its tokens over all devices."""
+
+    parts_s: dict[str, float]
+    tokens: int
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.parts_s.values())
+
+
+def step_time(facts: ModelFacts, settings: RunSettings) -> StepTime:
+    """2 operations a parameter and token forward, 4 backward, 2 of them for the weights' gradients, which a frozen base
+    does not need; 2 more where activations are recomputed (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)."""
+    flops = flops_per_s(settings) * settings.num_devices
+    tokens = settings.sequences * settings.sequence_tokens
+    parts: dict[str, float] = {}
+    if settings.rollout is not None:
+        parts["generate"] = generation_s(facts, settings)
+    passes = int(settings.old_log_prob_pass) + int(settings.reference != "none")
+    if passes:
+        parts["log-probs"] = passes * 2 * facts.num_matmul_parameters * tokens / flops
+    if settings.critic is not None:
+        critic = facts.layers * facts.num_layer
+        parts["critic"] = (2 + training_operations(settings.critic)) * critic * tokens / flops
+    parts["update"] = training_operations(settings.actor) * facts.num_matmul_parameters * tokens / flops
+    parts["the rest"] = FIXED_S
+    return StepTime(parts_s=parts, tokens=tokens)
+
+
+def training_operations(engine: EngineSettings) -> int:
+    """Operations a parameter and token of a forward and backward pass."""
+    return 2 + (4 if engine.full else 2) + (2 if engine.gradient_checkpointing else 0)
+
+
+def flops_per_s(settings: RunSettings) -> float:
+    """Operations a second that one device is assumed to reach."""
+    if settings.device.peak_tflops is None:
+        return CPU_GFLOPS_PER_CORE * 1e9 * (os.cpu_count() or 1) / settings.devices_per_node
+    return COMPUTE_SHARE * settings.device.peak_tflops * 1e12
+
+
+def generation_s(facts: ModelFacts, settings: RunSettings) -> float:
+    """Prompts once for each group (prefix caching), then a pass for each token of the answers, which reads all weights
+    and the sequences' keys and values: the slower of reading and computing counts."""
+    rollout = settings.rollout
+    assert rollout is not None
+    flops = flops_per_s(settings)
+    bandwidth = 1e9 * (
+        CPU_BANDWIDTH_GB_PER_S
+        if settings.device.bandwidth_gb_per_s is None
+        else BANDWIDTH_SHARE * settings.device.bandwidth_gb_per_s
+    )
+    copies = max(1, settings.num_devices // rollout.tensor_parallel)
+    sequences = math.ceil(settings.sequences / copies)
+    prompts = math.ceil(settings.batch_prompts / copies)
+    prefill = 2 * facts.num_matmul_parameters * prompts * settings.prompt_tokens / (flops * rollout.tensor_parallel)
+    room = max(1, kv_cache_tokens(facts, settings) // settings.sequence_tokens)
+    together = min(sequences, rollout.max_num_seqs, room)
+    cache = together * settings.sequence_tokens * kv_bytes_per_token(facts, rollout)
+    reading = (rollout_weight_bytes(facts, rollout) + cache) / bandwidth
+    computing = 2 * facts.num_matmul_parameters * together / (flops * rollout.tensor_parallel)
+    return prefill + math.ceil(sequences / together) * settings.answer_tokens * max(reading, computing)

@@ -1,0 +1,243 @@
+"""Tells, before anything starts, whether a run fits its hardware, and what to change where it does not.
+
+The configuration is composed as verl would get it, overrides included; nothing is downloaded and no GPU is needed.
+Exit status 0: fits; 2: does not fit, or the configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipes.memory_plan import PARTS, MemoryPlan, gib, memory_plan, usable_bytes
+from recipes.model_facts import MODEL_CONFIGS, ModelFacts, model_facts
+from recipes.remedies import Remedy, find_remedies
+from recipes.run_settings import ALGORITHMS, RunSettings, run_settings
+from recipes.step_time import COMPUTE_SHARE, CPU_GFLOPS_PER_CORE, step_time
+from tsc.errors import ConfigError, run_main
+from tsc.files import write_atomically
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+FAMILY = "qwen2.5-"
+COLUMN = 11
+
+
+def main() -> int:
+    options = _options()
+    overrides, hardware = _with_hardware(options.overrides, options.hardware)
+    config = _compose(options.algorithm, overrides)
+    settings = with_machine_memory(run_settings(options.algorithm, config, hardware=hardware))
+    facts = model_facts(options.model, root=REPO_ROOT)
+    plan = memory_plan(facts, settings)
+    print(report(facts, settings, plan))
+    if not plan.fits:
+        print(advice(options.algorithm, facts, settings))
+    print(family_line(settings))
+    if options.dry_run:
+        from recipes.compose import validate
+
+        validate(options.algorithm, config)
+        options.out.mkdir(parents=True, exist_ok=True)
+        file = options.out / "config.yaml"
+        write_atomically(file, OmegaConf.to_yaml(config, resolve=True).encode())
+        print(f"dry run: the configuration is valid for verl, and written to {file}")
+    return 0 if plan.fits else 2
+
+
+def report(facts: ModelFacts, settings: RunSettings, plan: MemoryPlan) -> str:
+    """The plan as lines of text: what is run, the table, the verdict."""
+    lines = [_title(facts, settings), *_table(settings, plan)]
+    lines.append(f"main memory  {gib(plan.host_bytes)} GiB: {_list_of(plan.host_parts)}")
+    if settings.rollout is not None and plan.kv_tokens is not None:
+        at_once = plan.kv_tokens // settings.sequence_tokens
+        lines.append(
+            f"KV cache     {plan.kv_tokens:,} tokens: {at_once:,} of the longest answers at a time".replace(",", " ")
+        )
+    lines.append(_time_line(facts, settings))
+    lines.append("")
+    if plan.fits:
+        lines.append(f"FITS: {_margin(settings, plan)}")
+    else:
+        lines.append("DOES NOT FIT")
+        lines.extend(f"  {problem}" for problem in plan.problems)
+    return "\n".join(lines)
+
+
+def advice(algorithm: str, facts: ModelFacts, settings: RunSettings) -> str:
+    """What to type to make it fit: a change, or a combination, or a smaller model."""
+    command = f"bash scripts/train_{algorithm}.sh"
+    remedies = find_remedies(facts, settings)
+    lines = []
+    if remedies:
+        lines.append(
+            "To make it fit, add to your command:" if len(remedies) == 1 else "To make it fit, add one of these:"
+        )
+        lines.extend(f"  {_as_command(remedy, command)}" for remedy in remedies)
+        return "\n".join(lines)
+    for model in reversed(_family()):
+        if model.num_parameters >= facts.num_parameters:
+            continue
+        fits = memory_plan(model, settings).fits
+        found = [] if fits else find_remedies(model, settings, most=1)
+        if fits or found:
+            words = command if fits else _as_command(found[0], command)
+            return (
+                "No change of the settings is enough. A smaller model fits:\n"
+                f"  MODEL_PATH=FOLDER_OF_{model.name} {words}"
+            )
+    return "No change of the settings is enough, nor is a smaller model: take larger hardware."
+
+
+def family_line(settings: RunSettings) -> str:
+    """Which sizes of Qwen2.5 these settings and this hardware carry."""
+    answers = []
+    for model in _family():
+        size = model.name.removeprefix(FAMILY).upper()
+        plan = memory_plan(model, settings)
+        if plan.fits:
+            answers.append(f"{size} yes")
+            continue
+        found = find_remedies(model, settings, most=1)
+        if found:
+            answers.append(f"{size} with {' '.join(change.words for change in found[0].changes)}")
+        else:
+            answers.append(f"{size} no ({gib(plan.fullest.total)} GiB)")
+    return f"Qwen2.5 here: {', '.join(answers)}"
+
+
+def with_machine_memory(settings: RunSettings) -> RunSettings:
+    """On a CPU the memory is this machine's, or what its container may use of it."""
+    if settings.device.memory_bytes or not settings.device.is_cpu:
+        return settings
+    sizes = []
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            sizes.append(1024 * int(line.split()[1]))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        sizes.append(int(text))
+    return replace(settings, device=replace(settings.device, memory_bytes=min(sizes)))
+
+
+# ---------------------------------------------------------------------------------------------- text
+
+
+def _title(facts: ModelFacts, settings: RunSettings) -> str:
+    engine = settings.actor
+    trained = "all weights" if engine.full else f"LoRA of rank {engine.lora_rank}"
+    where = settings.device.title
+    if not settings.device.is_cpu:
+        where = f"{settings.num_devices} × {where}" + (
+            f" on {settings.num_nodes} machines" if settings.num_nodes > 1 else ""
+        )
+    batch = (
+        f"{settings.batch_prompts} × {settings.answers} answers"
+        if settings.rollout
+        else f"{settings.batch_prompts} samples"
+    )
+    dtype = "fp32" if engine.compute_bytes == 4 else "16 bits"
+    return (
+        f"{settings.algorithm.upper()} of {facts.name} ({_billions(facts.num_parameters)} parameters, {trained}, "
+        f"{dtype}) on {where}\n"
+        f"a step: {batch}, each of at most {settings.sequence_tokens} tokens, {engine.micro_batch} at a time"
+    )
+
+
+def _table(settings: RunSettings, plan: MemoryPlan) -> list[str]:
+    names = [part for part in (*PARTS, "actor at rest") if any(part in phase.parts for phase in plan.phases)]
+    width = max(len(name) for name in (*names, "GiB per GPU")) + 2
+    unit = "GiB" if settings.device.is_cpu else "GiB per GPU"
+    lines = ["", f"{unit:<{width}}" + "".join(f"{phase.name:>{COLUMN}}" for phase in plan.phases)]
+    for name in names:
+        cells = (f"{gib(phase.parts[name]) if name in phase.parts else '–':>{COLUMN}}" for phase in plan.phases)
+        lines.append(f"{name:<{width}}" + "".join(cells))
+    lines.append(f"{'in all':<{width}}" + "".join(f"{gib(phase.total):>{COLUMN}}" for phase in plan.phases))
+    if plan.device_bytes and not settings.device.is_cpu:
+        usable = gib(usable_bytes(plan.device_bytes))
+        lines.append(f"{'usable':<{width}}" + "".join(f"{usable:>{COLUMN}}" for _ in plan.phases))
+    return [*lines, ""]
+
+
+def _margin(settings: RunSettings, plan: MemoryPlan) -> str:
+    if settings.device.is_cpu:
+        return f"{gib(plan.host_bytes)} of {gib(usable_bytes(plan.device_bytes))} GiB main memory"
+    fullest = plan.fullest
+    return f"at most {gib(fullest.total)} of {gib(usable_bytes(plan.device_bytes))} GiB per GPU ({fullest.name})"
+
+
+def _time_line(facts: ModelFacts, settings: RunSettings) -> str:
+    time = step_time(facts, settings)
+    assumed = (
+        f"{CPU_GFLOPS_PER_CORE} GFLOP/s a core"
+        if settings.device.peak_tflops is None
+        else f"{COMPUTE_SHARE:.0%} of {settings.device.peak_tflops:g} TFLOP/s".replace("%", " %")
+    )
+    parts = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in time.parts_s.items())
+    return f"a step       {time.tokens:,} tokens at most, very roughly {_seconds(time.total_s)} ({parts}; at {assumed})"
+
+
+def _as_command(remedy: Remedy, command: str) -> str:
+    return " ".join(part for part in (remedy.before_command, command, remedy.after_command) if part)
+
+
+def _list_of(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {gib(size)}" for name, size in parts.items())
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+# ---------------------------------------------------------------------------------------------- configuration
+
+
+def _family() -> list[ModelFacts]:
+    folders = (REPO_ROOT / MODEL_CONFIGS).glob(f"{FAMILY}*/config.json")
+    models = [model_facts(file.parent.name, root=REPO_ROOT) for file in folders]
+    return sorted(models, key=lambda model: model.num_parameters)
+
+
+def _with_hardware(overrides: list[str], hardware: str | None) -> tuple[list[str], str]:
+    """Overrides that name the hardware once, and its name."""
+    named = [override.split("=", 1)[1] for override in overrides if override.startswith("hardware=")]
+    if named:
+        return overrides, named[-1]
+    if hardware is None:
+        raise ConfigError("name the hardware: --hardware cpu, t4, … (a file in configs/hardware)")
+    return [f"hardware={hardware}", *overrides], hardware
+
+
+def _compose(algorithm: str, overrides: list[str]) -> DictConfig:
+    from recipes.compose import compose
+
+    return compose(algorithm, overrides)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Tell whether a training run fits its hardware, and what to change where it does not.",
+        epilog="example: python scripts/plan.py --algorithm grpo --hardware t4 --model qwen2.5-0.5b",
+    )
+    parser.add_argument("--algorithm", required=True, choices=ALGORITHMS)
+    parser.add_argument("--hardware", help="name of a file in configs/hardware, such as t4")
+    parser.add_argument(
+        "--model", required=True, help="folder with a config.json, a name in configs/models, tiny or smollm2"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="also check the configuration with verl, and write it")
+    parser.add_argument("--out", type=Path, help="folder for config.yaml (with --dry-run)")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="Hydra overrides, after --")
+    options = parser.parse_args()
+    if options.dry_run != (options.out is not None):
+        parser.error("--dry-run and --out FOLDER belong together")
+    return options
+
+
+if __name__ == "__main__":
+    run_main(main)
