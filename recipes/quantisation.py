@@ -10,10 +10,19 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tsc.errors import ConfigError, run_main
+from tsc.files import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
 FOUR_BIT = "4bit"
+NOTE = "quantised_weights.json"
 # verl 0.9.1: its FSDP engine loads the weights without a quantization_config and then casts the whole model
 # (workers/engine/fsdp/transformer_impl.py, _build_module), so frozen weights of 4 bits cannot be had. What it calls QAT
 # (engine/fsdp.yaml, `qat`) trains all weights in full and rounds them to NVFP4 on the way to vLLM: it saves memory in
@@ -47,6 +56,43 @@ def check_quantize_installed() -> None:
             f"QUANTIZE={FOUR_BIT} needs bitsandbytes, which only the packages for GPUs have (requirements/gpu.txt): "
             "leave QUANTIZE empty on a CPU"
         )
+
+
+def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 weights that are multiplied in `dtype`."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        # the quantisation constants quantised, too: 0.4 bits a weight less (QLoRA, section 3)
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+def note_quantised(checkpoints: Path, dtype: torch.dtype) -> None:
+    """Keep beside the checkpoints what weights their adapters belong to."""
+    write_atomically(checkpoints / NOTE, json.dumps({"quantize": FOUR_BIT, "dtype": str(dtype)}).encode())
+
+
+def quantised_base(checkpoints: Path, base: Path) -> PreTrainedModel | None:
+    """The model in `base` with its weights rounded to 4 bits and back, if the checkpoints were trained on such.
+
+    An adapter makes up for the rounding that it was trained with, so a merged model answers as the trained one only
+    where it has the same rounding.
+    """
+    note = checkpoints / NOTE
+    if not note.is_file():
+        return None
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_quantize_installed()
+    dtype = getattr(torch, json.loads(note.read_text(encoding="utf-8"))["dtype"].removeprefix("torch."))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, quantization_config=four_bit_config(dtype))
+    whole: PreTrainedModel = model.dequantize(dtype).to("cpu")
+    return whole
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ TRL itself has no margins: DPOTrainer drops columns that it does not know.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -30,11 +31,10 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PrinterCallback,
     TrainerCallback,
     TrainerControl,
@@ -46,7 +46,13 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from recipes.export_model import latest_step
 from recipes.model_folder import no_progress_bars_in_logs
-from recipes.quantisation import FOUR_BIT, check_quantize, check_quantize_installed
+from recipes.quantisation import (
+    FOUR_BIT,
+    check_quantize,
+    check_quantize_installed,
+    four_bit_config,
+    note_quantised,
+)
 from tsc.errors import ConfigError, run_main
 from tsc.files import write_atomically
 
@@ -63,6 +69,27 @@ def offset_loss(
 ) -> torch.Tensor:
     """The loss above of each pair; all of shape (pairs,)."""
     return -F.logsigmoid(chosen_rewards - rejected_rewards - margin_scale * margins)
+
+
+def answer_log_probs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs of the chosen and of the rejected answers, each of shape (pairs,).
+
+    batch: as MarginCollator makes it; the first half of its rows are the chosen answers, the second the rejected ones.
+    """
+    of_answer = batch["completion_mask"][:, 1:]
+    first = int(of_answer.argmax(dim=1).min())
+    next_tokens = batch["input_ids"][:, first + 1 :]
+    # TRL takes logits at every position: for a vocabulary of 152,000 that is 0.6 MB a token in float32, and nearly all
+    # tokens are the prompt's.
+    logits = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        use_cache=False,
+        logits_to_keep=next_tokens.shape[1] + 1,
+    ).logits[:, :-1]
+    log_probs = logits.float().log_softmax(dim=-1).gather(-1, next_tokens[..., None])[..., 0]
+    chosen, rejected = (log_probs * of_answer[:, first:]).sum(dim=1).chunk(2)
+    return chosen, rejected
 
 
 class MarginCollator(DataCollatorForPreference):
@@ -89,9 +116,11 @@ class OffsetDPOTrainer(DPOTrainer):
     def compute_ref_log_probs(
         self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        # TRL hands whatever it does not know to the model
-        known = {name: value for name, value in inputs.items() if name != "margin"}
-        return super().compute_ref_log_probs(model, known)
+        start = self.accelerator.unwrap_model(self.model)
+        without_adapter = start.disable_adapter() if isinstance(start, PeftModel) else contextlib.nullcontext()
+        # the same arithmetic as in training, or the two would differ before the first update
+        with torch.no_grad(), without_adapter, self.accelerator.autocast():
+            return answer_log_probs(model, inputs)
 
     def compute_loss(
         self,
@@ -100,16 +129,8 @@ class OffsetDPOTrainer(DPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Mean loss of the batch, whose first half are the chosen answers and second half the rejected ones."""
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        log_probs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            labels=labels,
-            use_cache=False,
-            fused_lm_head=True,
-        ).log_probs
-        chosen, rejected = log_probs.sum(dim=1).chunk(2)
+        """Mean loss of the batch."""
+        chosen, rejected = answer_log_probs(model, inputs)
         chosen_rewards = self.beta * (chosen - inputs["ref_chosen_logps"])
         rejected_rewards = self.beta * (rejected - inputs["ref_rejected_logps"])
         ahead = (chosen_rewards - rejected_rewards).detach()
@@ -261,25 +282,18 @@ def check_lengths(pairs: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, m
 
 def load_model(config: DictConfig) -> PreTrainedModel:
     """The starting model on the CPU, or on this worker's GPU where its weights are quantised."""
-    quantize, dtype = config.model.quantize, DTYPES[config.hardware.param_dtype]
+    quantize, trains_all = config.model.quantize, config.model.lora_rank == 0
+    # Weights that are trained keep a type in which an update is not lost beside them (hardware.model_dtype). Frozen
+    # ones need no more than what they are multiplied in.
+    dtype = DTYPES[config.hardware.model_dtype if trains_all else config.hardware.param_dtype]
     check_quantize("dpo", quantize or "", config.model.lora_rank)
     options: dict[str, Any] = {"attn_implementation": config.hardware.attn_implementation}
     if quantize == FOUR_BIT:
         check_quantize_installed()
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            # the quantisation constants quantised, too: 0.4 bits a weight less (QLoRA, section 3)
-            bnb_4bit_use_double_quant=True,
-        )
+        options["quantization_config"] = four_bit_config(dtype)
         options["device_map"] = {"": PartialState().device}
-    # Weights that are trained stay in float32, as in verl: an update is small beside them. Frozen ones need no more
-    # than what they are multiplied in.
     with no_progress_bars_in_logs():
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            config.model.path, dtype=dtype if config.model.lora_rank else torch.float32, **options
-        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=dtype, **options)
     if quantize == FOUR_BIT and PartialState().device.type == "cpu":
         import bitsandbytes
 
@@ -368,6 +382,8 @@ def train(config: DictConfig) -> None:
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        if state.is_main_process:
+            note_quantised(checkpoints, model.dtype)
     trainer.train(resume_from_checkpoint=str(checkpoints / f"checkpoint-{step}") if step else None)
     if tracking is not None:
         tracking.finish()
