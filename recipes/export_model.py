@@ -1,4 +1,4 @@
-"""Makes usable models of verl's latest checkpoint; scripts/export_model.py is the command.
+"""Makes usable models of verl's latest checkpoint, or TRL's (DPO); scripts/export_model.py is the command.
 
 Both the adapter and the merged model keep the base model's own precision. verl.model_merger would round every weight to
 bfloat16 (verl/model_merger/fsdp_model_merger.py:187), which changes what a model trained in fp32 answers.
@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.quantisation import quantised_base
 from tsc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,19 +89,42 @@ def save_model(shards: Path, base: Path, adapter_out: Path, merged_out: Path) ->
     AutoTokenizer.from_pretrained(base).save_pretrained(merged_out)
 
 
+def save_trl_model(checkpoint: Path, base: Path, adapter_out: Path, merged_out: Path) -> None:
+    """The same of a checkpoint of recipes/train_dpo.py, which is an adapter in PEFT's format or a whole model."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    if (checkpoint / "adapter_config.json").is_file():
+        start = quantised_base(checkpoint.parent, base)
+        if start is None:
+            start = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+        adapted = PeftModel.from_pretrained(start, checkpoint)
+        adapted.save_pretrained(adapter_out)
+        model = adapted.merge_and_unload()
+    else:
+        dtype = getattr(AutoConfig.from_pretrained(base), "dtype", None) or torch.float32
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
+    model.save_pretrained(merged_out)
+    AutoTokenizer.from_pretrained(base).save_pretrained(merged_out)
+
+
 def export(checkpoints: Path, part: str, base: Path, out: Path) -> int:
-    """Returns the step that was exported."""
+    """Returns the step that was exported. part: the folder in a checkpoint of verl's; TRL's have none."""
     step = latest_step(checkpoints)
     if step is None:
         raise ConfigError(f"{checkpoints} holds no complete checkpoint: train first")
     shards = checkpoints / f"global_step_{step}" / part
+    save = save_model
+    if (checkpoints / f"checkpoint-{step}").is_dir():
+        shards, save = checkpoints / f"checkpoint-{step}", save_trl_model
     if not shards.is_dir():
         raise ConfigError(f"checkpoint folder {shards} is missing: remove {checkpoints} and train again")
     out.mkdir(parents=True, exist_ok=True)
     (out / STAMP).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as scratch:
         adapter, merged = Path(scratch, "adapter"), Path(scratch, "merged")
-        save_model(shards, base, adapter, merged)
+        save(shards, base, adapter, merged)
         if adapter.is_dir():
             _replace(adapter, out / "adapter")
         _replace(merged, out / "merged")
