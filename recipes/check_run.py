@@ -15,7 +15,9 @@ import difflib
 from pathlib import Path
 
 from recipes.model_folder import check_model_folder
-from tsc.errors import ConfigError, run_main
+from reward.ground_truth import parse_ground_truth
+from tsc.errors import ConfigError, SampleError, run_main
+from tsc.stretch import MAX_DECISIONS
 
 HARDWARE = Path(__file__).resolve().parents[1] / "configs" / "hardware"
 # What verl reads of each kind of row.
@@ -100,6 +102,30 @@ def check_parquet(file: Path, kind: str, batch: int) -> int:
     return rows
 
 
+def check_decisions(text: str, train: Path | None) -> None:
+    """That stretches of so many decisions can be played from the states of all rows of `train`. Raises ConfigError."""
+    number = int(check_number("DECISIONS", text, 1, whole=True))
+    if number > MAX_DECISIONS:
+        raise ConfigError(f"DECISIONS={number} is too large: choose a whole number of at most {MAX_DECISIONS}")
+    if number == 1 or train is None:
+        return
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_table(train, columns=["reward_model"])["reward_model"]
+    for row, values in enumerate(rows.to_pylist()):
+        try:
+            request = parse_ground_truth(values["ground_truth"]).request
+        except (SampleError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"DECISIONS={number} plays on from each row's state, but row {row} of {train} does not say how: {error}"
+            ) from error
+        if not request.embedded and not request.state_path.is_file():
+            raise ConfigError(
+                f"DECISIONS={number} plays on from each row's state, but that of row {row} of {train}, "
+                f"{request.state_path}, does not exist: move the dataset back, or generate and convert it again"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hardware", required=True, help="name of a file in configs/hardware")
@@ -118,6 +144,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, help="Parquet file with prompts")
     parser.add_argument("--sft", type=Path, help="Parquet file with chats")
     parser.add_argument("--epochs", help="passes over the chats")
+    parser.add_argument("--decisions", default="1", help="consecutive decisions of an answer")
     options = parser.parse_args()
     hardware = check_hardware(options.hardware)
     num_devices = int(check_number("N_GPUS", options.n_gpus or str(hardware["num_devices"]), 1, whole=True))
@@ -139,6 +166,7 @@ def main() -> None:
         check_model_folder(options.model)
     if options.train is not None:
         check_parquet(options.train, "train", batch)
+    check_decisions(options.decisions, options.train)
     if options.epochs is not None:
         epochs = int(check_number("EPOCHS", options.epochs, 1, whole=True))
         steps = check_parquet(options.sft, "sft", batch) // batch * epochs if options.sft is not None else 0

@@ -187,6 +187,7 @@ check_policy_knobs() {
         --hardware "$HARDWARE" --n-gpus "$N_GPUS" --batch-prompts "$BATCH_PROMPTS" --rollout-n "$ROLLOUT_N"
         --least-answers "$1" --updates "$UPDATES" --micro-batch "$MICRO_BATCH" --lora-rank "$LORA_RANK"
         --learning-rate "$LEARNING_RATE" --temperature "$TEMPERATURE" --kl "$KL" --steps "$STEPS"
+        --decisions "${DECISIONS:-1}"
     )
     if [[ -n $MODEL_PATH && $MODEL_PATH != smollm2 && $DRY_RUN != 1 ]]; then CHECK+=(--model "$MODEL_PATH"); fi
     "$PYTHON" recipes/check_run.py "${CHECK[@]}"

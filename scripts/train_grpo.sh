@@ -23,6 +23,7 @@ DRY_RUN=${DRY_RUN:-0}                   # 1: compose and check the configuration
 STEPS=${STEPS:-40}                      # training steps in all; raise it and run again to train on
 BATCH_PROMPTS=${BATCH_PROMPTS:-128}     # prompts a step
 ROLLOUT_N=${ROLLOUT_N:-4}               # answers to each prompt, which are compared with each other (≥ 2)
+DECISIONS=${DECISIONS:-1}               # consecutive decisions an answer is made of, scored by what all of them lead to, 1–32 (docs/multi_decision.md)
 ADVANTAGE=${ADVANTAGE:-grpo}            # what an answer is compared with: grpo (its group), rloo (the others of it), reinforce_plus_plus (the batch), reinforce_plus_plus_baseline (both)
 NORMALISE_STD=${NORMALISE_STD:-}        # divide a group's advantages by their standard deviation: True, False; empty: False for the tiny model, True (verl's default) for others
 LOSS_AGGREGATION=${LOSS_AGGREGATION:-token-mean}   # verl's loss_agg_mode; with seq-mean-token-sum-norm and NORMALISE_STD=False it is Dr. GRPO
@@ -72,6 +73,9 @@ check_choice ADVANTAGE "$ADVANTAGE" grpo rloo reinforce_plus_plus reinforce_plus
 check_choice NORMALISE_STD "$NORMALISE_STD" True False
 check_choice FILTER_GROUPS "$FILTER_GROUPS" True False
 check_choice LOSS_AGGREGATION "$LOSS_AGGREGATION" token-mean seq-mean-token-sum seq-mean-token-mean seq-mean-token-sum-norm
+if [[ $DECISIONS != 1 && $ADVANTAGE != grpo ]]; then
+    fail "ADVANTAGE=$ADVANTAGE takes the $DECISIONS decisions of an answer for as many answers: choose ADVANTAGE=grpo, or DECISIONS=1"
+fi
 check_policy_knobs 2
 choose_sft
 choose_overrides grpo
@@ -82,6 +86,17 @@ OVERRIDES+=(
     "actor_rollout_ref.actor.loss_agg_mode=$LOSS_AGGREGATION"
     "actor_rollout_ref.actor.clip_ratio_high=$CLIP_HIGH"
 )
+if [[ $DECISIONS != 1 ]]; then
+    OVERRIDES+=(
+        "actor_rollout_ref.rollout.agent.agent_loop_config_path=$PWD/recipes/agent_loops.yaml"
+        "actor_rollout_ref.rollout.agent.default_agent_loop=consecutive_decisions"
+        "actor_rollout_ref.rollout.multi_turn.max_assistant_turns=$DECISIONS"
+        "actor_rollout_ref.actor._target_=recipes.decision_loop.DecisionActorConfig"
+        "+actor_rollout_ref.actor.decisions=$DECISIONS"
+        # verl counts sequences in an update, and each decision is one
+        "actor_rollout_ref.actor.ppo_mini_batch_size=$((BATCH_PROMPTS * DECISIONS / UPDATES))"
+    )
+fi
 plan_sft
 plan grpo "$planned_model" "$trained" "${OVERRIDES[@]}" "$@"
 
