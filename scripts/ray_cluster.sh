@@ -1,0 +1,178 @@
+#!/usr/bin/env bash
+# A Ray cluster of machines that each have this repository: starts, shows and stops this machine's node of it.
+#
+#   bash scripts/ray_cluster.sh head                         on one machine; prints what to type on the others
+#   HEAD=10.0.0.5:6379 bash scripts/ray_cluster.sh worker    on every other machine
+#   bash scripts/ray_cluster.sh status                       all nodes, their resources and versions
+#   bash scripts/ray_cluster.sh stop                         this machine's node, and no other Ray that runs here
+#
+# docs/cluster.md tells how to train on it, and of the token that nodes know each other by.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+HEAD=${HEAD:-}                  # worker, status: where the head is, IP:PORT; empty for status: the cluster of this machine's node
+PORT=${PORT:-6379}              # head: TCP port at which the other nodes find it
+NODE_IP=${NODE_IP:-}            # address at which the other nodes reach this machine; empty: Ray's choice
+HARDWARE=${HARDWARE:-auto}      # auto, or the name of a file in configs/hardware
+N_GPUS=${N_GPUS:-}              # GPUs of this machine for training; empty: all, on a CPU one worker that Ray takes for a GPU
+NUM_CPUS=${NUM_CPUS:-}          # CPUs for Ray to count with; empty: all, on a CPU what the workers above take
+RAY_TMP=${RAY_TMP:-/tmp/tsc-ray-$UID}   # this node's folder: sockets and logs; at most 40 characters, one for each node of a machine
+BLOCK=${BLOCK:-0}               # 1: stay in front until the node ends, for Slurm and containers
+
+START_S=120
+DRY_RUN=0
+
+# shellcheck source=scripts/launch.sh
+source scripts/launch.sh
+# The launchers' mark of what ends with them: a node outlives the shell that started it.
+unset TSC_LAUNCH
+
+usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
+
+name="the Ray node in $RAY_TMP"
+log=$RAY_TMP/node.log pid_file=$RAY_TMP/node.pid
+
+# supervisor: the process id of this node's supervisor; nothing where no node runs
+supervisor() {
+    local pid
+    [[ -r $pid_file ]] || return 0
+    pid=$(<"$pid_file")
+    if tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF -- "--name $name --log "; then printf '%s' "$pid"; fi
+}
+
+address() { cat "$RAY_TMP/ray_current_cluster"; }
+
+# resources: ray start's options for what this machine has to give, one a line
+resources() {
+    local memory
+    if [[ $HARDWARE == cpu ]]; then
+        # recipes/verl_cpu pretends one GPU a worker, and each takes 3 of Ray's CPUs
+        N_GPUS=${N_GPUS:-1}
+        NUM_CPUS=${NUM_CPUS:-$((3 * N_GPUS + 2))}
+    fi
+    if [[ -n $N_GPUS ]]; then printf '%s\n' "--num-gpus=$N_GPUS"; fi
+    if [[ -n $NUM_CPUS ]]; then printf '%s\n' "--num-cpus=$NUM_CPUS"; fi
+    memory=$("$PYTHON" -c 'import sys; from recipes.hardware import load_hardware
+print(load_hardware(sys.argv[1]).ray_object_store_memory or "")' "$HARDWARE")
+    if [[ -n $memory ]]; then printf '%s\n' "--object-store-memory=$memory"; fi
+}
+
+start_node() {  # start_node OPTION OF ray start...
+    local pid deadline
+    pid=$(supervisor)
+    [[ -z $pid ]] || fail "a node runs here already: bash scripts/ray_cluster.sh stop, or another RAY_TMP for a second one"
+    prepare
+    # Nodes know each other by a token in ~/.ray/auth_token; RAY_AUTH_MODE=disabled does without.
+    export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+    if [[ $RAY_AUTH_MODE == token && $1 == --head ]]; then ray get-auth-token --generate >/dev/null 2>&1; fi
+    # Ray colours even what it writes to files.
+    export RAY_COLOR_MODE=none
+    local -a options
+    mapfile -t options < <(resources)
+    if [[ -n $NODE_IP ]]; then options+=("--node-ip-address=$NODE_IP"); fi
+    options+=("$@" --temp-dir="$RAY_TMP" --disable-usage-stats --block)
+
+    if [[ -n $(ls -A "$RAY_TMP" 2>/dev/null) && ! -e $pid_file ]]; then
+        fail "RAY_TMP=$RAY_TMP holds something else: choose a folder that is not there yet"
+    fi
+    rm -rf "$RAY_TMP"
+    (umask 077 && mkdir -p "$RAY_TMP")
+    # Under the launchers' supervisor, whose end is the end of everything that Ray has started here.
+    # A session of its own and no parent: it goes on when the shell that started it has ended.
+    # shellcheck disable=SC2016
+    setsid --fork bash -c 'echo $$ >"$0"; exec "$@"' "$pid_file" \
+        "$PYTHON" recipes/supervise.py --name "$name" --log "$log" --stall inf -- \
+        .venv/bin/ray start "${options[@]}" </dev/null >"$RAY_TMP/supervise.log" 2>&1
+    deadline=$((SECONDS + START_S))
+    until grep -qs 'Ray runtime started' "$log"; do
+        sleep 0.2
+        if ((SECONDS >= deadline)) || { [[ -s $pid_file ]] && [[ -z $(supervisor) ]]; }; then
+            pid=$(supervisor)
+            if [[ -n $pid ]]; then kill -TERM "$pid"; fi
+            explain
+        fi
+    done
+}
+
+# explain: why the node did not start
+explain() {
+    printf '%s\n' "--- the end of $log:" >&2
+    tail -n 8 "$log" >&2
+    printf '%s\n' '---' >&2
+    if grep -q 'AuthenticationError' "$log"; then
+        fail "the head's token is another one: copy ~/.ray/auth_token of the head to this machine (chmod 600), or name it by RAY_AUTH_TOKEN_PATH"
+    elif grep -q 'Version mismatch' "$log"; then
+        fail "this machine and the head have different versions (above): bring both to the same state of the repository"
+    elif grep -q 'already running\|Address already in use' "$log"; then
+        fail "another Ray uses port $PORT here: choose another PORT"
+    elif [[ -n $HEAD ]]; then
+        fail "no node came up within $START_S s: is the head at HEAD=$HEAD, and does its firewall let this machine in?"
+    fi
+    fail "no node came up within $START_S s; more in $RAY_TMP/session_latest/logs"
+}
+
+# stay: with BLOCK=1, until the node ends
+stay() {
+    local pid
+    if [[ $BLOCK == 0 ]]; then return; fi
+    trap 'stop_node; exit 143' TERM INT HUP
+    pid=$(supervisor)
+    tail --pid="$pid" -f /dev/null &
+    wait $! || true
+    cat "$RAY_TMP/supervise.log" >&2
+    exit 1
+}
+
+stop_node() {
+    local pid
+    pid=$(supervisor)
+    if [[ -z $pid ]]; then return; fi
+    kill -TERM "$pid"
+    # the supervisor kills after 20 s what has not ended
+    timeout 40 tail --pid="$pid" -f /dev/null || fail "process $pid does not end: kill -KILL $pid, then end what is left of Ray"
+    rm -rf "$RAY_TMP"
+    printf 'stopped %s\n' "$name"
+}
+
+case $BLOCK in 0 | 1) ;; *) fail "BLOCK=$BLOCK is unknown: choose 0 or 1" ;; esac
+for knob in PORT N_GPUS NUM_CPUS; do
+    [[ ${!knob} =~ ^([1-9][0-9]*)?$ ]] || fail "$knob=${!knob} is no whole number above 0"
+done
+if [[ $RAY_TMP != /* || ${#RAY_TMP} -gt 40 ]]; then
+    fail "RAY_TMP=$RAY_TMP: choose an absolute path of at most 40 characters, for the sockets in it"
+fi
+
+case ${1:-} in
+    head)
+        start_node --head --port="$PORT" --include-dashboard=false
+        cat <<TEXT
+The head of a Ray cluster runs at $(address).
+On every other machine, in this repository's folder there:
+    HEAD=$(address) bash scripts/ray_cluster.sh worker
+Then train from here, on as many machines as there are:
+    RAY_ADDRESS=$(address) NNODES=2 bash scripts/train_grpo.sh
+TEXT
+        stay
+        ;;
+    worker)
+        [[ $HEAD == *:* ]] || fail "HEAD=$HEAD: give the address that 'bash scripts/ray_cluster.sh head' has printed, IP:PORT"
+        start_node --address="$HEAD"
+        printf 'This machine is a node of the Ray cluster at %s.\n' "$HEAD"
+        stay
+        ;;
+    status)
+        if [[ -z $HEAD ]]; then
+            [[ -n $(supervisor) ]] || fail "no node runs here: start one (bash scripts/ray_cluster.sh --help), or give the head by HEAD=IP:PORT"
+            HEAD=$(address)
+        fi
+        prepare
+        export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+        "$PYTHON" recipes/cluster_check.py --address "$HEAD" --hardware "$HARDWARE"
+        ;;
+    stop)
+        [[ -n $(supervisor) ]] || fail "no node of this script runs here (RAY_TMP=$RAY_TMP)"
+        stop_node
+        ;;
+    -h | --help) usage ;;
+    *) fail "say what to do: bash scripts/ray_cluster.sh head|worker|status|stop" ;;
+esac
