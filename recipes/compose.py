@@ -213,7 +213,8 @@ def _check_policy_gradient(config: DictConfig, hardware: Hardware) -> None:
     for role, count in sequences.items():
         dynamic = config.critic.use_dynamic_bsz if role == "critic" else worker.actor.use_dynamic_bsz
         _check_devices(config, hardware, sequences=count, micro_batch=1 if dynamic else micro_batches[role])
-    if config.data.train_batch_size % worker.actor.ppo_mini_batch_size:
+    # with several decisions to an answer each is a sequence of its own (recipes/decision_loop.py)
+    if config.data.train_batch_size * worker.actor.get("decisions", 1) % worker.actor.ppo_mini_batch_size:
         raise ConfigError(
             f"{WORKER}.actor.ppo_mini_batch_size={worker.actor.ppo_mini_batch_size} prompts an update do not divide "
             f"data.train_batch_size={config.data.train_batch_size} prompts a step: choose BATCH_PROMPTS and UPDATES so "

@@ -311,6 +311,7 @@ def _policy_gradient(algorithm: str, read: _Reader) -> RunSettings:
         )
     batch = read.integer("data.train_batch_size", least=1)
     mini_batch = read.integer(f"{worker}.actor.ppo_mini_batch_size", least=1)
+    decisions = read.integer(f"{worker}.actor.decisions", 1, least=1)
     prompt_tokens = read.integer("data.max_prompt_length", least=1)
     answer_tokens = read.integer("data.max_response_length", least=1)
     rollout = f"{worker}.rollout"
@@ -324,7 +325,8 @@ def _policy_gradient(algorithm: str, read: _Reader) -> RunSettings:
         num_nodes=read.integer("trainer.nnodes", least=1),
         devices_per_node=read.integer("trainer.n_gpus_per_node", least=1),
         batch_prompts=batch,
-        answers=read.integer(f"{rollout}.n", 1, least=1),
+        # each decision is a sequence of its own (recipes/decision_loop.py)
+        answers=read.integer(f"{rollout}.n", 1, least=1) * decisions,
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
         actor=actor,
@@ -347,7 +349,8 @@ def _policy_gradient(algorithm: str, read: _Reader) -> RunSettings:
             merge_lora=read.flag(f"{worker}.model.lora.merge"),
             layered_summon=read.flag(f"{rollout}.layered_summon"),
         ),
-        updates_per_batch=max(1, batch // mini_batch) * read.integer(f"{worker}.actor.ppo_epochs", 1, least=1),
+        updates_per_batch=max(1, batch * decisions // mini_batch)
+        * read.integer(f"{worker}.actor.ppo_epochs", 1, least=1),
         sequences_per_sample=1,
         object_store_bytes=int(read.get("ray_kwargs.ray_init.object_store_memory", 0)),
         num_agent_workers=read.integer(f"{rollout}.agent.num_workers", 8),
