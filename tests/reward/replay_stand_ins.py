@@ -16,6 +16,7 @@ from pathlib import Path
 from tsc.errors import ReplayError, ReplayProcessDied, StateError
 from tsc.outcome import Outcomes, OutcomeSettings
 from tsc.replay_request import ReplayRequest
+from tsc.stretch import Played, Question
 
 
 def costs_of(state_file: str, settings: OutcomeSettings) -> Outcomes:
@@ -69,6 +70,12 @@ def replay(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
         sys.stdout.flush()
         os.write(1, b'Step #101.00\n{"yes": 0.0, "no": 0.0}\n')
     return costs_of(request.state_file, settings)
+
+
+def play(request: ReplayRequest, settings: OutcomeSettings, *, decisions: list[str], num_decisions: int) -> Played:
+    """Always asks once more."""
+    replay(request, settings)
+    return Played(question=Question(prompt=({"role": "user", "content": str(decisions)},), time_s=0.0))
 
 
 def replay_backwards(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
