@@ -196,22 +196,17 @@ class CheckpointTracker(TrainerCallback):
 def passes(config: DictConfig, num_workers: int) -> tuple[int, int]:
     """Pairs in one forward and backward pass, and passes a step, of each worker. Raises ConfigError.
 
-    hardware.micro_batch_size counts sequences, of which a pair has two.
+    hardware.micro_batch_size counts sequences, of which a pair has two; a pass has at most so many.
     """
     batch = int(config.data.train_batch_size)
-    pairs = max(1, int(config.hardware.micro_batch_size) // 2)
     if batch % num_workers:
         raise ConfigError(
             f"BATCH_PROMPTS={batch} pairs cannot be shared evenly among {num_workers} workers: "
             "choose BATCH_PROMPTS so that they can"
         )
     of_worker = batch // num_workers
-    pairs = min(pairs, of_worker)
-    if of_worker % pairs:
-        raise ConfigError(
-            f"BATCH_PROMPTS={batch} pairs, {of_worker} a worker, are no multiple of the {pairs} in one pass: "
-            "choose a multiple, or set MICRO_BATCH (in sequences, two a pair) so that they are one"
-        )
+    most = max(1, int(config.hardware.micro_batch_size) // 2)
+    pairs = max(number for number in range(1, min(most, of_worker) + 1) if of_worker % number == 0)
     return pairs, of_worker // pairs
 
 
@@ -248,8 +243,6 @@ def training_arguments(config: DictConfig, num_workers: int) -> DPOConfig:
             eval_strategy="steps" if tested else "no",
             eval_steps=config.trainer.test_freq if tested else None,
             save_strategy="steps",
-            # the one before stays until the new one is complete and named
-            save_total_limit=2,
             logging_steps=1,
             report_to="none",
             disable_tqdm=True,
