@@ -11,31 +11,16 @@ status 2.
 from __future__ import annotations
 
 import argparse
-import difflib
 from pathlib import Path
 
+from recipes.hardware import load_hardware
 from recipes.model_folder import check_model_folder
 from reward.ground_truth import parse_ground_truth
 from tsc.errors import ConfigError, SampleError, run_main
 from tsc.stretch import MAX_DECISIONS
 
-HARDWARE = Path(__file__).resolve().parents[1] / "configs" / "hardware"
 # What verl reads of each kind of row.
 COLUMNS = {"train": {"data_source", "prompt", "reward_model"}, "sft": {"messages"}}
-
-
-def check_hardware(name: str) -> dict[str, object]:
-    """The values of configs/hardware/<name>.yaml. Raises ConfigError with the allowed names."""
-    import yaml
-
-    file = HARDWARE / f"{name}.yaml"
-    if not file.is_file():
-        known = sorted(path.stem for path in HARDWARE.glob("*.yaml"))
-        nearest = difflib.get_close_matches(name, known, n=1)
-        meant = f" (did you mean {nearest[0]}?)" if nearest else ""
-        raise ConfigError(f"HARDWARE={name} is unknown{meant}: choose auto, {', '.join(known)}")
-    values: dict[str, object] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return values
 
 
 def check_number(knob: str, text: str, least: float, whole: bool, above: bool = False) -> float:
@@ -146,12 +131,12 @@ def main() -> None:
     parser.add_argument("--epochs", help="passes over the chats")
     parser.add_argument("--decisions", default="1", help="consecutive decisions of an answer")
     options = parser.parse_args()
-    hardware = check_hardware(options.hardware)
-    num_devices = int(check_number("N_GPUS", options.n_gpus or str(hardware["num_devices"]), 1, whole=True))
+    hardware = load_hardware(options.hardware)
+    num_devices = int(check_number("N_GPUS", options.n_gpus or str(hardware.num_devices), 1, whole=True))
     batch = int(check_number("BATCH_PROMPTS", options.batch_prompts, 1, whole=True))
     rollout_n = int(check_number("ROLLOUT_N", options.rollout_n, options.least_answers, whole=True))
     updates = int(check_number("UPDATES", options.updates, 1, whole=True))
-    micro_text = options.micro_batch or str(hardware["micro_batch_size"])
+    micro_text = options.micro_batch or str(hardware.micro_batch_size)
     micro_batch = int(check_number("MICRO_BATCH", micro_text, 1, whole=True))
     check_number("LORA_RANK", options.lora_rank, 0, whole=True)
     check_number("LEARNING_RATE", options.learning_rate, 0, whole=False, above=True)

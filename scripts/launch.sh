@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What the launchers share; sourced by them, not run. Sets: PYTHON, HARDWARE, HARDWARE_OVERRIDES and the environment of a
-# run. Gives: prepare, plan, hydra_list, stage, stage_done, run, total_time, choose_loggers, ray_folder.
+# run. Gives: prepare, find_model, fetch_model, check_adapter, plan, stage, stage_done, run, total_time, choose_loggers, ray_folder.
 
 LAUNCH_START=$SECONDS
 PYTHON=.venv/bin/python
@@ -88,6 +88,7 @@ prepare() {
             HARDWARE_OVERRIDES+=("hardware.ray_num_gpus=$N_GPUS" "hardware.ray_num_cpus=$((3 * N_GPUS + 2))")
         fi
     fi
+    if [[ ${TENSOR_PARALLEL:-1} != 1 ]]; then HARDWARE_OVERRIDES+=("hardware.tensor_parallel=$TENSOR_PARALLEL"); fi
     if [[ -n ${MICRO_BATCH:-} ]]; then HARDWARE_OVERRIDES+=("hardware.micro_batch_size=$MICRO_BATCH"); fi
 
     export PATH="$PWD/.venv/bin:$PATH"
@@ -121,8 +122,38 @@ plan() {
     if [[ $DRY_RUN == 1 || ${ONLY_PLAN:-no} == yes ]]; then exit 0; fi
 }
 
-# hydra_list A,B: Hydra's way of writing a list; a single word stays one
-hydra_list() { if [[ $1 == *,* ]]; then printf '[%s]' "$1"; else printf '%s' "$1"; fi; }
+# find_model MODEL_PATH: sets base, the folder that training starts from, and planned_model, which the plan counts
+find_model() {
+    base=$1 planned_model=$1 hub_model=
+    if [[ -d $1 ]]; then return; fi
+    if [[ -d configs/models/$1 ]]; then
+        if [[ $DRY_RUN == 1 ]]; then return; fi
+        fail "MODEL_PATH=$1 has no weights, it is for DRY_RUN=1: give a model's folder, or OWNER/NAME on the Hugging Face hub"
+    fi
+    hub_model=$1
+    base=$("$PYTHON" recipes/hub_model.py --name "$1" --only-config)
+    planned_model=$base
+}
+
+# fetch_model: its weights, where find_model found it on the hub
+fetch_model() {
+    if [[ -n $hub_model ]]; then
+        stage "Model: $hub_model from the Hugging Face hub"
+        run --name 'recipes/hub_model.py' -- "$PYTHON" recipes/hub_model.py --name "$hub_model"
+        stage_done "$base"
+    fi
+}
+
+# check_adapter ALGORITHM MODEL: sets TARGETS, what LORA_TARGETS is for Hydra, where the model and the library have it all
+check_adapter() {
+    TARGETS=$LORA_TARGETS
+    if [[ -n ${QUANTIZE:-} ]]; then
+        "$PYTHON" recipes/quantisation.py --algorithm "$1" --quantize "$QUANTIZE" --lora-rank "$LORA_RANK" --dry-run "$DRY_RUN"
+    fi
+    if [[ $LORA_TARGETS != all-linear ]]; then
+        TARGETS=$("$PYTHON" recipes/lora_targets.py --model "$2" --targets "$LORA_TARGETS")
+    fi
+}
 
 # offline_models: models come as local folders, so nothing needs the hub
 offline_models() { export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1; }

@@ -35,9 +35,9 @@ choose_paths() {
         dataset=data/$(basename "$SCENARIO" .yaml) parquet=$dataset/parquet
     fi
     case $MODEL_PATH in
-        '') base=$out/tiny planned_model=tiny ;;
-        smollm2) base=models/smollm2 planned_model=smollm2 ;;
-        *) base=$MODEL_PATH planned_model=$MODEL_PATH ;;
+        '') base=$out/tiny planned_model=tiny hub_model= ;;
+        smollm2) base=models/smollm2 planned_model=smollm2 hub_model= ;;
+        *) find_model "$MODEL_PATH" ;;
     esac
     if [[ $SFT == auto ]]; then
         # These two do not know the answer's format.
@@ -87,6 +87,9 @@ make_start_model() {
         stage 'Model: SmolLM2-135M-Instruct'
         run --name 'recipes/smollm2.py' -- "$PYTHON" recipes/smollm2.py --out "$base"
         stage_done "$base"
+    else
+        fetch_model
+        "$PYTHON" recipes/check_run.py --hardware "$HARDWARE" --model "$base"
     fi
     offline_models
 }
@@ -126,6 +129,7 @@ teach_format() {
 # choose_overrides ALGORITHM: sets OVERRIDES, what the knobs that GRPO, GSPO and PPO share mean for verl
 choose_overrides() {
     local use_kl=False
+    check_adapter "$1" "$planned_model"
     if [[ ! $KL =~ ^[0.]+$ ]]; then use_kl=True; fi
     OVERRIDES=(
         "hardware=$HARDWARE"
@@ -136,7 +140,7 @@ choose_overrides() {
         "actor_rollout_ref.model.path=$start"
         "actor_rollout_ref.model.lora_rank=$LORA_RANK"
         "actor_rollout_ref.model.lora_alpha=$LORA_ALPHA"
-        "actor_rollout_ref.model.target_modules=$(hydra_list "$LORA_TARGETS")"
+        "actor_rollout_ref.model.target_modules=$TARGETS"
         "actor_rollout_ref.actor.optim.lr=$LEARNING_RATE"
         "actor_rollout_ref.actor.use_kl_loss=$use_kl"
         "actor_rollout_ref.actor.kl_loss_coef=$KL"
@@ -189,7 +193,7 @@ check_policy_knobs() {
         --learning-rate "$LEARNING_RATE" --temperature "$TEMPERATURE" --kl "$KL" --steps "$STEPS"
         --decisions "${DECISIONS:-1}"
     )
-    if [[ -n $MODEL_PATH && $MODEL_PATH != smollm2 && $DRY_RUN != 1 ]]; then CHECK+=(--model "$MODEL_PATH"); fi
+    if [[ -n $MODEL_PATH && $MODEL_PATH != smollm2 && -z $hub_model && $DRY_RUN == 0 ]]; then CHECK+=(--model "$base"); fi
     "$PYTHON" recipes/check_run.py "${CHECK[@]}"
 }
 

@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # ---- what to train on what
-MODEL_PATH=${MODEL_PATH:-}              # folder of the model to start from, Hugging Face format
+MODEL_PATH=${MODEL_PATH:-}              # folder in Hugging Face format, or OWNER/NAME on its hub
 DATA=${DATA:-data/four_way/parquet}     # folder with sft_train.parquet and sft_val.parquet
 # ---- where it runs
 HARDWARE=${HARDWARE:-auto}              # auto (from nvidia-smi), or the name of a file in configs/hardware: cpu, t4, a100_80g, h100, …
@@ -36,7 +36,14 @@ prepare
 
 out=$RUNS/$RUN_NAME/sft
 checkpoints=$out/checkpoints
-[[ -n $MODEL_PATH ]] || fail 'MODEL_PATH is empty: give the folder of the model to start from'
+[[ -n $MODEL_PATH ]] || fail 'MODEL_PATH is empty: give the model to start from'
+if [[ -n ${PLANNED_MODEL:-} ]]; then
+    # another launcher found it, and may yet have to make it
+    base=$MODEL_PATH planned_model=$PLANNED_MODEL hub_model=
+else
+    find_model "$MODEL_PATH"
+fi
+check_adapter sft "$planned_model"
 CHECK=(
     --hardware "$HARDWARE" --n-gpus "$N_GPUS" --batch-prompts "$BATCH_CHATS" --micro-batch "$MICRO_BATCH"
     --lora-rank "$LORA_RANK" --learning-rate "$LEARNING_RATE" --epochs "$EPOCHS"
@@ -50,10 +57,10 @@ OVERRIDES=(
     "hardware.micro_batch_size=$pass"
     "data.train_files=$DATA/sft_train.parquet"
     "data.train_batch_size=$BATCH_CHATS"
-    "model.path=$MODEL_PATH"
+    "model.path=$base"
     "model.lora_rank=$LORA_RANK"
     "model.lora_alpha=$LORA_ALPHA"
-    "model.target_modules=$(hydra_list "$LORA_TARGETS")"
+    "model.target_modules=$TARGETS"
     "optim.lr=$LEARNING_RATE"
     "trainer.total_epochs=$((EPOCHS + 2))"
     "trainer.save_freq=$SAVE_EVERY"
@@ -61,10 +68,11 @@ OVERRIDES=(
     "trainer.project_name=$WANDB_PROJECT"
     "trainer.experiment_name=$RUN_NAME-sft"
 )
-plan sft "${PLANNED_MODEL:-$MODEL_PATH}" "$out" "${OVERRIDES[@]}" "$@"
+plan sft "$planned_model" "$out" "${OVERRIDES[@]}" "$@"
 
+fetch_model
 offline_models
-settled=$("$PYTHON" recipes/check_run.py "${CHECK[@]}" --model "$MODEL_PATH" --sft "$DATA/sft_train.parquet")
+settled=$("$PYTHON" recipes/check_run.py "${CHECK[@]}" --model "$base" --sft "$DATA/sft_train.parquet")
 read -r steps _ <<<"$settled"
 if [[ -f $out/exported_step ]]; then
     skipped 'SFT' "model in $out/merged"
@@ -88,5 +96,5 @@ run --name 'verl (SFT)' --log "$out/train.log" --metrics "$METRICS_FILE" -- \
     --config-path "$PWD/recipes" --config-name sft \
     "${OVERRIDES[@]}" "$@"
 
-run --name 'the export' -- "$PYTHON" scripts/export_model.py --checkpoints "$checkpoints" --base "$MODEL_PATH" --out "$out"
+run --name 'the export' -- "$PYTHON" scripts/export_model.py --checkpoints "$checkpoints" --base "$base" --out "$out"
 stage_done "model in $out/merged"

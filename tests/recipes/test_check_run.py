@@ -9,13 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from recipes.check_run import check_batches, check_hardware, check_number, check_parquet
+from recipes.check_run import check_batches, check_number, check_parquet
 from tsc.errors import ConfigError
-
-
-def test_unknown_hardware_names_the_allowed_and_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"HARDWARE=cpus is unknown \(did you mean cpu\?\): choose auto, .*cpu"):
-        check_hardware("cpus")
 
 
 @pytest.mark.parametrize(
