@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every check of the repository: set-up, lint, formatting, shell scripts, types, tests.
+# Every check of the repository: set-up, lint, formatting, shell scripts, Dockerfiles, types, tests.
 #
 #   bash scripts/test.sh                      all of it, about 20 minutes on 2 cores
 #   bash scripts/test.sh -m "not slow"        options for pytest
@@ -27,13 +27,14 @@ stage() {  # stage NAME COMMAND...
 
 check_shell_scripts() {
     local -a scripts
-    mapfile -t scripts < <(git ls-files --cached --others --exclude-standard -- '*.sh' .ci/run)
+    mapfile -t scripts < <(git ls-files --cached --others --exclude-standard -- '*.sh' '*.sbatch' .ci/run)
     shellcheck -x "${scripts[@]}"
 }
 
 stage 'lint' ruff check --quiet
 stage 'formatting' ruff format --check --quiet
 stage 'shell scripts' check_shell_scripts
+stage 'Dockerfiles' hadolint docker/Dockerfile docker/Dockerfile.cpu
 stage 'types' mypy
 stage 'tests' pytest "$@"
 printf 'test: everything passed in %d s\n' "$SECONDS"
