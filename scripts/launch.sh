@@ -77,7 +77,7 @@ prepare() {
         local found
         found=$("$PYTHON" recipes/hardware.py)
         HARDWARE=${found% *} N_GPUS=${N_GPUS:-${found#* }}
-    elif [[ $HARDWARE != cpu && $DRY_RUN == 0 ]] && ! has_gpu; then
+    elif [[ $HARDWARE != cpu && -f configs/hardware/$HARDWARE.yaml && $DRY_RUN == 0 ]] && ! has_gpu; then
         fail "HARDWARE=$HARDWARE needs an NVIDIA GPU, and nvidia-smi finds none here: choose cpu, or look with DRY_RUN=1"
     fi
     HARDWARE_OVERRIDES=()

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,70 +19,7 @@ REWARD_PARTS = {
 }  # fmt: skip
 
 
-@dataclass
-class Launch:
-    """A started scripts/train_grpo.sh and what is known of it."""
-
-    process: subprocess.Popen[str]
-    output: Path
-    metrics: Path
-    files_before: set[Path]
-
-    def records(self) -> list[dict]:
-        new = sorted(set(self.metrics.glob("*.jsonl")) - self.files_before)
-        return [json.loads(line) for file in new for line in file.read_text().splitlines()]
-
-    def wait_for(self, what: str, ready: Callable[[], bool], timeout_s: float = 240) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not ready():
-            assert self.process.poll() is None, f"ended before {what}:\n{self.output.read_text()}"
-            assert time.monotonic() < deadline, f"no {what} after {timeout_s} s:\n{self.output.read_text()}"
-            time.sleep(0.5)
-
-    def descendants(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-
-@dataclass
-class Project:
-    root: Path
-    runs: Path
-    data: Path
-
-    @property
-    def run(self) -> Path:
-        return self.runs / "test"
-
-    def launch(self, steps: int) -> Launch:
-        environment = os.environ | {
-            "RUNS": str(self.runs), "RUN_NAME": "test", "DATA": str(self.data), "HARDWARE": "cpu", "WANDB": "offline",
-            "STEPS": str(steps), "SAVE_EVERY": "1", "BATCH_PROMPTS": "8", "ROLLOUT_N": "4", "MICRO_BATCH": "8",
-            "SFT_BATCH_CHATS": "8", "SFT_EPOCHS": "4", "LEARNING_RATE": "1e-2", "EVAL_SEEDS": "0",
-        }  # fmt: skip
-        output = self.runs / f"output-{steps}-{time.monotonic_ns()}.txt"
-        metrics = self.run / "grpo/metrics"
-        before = set(metrics.glob("*.jsonl"))
-        with output.open("w") as file:
-            process = subprocess.Popen(
-                ["bash", "scripts/train_grpo.sh"], cwd=self.root, env=environment, stdout=file, stderr=file, text=True
-            )
-        return Launch(process, output, metrics, before)
-
-
-@pytest.fixture(scope="module")
-def project(repo_root: Path, small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """A run of two steps that has ended well."""
-    project = Project(repo_root, tmp_path_factory.mktemp("runs"), small_dataset)
-    launch = project.launch(steps=2)
-    try:
-        status = launch.process.wait(timeout=400)
-    finally:
-        launch.process.terminate()
-    assert status == 0, launch.output.read_text() + (project.run / "grpo/train.log").read_text()[-5000:]
-    yield project
-
-
-def records(project: Project, stage: str) -> list[dict]:
+def records(project: Any, stage: str) -> list[dict]:
     return [
         json.loads(line)
         for file in sorted((project.run / stage / "metrics").glob("*.jsonl"))
@@ -95,7 +27,7 @@ def records(project: Project, stage: str) -> list[dict]:
     ]
 
 
-def test_every_step_reports_the_parts_of_the_reward(project: Project) -> None:
+def test_every_step_reports_the_parts_of_the_reward(project: Any) -> None:
     steps = [record for record in records(project, "grpo") if "reward/score/mean" in record["data"]]
     assert [record["step"] for record in steps] == [1, 2]
     for record in steps:
@@ -105,20 +37,20 @@ def test_every_step_reports_the_parts_of_the_reward(project: Project) -> None:
         assert record["data"]["reward/failed/sum"] == 0
 
 
-def test_rollout_and_actor_agree_on_the_probabilities(project: Project) -> None:
+def test_rollout_and_actor_agree_on_the_probabilities(project: Any) -> None:
     # With the rollout's log-probs as the old ones and one update a step, this KL is their difference and nothing else.
     for record in records(project, "grpo"):
         assert abs(record["data"].get("actor/ppo_kl", 0.0)) < 1e-3
 
 
-def test_checkpoint_adapter_and_merged_model_are_kept(project: Project) -> None:
+def test_checkpoint_adapter_and_merged_model_are_kept(project: Any) -> None:
     grpo = project.run / "grpo"
     assert (grpo / "checkpoints/latest_checkpointed_iteration.txt").read_text() == "2"
     assert (grpo / "adapter/adapter_model.safetensors").is_file()
     assert (grpo / "merged/config.json").is_file()
 
 
-def test_training_changed_the_weights_and_the_merged_model_equals_base_and_adapter(project: Project) -> None:
+def test_training_changed_the_weights_and_the_merged_model_equals_base_and_adapter(project: Any) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -134,19 +66,19 @@ def test_training_changed_the_weights_and_the_merged_model_equals_base_and_adapt
     torch.testing.assert_close(from_merged, with_adapter, atol=1e-4, rtol=1e-4)
 
 
-def test_the_stages_say_what_they_did_and_where_it_lies(project: Project) -> None:
-    output = next(project.runs.glob("output-2-*.txt")).read_text()
+def test_the_stages_say_what_they_did_and_where_it_lies(project: Any) -> None:
+    output = next(project.runs.glob("output-grpo-2-*.txt")).read_text()
     for text in ("== Parquet", "== Model", "== SFT", "== GRPO", "== Merge", "Finished in", "grpo/merged", "wandb sync"):
         assert text in output
     assert "Traceback" not in output
 
 
-def test_wandb_logs_offline_without_a_key(project: Project) -> None:
+def test_wandb_logs_offline_without_a_key(project: Any) -> None:
     assert list(project.run.glob("grpo/wandb/offline-run-*/*.wandb"))
     assert list(project.run.glob("grpo/tensorboard/events*"))
 
 
-def test_sigterm_leaves_no_process_and_the_same_command_resumes(project: Project) -> None:
+def test_sigterm_leaves_no_process_and_the_same_command_resumes(project: Any) -> None:
     before = records(project, "grpo")
     launch = project.launch(steps=1000)
     launch.wait_for("a step after the resume", lambda: len(launch.records()) >= 1)
@@ -161,7 +93,7 @@ def test_sigterm_leaves_no_process_and_the_same_command_resumes(project: Project
     assert "the same command goes on from here" in launch.output.read_text()
 
 
-def test_a_dead_worker_ends_the_run_with_its_cause_within_a_minute(project: Project) -> None:
+def test_a_dead_worker_ends_the_run_with_its_cause_within_a_minute(project: Any) -> None:
     launch = project.launch(steps=1000)
     launch.wait_for("a step", lambda: len(launch.records()) >= 1)
     assert launch.records()[0]["step"] > 2

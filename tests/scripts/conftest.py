@@ -1,0 +1,88 @@
+"""What the tests of the launchers share: a real, small run of scripts/train_grpo.sh that has ended well."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+@dataclass
+class Launch:
+    """A started scripts/train_grpo.sh and what is known of it."""
+
+    process: subprocess.Popen[str]
+    output: Path
+    metrics: Path
+    files_before: set[Path]
+
+    def records(self) -> list[dict]:
+        new = sorted(set(self.metrics.glob("*.jsonl")) - self.files_before)
+        return [json.loads(line) for file in new for line in file.read_text().splitlines()]
+
+    def wait_for(self, what: str, ready: Callable[[], bool], timeout_s: float = 240) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not ready():
+            assert self.process.poll() is None, f"ended before {what}:\n{self.output.read_text()}"
+            assert time.monotonic() < deadline, f"no {what} after {timeout_s} s:\n{self.output.read_text()}"
+            time.sleep(0.5)
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@dataclass
+class Project:
+    root: Path
+    runs: Path
+    data: Path
+
+    @property
+    def run(self) -> Path:
+        return self.runs / "test"
+
+    def launch(self, steps: int, script: str = "grpo", **knobs: str) -> Launch:
+        environment = os.environ | {
+            "RUNS": str(self.runs), "RUN_NAME": "test", "DATA": str(self.data), "HARDWARE": "cpu", "WANDB": "offline",
+            "STEPS": str(steps), "SAVE_EVERY": "1", "BATCH_PROMPTS": "8", "ROLLOUT_N": "4", "MICRO_BATCH": "8",
+            "SFT_BATCH_CHATS": "8", "SFT_EPOCHS": "4", "LEARNING_RATE": "1e-2", "EVAL_SEEDS": "0",
+        } | knobs  # fmt: skip
+        output = self.runs / f"output-{script}-{steps}-{time.monotonic_ns()}.txt"
+        metrics = self.runs / environment["RUN_NAME"] / script / "metrics"
+        before = set(metrics.glob("*.jsonl"))
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                ["bash", f"scripts/train_{script}.sh"],
+                cwd=self.root,
+                env=environment,
+                stdout=file,
+                stderr=file,
+                text=True,
+            )
+        return Launch(process, output, metrics, before)
+
+    def train(self, steps: int, script: str = "grpo", **knobs: str) -> Launch:
+        """A launch that has ended well."""
+        launch = self.launch(steps, script, **knobs)
+        try:
+            status = launch.process.wait(timeout=400)
+        finally:
+            launch.process.terminate()
+        log = launch.metrics.parent / "train.log"
+        assert status == 0, launch.output.read_text() + (log.read_text()[-5000:] if log.is_file() else "")
+        return launch
+
+
+@pytest.fixture(scope="session")
+def project(repo_root: Path, small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A run of two steps that has ended well."""
+    project = Project(repo_root, tmp_path_factory.mktemp("runs"), small_dataset)
+    project.train(steps=2)
+    return project

@@ -1,0 +1,105 @@
+"""GSPO, PPO and the variants of GRPO, each in a small real run on the CPU from the start of GRPO's test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("verl")
+
+
+def steps_of(launch: Any) -> list[dict]:
+    return [record for record in launch.records() if "reward/score/mean" in record["data"]]
+
+
+def composed(run: Path) -> dict:
+    return yaml.safe_load((run / "checkpoints/hydra/config.yaml").read_text())
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def gspo(project: Any) -> Any:
+    return project.train(2, "gspo", LORA_RANK="0", LEARNING_RATE="1e-3")
+
+
+def test_gspo_clips_the_ratios_of_whole_answers_in_several_updates_a_step(project: Any, gspo: Any) -> None:
+    steps = steps_of(gspo)
+    assert [record["step"] for record in steps] == [1, 2]
+    # With one update a step nothing could be clipped; at a learning rate of 1e-3 the ratio leaves its narrow bounds.
+    assert all(record["data"]["actor/pg_clipfrac"] > 0 for record in steps)
+    actor = composed(project.run / "gspo")["actor_rollout_ref"]["actor"]
+    assert actor["policy_loss"]["loss_mode"] == "gspo"
+    assert (actor["clip_ratio_low"], actor["clip_ratio_high"], actor["ppo_mini_batch_size"]) == (3e-4, 4e-4, 2)
+
+
+def test_without_lora_all_weights_are_trained_and_exported(project: Any, gspo: Any) -> None:
+    start, trained = weights(project.run / "sft/merged"), weights(project.run / "gspo/merged")
+    assert start.keys() == trained.keys()
+    unchanged = [name for name, value in start.items() if value.equal(trained[name])]
+    assert unchanged == []
+    assert not (project.run / "gspo/adapter").exists()
+
+
+def test_algorithms_of_one_run_name_share_the_model_of_the_sft(gspo: Any) -> None:
+    assert "== SFT: already done" in gspo.output.read_text()
+
+
+@pytest.fixture(scope="module")
+def ppo(project: Any) -> tuple[Any, Any]:
+    """The first step, and the same command gone on to the second."""
+    knobs = {"BATCH_PROMPTS": "16", "ROLLOUT_N": "1"}
+    return project.train(1, "ppo", **knobs), project.train(2, "ppo", **knobs)
+
+
+def test_ppo_trains_policy_and_critic_and_resumes_both(project: Any, ppo: tuple[Any, Any]) -> None:
+    first, second = (steps_of(launch) for launch in ppo)
+    assert [record["step"] for record in first] == [1]
+    assert [record["step"] for record in second] == [2]
+    for record in [*first, *second]:
+        assert record["data"]["critic/vf_loss"] > 0
+        assert record["data"]["critic/grad_norm"] > 0
+        assert record["data"]["reward/failed/sum"] == 0
+    checkpoints = project.run / "ppo/checkpoints"
+    assert [folder.name for folder in sorted(checkpoints.glob("global_step_*/critic"))] == ["critic"]
+    assert (checkpoints / "global_step_2/critic").is_dir()
+
+
+def test_a_ppo_adapter_on_its_base_answers_as_the_merged_model(project: Any, ppo: tuple[Any, Any]) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    start = AutoModelForCausalLM.from_pretrained(project.run / "sft/merged", dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(project.run / "ppo/merged", dtype=torch.float32)
+    tokens = torch.arange(10, 60)[None]
+    with torch.no_grad():
+        from_start = start(tokens).logits
+        from_merged = merged(tokens).logits
+        with_adapter = PeftModel.from_pretrained(start, project.run / "ppo/adapter")(tokens).logits
+    assert (from_merged - from_start).abs().max() > 1e-4
+    torch.testing.assert_close(from_merged, with_adapter, atol=1e-4, rtol=1e-4)
+
+
+def test_variants_of_grpo_reach_verl_and_train(project: Any) -> None:
+    launch = project.train(
+        2, RUN_NAME="variants", MODEL_PATH=str(project.run / "sft/merged"), SFT="no", ADVANTAGE="rloo", UPDATES="2",
+        LOSS_AGGREGATION="seq-mean-token-sum-norm", NORMALISE_STD="False", FILTER_GROUPS="True", CLIP_HIGH="0.28",
+        LORA_TARGETS="q_proj,v_proj",
+    )  # fmt: skip
+    assert [record["step"] for record in steps_of(launch)] == [1, 2]
+    run = project.runs / "variants/grpo"
+    config = composed(run)
+    assert config["algorithm"]["adv_estimator"] == "rloo"
+    assert config["algorithm"]["filter_groups"]["enable"] is True
+    assert config["actor_rollout_ref"]["actor"]["loss_agg_mode"] == "seq-mean-token-sum-norm"
+    adapter = json.loads((run / "adapter/adapter_config.json").read_text())
+    assert sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]
