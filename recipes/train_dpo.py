@@ -40,6 +40,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -356,6 +357,8 @@ def train(config: DictConfig) -> None:
             config=OmegaConf.to_container(config, resolve=True),
         )
         callbacks.append(VerlLoggers(tracking))
+    # the adapter's random weights are drawn before transformers' Trainer sets its seed
+    set_seed(config.trl.seed)
     model = load_model(config)
     trainer = OffsetDPOTrainer(
         model=model,

@@ -66,8 +66,7 @@ CHECK=(
 )
 if [[ -n $MODEL_PATH && $MODEL_PATH != smollm2 && $DRY_RUN != 1 ]]; then CHECK+=(--model "$MODEL_PATH"); fi
 "$PYTHON" recipes/check_run.py "${CHECK[@]}"
-"$PYTHON" recipes/quantisation.py --algorithm dpo --quantize "$QUANTIZE" --lora-rank "$LORA_RANK" --dry-run "$DRY_RUN"
-targets=$("$PYTHON" recipes/lora_targets.py --model "$planned_model" --targets "$LORA_TARGETS")
+check_adapter dpo "$planned_model"
 choose_sft
 OVERRIDES=(
     "hardware=$HARDWARE"
@@ -78,7 +77,7 @@ OVERRIDES=(
     "model.path=$start"
     "model.lora_rank=$LORA_RANK"
     "model.lora_alpha=$LORA_ALPHA"
-    "model.target_modules=$targets"
+    "model.target_modules=$TARGETS"
     "model.quantize=${QUANTIZE:-null}"
     "loss.margin_scale=$MARGIN_SCALE"
     "trl.beta=$BETA"
