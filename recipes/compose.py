@@ -15,7 +15,9 @@ import importlib
 import importlib.util
 import io
 import json
+import re
 import sys
+import traceback
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +40,9 @@ POLICY_GRADIENT = ("grpo", "gspo", "ppo")
 ALGORITHMS = (*POLICY_GRADIENT, "sft", "dpo")
 # bfloat16 arithmetic
 BF16_CAPABILITY = 8.0
+FSDP = ("fsdp", "fsdp2")
+# What vLLM may be told to compute attention with on an NVIDIA GPU
+ATTENTION_BACKENDS = ("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "TRITON_ATTN")
 # Sections that hand their keys on to something else, where any key may stand; what is known of them is checked apart.
 OPEN_SECTIONS = ("override_config", "engine_kwargs", "ray_init", "trl", "sampler_kwargs", "custom", "kw_args")
 WORKER = "actor_rollout_ref"
@@ -84,11 +89,19 @@ def _composition_fault(algorithm: str, overrides: Sequence[str], error: Exceptio
     for override in overrides:
         key = override.partition("=")[0].lstrip("~")
         if unknown and (key == unknown or key.startswith(f"{unknown}.")):
-            known = sorted(_leaves(OmegaConf.to_container(compose(algorithm, []), resolve=False)))
-            nearest = _nearest_key(key, known)
-            meant = f": did you mean {nearest}?" if nearest else ""
-            return f"override '{override}': {algorithm} has no key {key}{meant}"
+            known = [key for key, _ in _values(OmegaConf.to_container(compose(algorithm, []), resolve=False))]
+            return f"override '{override}': {algorithm} has no key {key}{_meant(_nearest_key(key, known))}"
     return f"{algorithm} cannot be composed: {' '.join(str(error).split())}"
+
+
+def _meant(nearest: str | None) -> str:
+    return f" (did you mean {nearest}?)" if nearest else ""
+
+
+def _check_choice(key: str, value: object, allowed: Sequence[str], also: str = "") -> None:
+    if value not in allowed:
+        meant = _meant(nearest_spelling(str(value), allowed))
+        raise ConfigError(f"{key}={value} is unknown{meant}: choose {also}{', '.join(allowed)}")
 
 
 def _nearest_key(key: str, known: Sequence[str]) -> str | None:
@@ -96,14 +109,6 @@ def _nearest_key(key: str, known: Sequence[str]) -> str | None:
     last = key.rpartition(".")[2]
     same = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
     return nearest_spelling(key, same) or nearest_spelling(key, known)
-
-
-def _leaves(values: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix
 
 
 def validate(algorithm: str, config: DictConfig) -> None:
@@ -117,7 +122,12 @@ def validate(algorithm: str, config: DictConfig) -> None:
     config = _resolved(config)
     _check_keys(algorithm, config)
     hardware = validate_values(OmegaConf.to_container(config.hardware), Hardware, where="hardware")
-    _check_dtypes(hardware)
+    if algorithm in POLICY_GRADIENT and _has_critic(config) and algorithm != "ppo":
+        raise ConfigError(
+            f"algorithm.adv_estimator={config.algorithm.adv_estimator} with critic.enable={config.critic.enable} needs a "
+            f"critic, whose settings are PPO's: use scripts/train_ppo.sh, or for {algorithm} another estimator than gae"
+        )
+    _check_dtypes(config, hardware)
     if algorithm == "dpo":
         _check_dpo(config)
         return
@@ -134,23 +144,33 @@ def validate(algorithm: str, config: DictConfig) -> None:
 def _resolved(config: DictConfig) -> DictConfig:
     """A copy with all interpolations resolved and every mandatory value there."""
     config = copy.deepcopy(config)
-    # verl's files have sections for models that no recipe here uses; they need no values until someone does
-    unused = [
-        f"{section}."
-        for section, switch in (("reward.reward_model", "enable"), ("distillation", "enabled"))
-        if not OmegaConf.select(config, f"{section}.{switch}")
-    ]
-    missing = sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith(tuple(unused)))
-    if missing:
-        raise ConfigError(f"{missing[0]} has no value: add the override {missing[0]}=…")
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
+        said = str(error).splitlines()[0]
         raise ConfigError(
-            f"{error.full_key}: its value refers to a key that is not there ({str(error).splitlines()[0]}): "
-            "give it a value, or remove the override that removed the other"
+            f"{_full_key(error)} cannot be resolved ({said}): give the key that it refers to a value, or remove the "
+            "override that removed it"
         ) from error
+    missing = sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith(_unused(config)))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value: add the override {missing[0]}=…")
     return config
+
+
+def _unused(config: DictConfig) -> tuple[str, ...]:
+    """Beginnings of keys that nothing reads in this run: of models that it does not use."""
+    switches = {"reward.reward_model.": "enable", "distillation.": "enabled"}
+    unused = [section for section, switch in switches.items() if not OmegaConf.select(config, section + switch)]
+    if "critic" in config and not _has_critic(config):
+        unused.append("critic.")
+    return tuple(unused)
+
+
+def _has_critic(config: DictConfig) -> bool:
+    """As verl decides it (verl/trainer/ppo/utils.py, need_critic)."""
+    enabled = config.critic.enable
+    return config.algorithm.adv_estimator == "gae" if enabled is None else bool(enabled)
 
 
 def _check_keys(algorithm: str, config: DictConfig) -> None:
@@ -158,9 +178,27 @@ def _check_keys(algorithm: str, config: DictConfig) -> None:
     known = OmegaConf.to_container(compose(algorithm, []), resolve=False)
     for key in _added(OmegaConf.to_container(config), known):
         if not key.startswith(DATACLASS_SECTIONS):
-            nearest = _nearest_key(key, sorted(_leaves(known)))
-            meant = f": did you mean {nearest}?" if nearest else "."
-            raise ConfigError(f"{key} is read by nothing in {algorithm}{meant} Remove the override +{key}=…")
+            meant = _meant(_nearest_key(key, [path for path, _ in _values(known)]))
+            raise ConfigError(f"{key} is read by nothing in {algorithm}{meant}: remove the override +{key}=…")
+    for key, value, usual in _changed_types(OmegaConf.to_container(config), known):
+        if value == "after_each_epoch" and algorithm == "sft":
+            continue  # what verl's SFT trainer takes as save_freq and test_freq
+        raise ConfigError(f"{key}={value} is no {usual}: give one")
+
+
+def _changed_types(values: Any, known: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Leaves whose value is of another kind than the number or truth value that stands there by default."""
+    if isinstance(values, dict) and isinstance(known, dict):
+        for key in values.keys() & known.keys():
+            yield from _changed_types(values[key], known[key], f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(known, bool):
+        if not isinstance(values, bool):
+            yield prefix, values, "true or false"
+    elif isinstance(known, int | float) and values is not None:
+        if isinstance(values, bool) or not isinstance(values, int | float):
+            yield prefix, values, "number"
+        elif isinstance(known, int) and not isinstance(values, int):
+            yield prefix, values, "whole number"
 
 
 def _added(values: Any, known: Any, prefix: str = "") -> Iterator[str]:
@@ -174,16 +212,21 @@ def _added(values: Any, known: Any, prefix: str = "") -> Iterator[str]:
                 yield from _added(value, known[key], path)
 
 
-def _check_dtypes(hardware: Hardware) -> None:
-    types = {key: getattr(hardware, key) for key in ("model_dtype", "param_dtype", "reduce_dtype", "rollout_dtype")}
-    bf16 = [key for key, value in types.items() if value.startswith("bf")]
-    if bf16 and hardware.compute_capability is not None and hardware.compute_capability < BF16_CAPABILITY:
-        remedy = {"rollout_dtype": "float16", "param_dtype": "fp16"}.get(bf16[0], "fp32")
-        raise ConfigError(
-            f"hardware.{bf16[0]}={types[bf16[0]]}: {hardware.device_name} (compute capability "
-            f"{hardware.compute_capability}) has no bfloat16, which came with {BF16_CAPABILITY}: "
-            f"choose hardware.{bf16[0]}={remedy}"
-        )
+def _check_dtypes(config: DictConfig, hardware: Hardware) -> None:
+    capability = hardware.compute_capability
+    if capability is not None and capability < BF16_CAPABILITY:
+        for key, value in _values(OmegaConf.to_container(config)):
+            # turbo_config is read with strategy fsdp_turbo only
+            if (
+                str(value).lower() in ("bf16", "bfloat16")
+                and not key.startswith(_unused(config))
+                and "turbo" not in key
+            ):
+                remedy = "fp32" if key.endswith("model_dtype") else "float16" if value == "bfloat16" else "fp16"
+                raise ConfigError(
+                    f"{key}={value}: {hardware.device_name} (compute capability {capability}) cannot compute in "
+                    f"bfloat16, which needs {BF16_CAPABILITY}: choose {remedy}"
+                )
     if hardware.param_dtype == "fp16" and hardware.device != "cuda":
         raise ConfigError(
             "hardware.param_dtype=fp16 needs an NVIDIA GPU: verl scales the loss with torch's ShardedGradScaler, which "
@@ -191,35 +234,28 @@ def _check_dtypes(hardware: Hardware) -> None:
         )
 
 
+def _values(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _values(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, values
+
+
 # ---------------------------------------------------------------------------------------------- verl
 
 
 def _check_policy_gradient(config: DictConfig, hardware: Hardware) -> None:
-    from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+    from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
 
     worker, trainer = config[WORKER], config.trainer
-    with warnings.catch_warnings():
-        # that no critic is trained, which is meant
-        warnings.filterwarnings("ignore", "Disabled critic", UserWarning)
-        use_critic = need_critic(config)
-    _check_lengths(config)
-    sequences = {"actor": worker.actor.ppo_mini_batch_size * worker.rollout.n}
-    micro_batches = {"actor": worker.actor.ppo_micro_batch_size_per_gpu}
-    if use_critic:
-        sequences["critic"] = config.critic.ppo_mini_batch_size * worker.rollout.n
-        micro_batches["critic"] = config.critic.ppo_micro_batch_size_per_gpu
-    for role, count in sequences.items():
-        dynamic = config.critic.use_dynamic_bsz if role == "critic" else worker.actor.use_dynamic_bsz
-        _check_devices(config, hardware, sequences=count, micro_batch=1 if dynamic else micro_batches[role])
-    # with several decisions to an answer each is a sequence of its own (recipes/decision_loop.py)
-    if config.data.train_batch_size * worker.actor.get("decisions", 1) % worker.actor.ppo_mini_batch_size:
-        raise ConfigError(
-            f"{WORKER}.actor.ppo_mini_batch_size={worker.actor.ppo_mini_batch_size} prompts an update do not divide "
-            f"data.train_batch_size={config.data.train_batch_size} prompts a step: choose BATCH_PROMPTS and UPDATES so "
-            "that they do"
-        )
+    use_critic = _has_critic(config)
+    _check_rollout(config)
+    engines = {f"{WORKER}.actor": worker.actor, **({"critic": config.critic} if use_critic else {})}
+    for key, engine in engines.items():
+        _check_engine(config, hardware, key, engine)
     if worker.actor.use_dynamic_bsz != worker.rollout.log_prob_use_dynamic_bsz:
         raise ConfigError(
             f"{WORKER}.actor.use_dynamic_bsz and {WORKER}.rollout.log_prob_use_dynamic_bsz differ, and verl stops at "
@@ -227,10 +263,10 @@ def _check_policy_gradient(config: DictConfig, hardware: Hardware) -> None:
         )
     _check_vllm(OmegaConf.to_container(worker.rollout.engine_kwargs))
     _check_model(worker.model, f"{WORKER}.model")
-    _check_class(
-        f"{WORKER}.actor.policy_loss.loss_mode", lambda: get_policy_loss_fn(worker.actor.policy_loss.loss_mode)
+    _check_choice(
+        f"{WORKER}.actor.policy_loss.loss_mode", worker.actor.policy_loss.loss_mode, sorted(POLICY_LOSS_REGISTRY)
     )
-    _check_class("algorithm.adv_estimator", lambda: get_adv_estimator_fn(config.algorithm.adv_estimator))
+    _check_choice("algorithm.adv_estimator", config.algorithm.adv_estimator, sorted(ADV_ESTIMATOR_REGISTRY))
     _check_code(config)
 
     sections = {
@@ -272,9 +308,13 @@ def _check_sft(config: DictConfig, hardware: Hardware) -> None:
         _check_section(key, config[key])
 
 
-def _check_lengths(config: DictConfig) -> None:
+def _check_rollout(config: DictConfig) -> None:
     rollout, data = config[WORKER].rollout, config.data
     tokens = data.max_prompt_length + data.max_response_length
+    if rollout.name != "vllm":
+        raise ConfigError(
+            f"{WORKER}.rollout.name={rollout.name}: the recipes and the pinned packages are for vLLM: choose vllm"
+        )
     if rollout.max_model_len is not None and rollout.max_model_len < tokens:
         raise ConfigError(
             f"{WORKER}.rollout.max_model_len={rollout.max_model_len} tokens are fewer than data.max_prompt_length + "
@@ -282,6 +322,29 @@ def _check_lengths(config: DictConfig) -> None:
         )
     if rollout.temperature <= 0:
         raise ConfigError(f"{WORKER}.rollout.temperature={rollout.temperature} samples nothing: choose TEMPERATURE > 0")
+    if not 0 < rollout.gpu_memory_utilization <= 1:
+        raise ConfigError(
+            f"{WORKER}.rollout.gpu_memory_utilization={rollout.gpu_memory_utilization} is no share of the GPU's "
+            "memory: choose a number above 0, and below 1 to leave some for the trainer"
+        )
+
+
+def _check_engine(config: DictConfig, hardware: Hardware, key: str, engine: DictConfig) -> None:
+    """The batches of the actor or the critic."""
+    _check_choice(f"{key}.strategy", engine.strategy, FSDP)
+    prompts = engine.ppo_mini_batch_size
+    # where an answer has several decisions, each is a sequence of its own (recipes/decision_loop.py)
+    if config.data.train_batch_size * engine.get("decisions", 1) % prompts:
+        raise ConfigError(
+            f"{key}.ppo_mini_batch_size={prompts} prompts an update do not divide data.train_batch_size="
+            f"{config.data.train_batch_size} prompts a step: choose BATCH_PROMPTS and UPDATES so that they do"
+        )
+    micro_batch = 1 if engine.use_dynamic_bsz else engine.ppo_micro_batch_size_per_gpu
+    if micro_batch is None:
+        raise ConfigError(
+            f"{key}.ppo_micro_batch_size_per_gpu has no value: give one (MICRO_BATCH), or remove the override"
+        )
+    _check_devices(config, hardware, sequences=prompts * config[WORKER].rollout.n, micro_batch=micro_batch)
 
 
 def _check_devices(config: DictConfig, hardware: Hardware, *, sequences: int, micro_batch: int) -> None:
@@ -335,19 +398,10 @@ def _check_vllm(engine_kwargs: Any) -> None:
     for key, value in values.items():
         path = f"{WORKER}.rollout.engine_kwargs.vllm.{key}"
         if key not in known:
-            nearest = nearest_spelling(key, known)
-            meant = f": did you mean {nearest}?" if nearest else ""
-            raise ConfigError(f"{path} is no argument of vLLM's engine{meant} Remove the override, or correct it")
+            meant = _meant(nearest_spelling(key, known))
+            raise ConfigError(f"{path} is no argument of vLLM's engine{meant}: remove or correct the override")
         if key == "attention_backend" and value is not None:
-            from vllm.v1.attention.backends.registry import AttentionBackendEnum
-
-            backends = [backend.name for backend in AttentionBackendEnum]
-            if value not in backends:
-                nearest = nearest_spelling(str(value), backends)
-                meant = f" (did you mean {nearest}?)" if nearest else ""
-                raise ConfigError(
-                    f"{path}={value} is unknown{meant}: choose null (vLLM's own choice) or one of {', '.join(backends)}"
-                )
+            _check_choice(path, value, ATTENTION_BACKENDS, "null (vLLM's own choice), ")
 
 
 def _check_model(model: DictConfig, key: str) -> None:
@@ -406,10 +460,9 @@ def _check_fields(cls: Any, values: Any, path: str) -> None:
         if key == "_target_":
             continue
         if key not in fields:
-            nearest = nearest_spelling(key, sorted(fields))
-            meant = f": did you mean {nearest}?" if nearest else ""
+            meant = _meant(nearest_spelling(key, sorted(fields)))
             raise ConfigError(
-                f"{path}.{key} is unknown to verl's {cls.__name__}{meant} Remove the override +{path}.{key}=…"
+                f"{path}.{key} is unknown to verl's {cls.__name__}{meant}: remove the override +{path}.{key}=…"
             )
         if value is None or isinstance(value, dict):
             continue
@@ -435,8 +488,18 @@ def _check_class(key: str, build: Callable[[], object]) -> None:
         cause: BaseException = error
         while isinstance(cause, HydraException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        said = " ".join(str(cause).split()) or type(cause).__name__
-        raise ConfigError(f"{key}: verl refuses it: {said}. Change or remove the override of what it names") from error
+        said = " ".join(str(cause).split())
+        if not said:  # a bare assert: what it asserts is all there is to tell
+            said = str(traceback.extract_tb(cause.__traceback__)[-1].line)
+        raise ConfigError(
+            f"{_full_key(error) or key}: verl refuses it: {said.rstrip('.')}. Change or remove the override"
+        ) from error
+
+
+def _full_key(error: Exception) -> str | None:
+    """The key that Hydra and OmegaConf put into a line of their message."""
+    line = re.search(r"^\s*full_key: (.+)$", str(error), re.MULTILINE)
+    return line.group(1) if line else None
 
 
 @contextlib.contextmanager
