@@ -23,12 +23,21 @@ CUDA_GRAPHS_BYTES = 3 * GIB // 4
 VLLM_LEFTOVER_BYTES = GIB // 4
 # Share of the trainer's tensors that torch's caching allocator holds in gaps between them.
 FRAGMENTATION = 0.05
+# NF4 with quantised constants: 4 bits and 0.127 a weight (Dettmers et al. 2023, QLoRA, section 3).
+QUANTISED_BYTES = 4.127 / 8
 # What must stay free: a plan is an estimate.
 SAFETY = 0.03
 
-# Main memory of one process that has imported torch, vLLM and verl; of a small one of Ray's or the trainer's.
-WORKER_PROCESS_BYTES = 700 * MIB
-SMALL_PROCESS_BYTES = 350 * MIB
+# Main memory of a run's processes, as their proportional set sizes (/proc/PID/smaps_rollup) were read in a run of the
+# tiny model: the driver, Ray's and the transfer queue's own; one process each that drives generation or computes
+# rewards (with its share of the replay workers); for each device a trainer and vLLM's worker, engine and server.
+FIXED_PROCESSES_BYTES = 2600 * MIB
+AGENT_PROCESS_BYTES = 600 * MIB
+REWARD_PROCESS_BYTES = 400 * MIB
+DEVICE_PROCESSES_BYTES = 2200 * MIB
+TRAINER_PROCESS_BYTES = 700 * MIB
+# A process that computes on a GPU holds more in main memory: CUDA's libraries and pinned buffers.
+CUDA_HOST_BYTES = GIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +60,6 @@ class MemoryPlan:
     """
 
     phases: tuple[Phase, ...]
-    device_bytes: int
     host_parts: dict[str, int]
     kv_tokens: int | None
     problems: tuple[str, ...]
@@ -80,7 +88,6 @@ def memory_plan(facts: ModelFacts, settings: RunSettings) -> MemoryPlan:
         host = {"the trainer's and vLLM's tensors": fullest, **host}
     return MemoryPlan(
         phases=phases,
-        device_bytes=settings.device.memory_bytes,
         host_parts=host,
         kv_tokens=kv_tokens,
         problems=_problems(facts, settings, phases, host, kv_tokens),
@@ -109,24 +116,28 @@ def weight_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
     """
     if engine.cpu_offload_policy:
         return 0
-    return int(parameters(facts, engine) * engine.master_bytes / engine.shards)
+    count = parameters(facts, engine)
+    if engine.quantised:
+        in_layers = sum(shape.count * shape.num_in * shape.num_out for shape in facts.linears)
+        return int(in_layers * QUANTISED_BYTES + (count - in_layers) * engine.master_bytes)
+    return int(count * engine.master_bytes / engine.shards)
 
 
 def adapter_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
-    """LoRA's weights; verl casts them to the base's type."""
+    """LoRA's weights on one GPU."""
     if engine.full or engine.cpu_offload_policy:
         return 0
-    return int(trained_parameters(facts, engine) * adapter_element_bytes(engine) / engine.shards)
-
-
-def adapter_element_bytes(engine: EngineSettings) -> float:
-    """Of an adapter's weight: its base's, but never less than 16 bits (a quantised base has a wider adapter)."""
-    return max(2, engine.master_bytes)
+    return int(trained_parameters(facts, engine) * engine.adapter_bytes / engine.shards)
 
 
 def gathered_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
     """Weights in the type of computation that FSDP gathers for a pass: two layers (one works while the next comes), and
-    the root's embedding and head, which stay gathered (torch: fully_shard, "root module will not be resharded")."""
+    the root's embedding and head, which stay gathered (torch: fully_shard). Without FSDP, autocast keeps a copy of
+    fp32 weights in the type of the computation, and a quantised layer is unpacked when its turn comes."""
+    if engine.fsdp_version == 0:
+        if engine.quantised:
+            return engine.compute_bytes * facts.num_layer
+        return engine.compute_bytes * parameters(facts, engine) if engine.compute_bytes < engine.master_bytes else 0
     outside = parameters(facts, engine) - facts.layers * facts.num_layer
     return engine.compute_bytes * (outside + 2 * facts.num_layer)
 
@@ -136,7 +147,7 @@ def gradient_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
     its shards (computed in compute_bytes, added up in fp32), where the embedding is trained."""
     if not engine.trained:
         return 0
-    element = engine.master_bytes if engine.full else adapter_element_bytes(engine)
+    element = engine.master_bytes if engine.full else engine.adapter_bytes
     sharded = 0 if engine.cpu_offload_policy else trained_parameters(facts, engine) * element / engine.shards
     gathered = facts.num_embedding * (engine.compute_bytes + 4) if engine.full and engine.shards > 1 else 0
     return int(sharded + gathered)
@@ -146,7 +157,7 @@ def optimizer_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
     """Adam's two moments in the trained weights' type (torch.optim.AdamW; Kingma and Ba 2015)."""
     if not engine.trained or engine.cpu_offload_policy:
         return 0
-    element = engine.master_bytes if engine.full else adapter_element_bytes(engine)
+    element = engine.master_bytes if engine.full else engine.adapter_bytes
     return int(2 * trained_parameters(facts, engine) * element / engine.shards)
 
 
@@ -347,7 +358,7 @@ def _forward(
     elif not engine.optimizer_offload:
         parts[OPTIMIZER] = optimizer_bytes(facts, engine)
     parts[WEIGHTS] += gathered_bytes(facts, engine)
-    logits = logits_bytes(facts, engine, tokens, trained=False)
+    logits = logits_bytes(facts, engine, settings.logit_tokens(engine), trained=False)
     parts[LOGITS] = logits
     parts[ACTIVATIONS] = max(0, forward_bytes(facts, engine, tokens) - logits)
     return parts
@@ -357,7 +368,7 @@ def _backward(facts: ModelFacts, settings: RunSettings, engine: EngineSettings) 
     """verl brings weights and optimizer back to the GPU for the whole of an update, offloaded or not."""
     tokens = settings.pass_tokens(engine)
     kept, in_layer = activation_bytes(facts, engine, tokens)
-    logits = logits_bytes(facts, engine, tokens, trained=True)
+    logits = logits_bytes(facts, engine, settings.logit_tokens(engine), trained=True)
     weights = _weights(facts, engine)
     weights[WEIGHTS] += gathered_bytes(facts, engine)
     return weights | {
@@ -411,12 +422,12 @@ def _host_parts(facts: ModelFacts, settings: RunSettings) -> dict[str, int]:
     devices = settings.devices_per_node
     cpu = settings.device.is_cpu
     parts: dict[str, int] = {}
+    cuda_host = 0 if cpu else CUDA_HOST_BYTES
     if rollout is None:
-        parts["processes"] = devices * WORKER_PROCESS_BYTES
+        parts["processes"] = devices * (TRAINER_PROCESS_BYTES + cuda_host)
     else:
-        # The driver, Ray's own, agent loops and reward workers; for each device a trainer, a vLLM engine and server.
-        small = 4 + settings.num_agent_workers + settings.num_reward_workers
-        parts["processes"] = small * SMALL_PROCESS_BYTES + 3 * devices * WORKER_PROCESS_BYTES
+        workers = settings.num_agent_workers * AGENT_PROCESS_BYTES + settings.num_reward_workers * REWARD_PROCESS_BYTES
+        parts["processes"] = FIXED_PROCESSES_BYTES + workers + devices * (DEVICE_PROCESSES_BYTES + 2 * cuda_host)
         parts["Ray's object store"] = settings.object_store_bytes
     offloaded = 0.0
     for engine in (actor, critic, settings.reference_engine):
@@ -430,7 +441,7 @@ def _host_parts(facts: ModelFacts, settings: RunSettings) -> dict[str, int]:
             if engine.param_offload:
                 offloaded += share * parameters(facts, engine) * engine.master_bytes
             if engine.optimizer_offload:
-                offloaded += share * 2 * trained * adapter_element_bytes(engine)
+                offloaded += share * 2 * trained * engine.adapter_bytes
     if rollout is not None and not actor.full and not cpu:
         if rollout.merge_lora:
             # verl keeps the unmerged weights while it sends the merged ones.
@@ -438,7 +449,7 @@ def _host_parts(facts: ModelFacts, settings: RunSettings) -> dict[str, int]:
         elif rollout.sleeps:
             # vLLM's weights wait in main memory (sleep level 1).
             offloaded += devices / rollout.tensor_parallel * facts.num_parameters * rollout.weight_bytes
-    parts["weights, optimizer moved out"] = int(offloaded)
+    parts["weights and optimizer moved out"] = int(offloaded)
     if not cpu:
         # Each process reads a model whose embedding is its head; otherwise the first reads it for all (verl:
         # get_init_weight_context_manager).
@@ -468,10 +479,9 @@ def _problems(
                     f"{phase.name}: {gib(phase.total)} GiB of {gib(usable)} usable, most of it {largest} "
                     f"({gib(phase.parts[largest])} GiB)"
                 )
-    if device.memory_bytes and device.is_cpu:
-        total, usable = sum(host.values()), usable_bytes(device.memory_bytes)
-        if total > usable:
-            problems.append(f"main memory: {gib(total)} GiB of {gib(usable)} usable")
+    total, usable = sum(host.values()), usable_bytes(device.host_bytes)
+    if device.host_bytes and total > usable:
+        problems.append(f"main memory: {gib(total)} GiB of {gib(usable)} usable")
     if rollout is not None and kv_tokens is not None and kv_tokens < rollout.max_model_len:
         share = "its share of the GPU" if rollout.kv_cache_bytes is None else "kv_cache_memory_bytes"
         problems.append(

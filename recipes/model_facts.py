@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,7 @@ class ModelFacts:
         return tuple(shape for shape in self.linears if shape.name in wanted)
 
 
+@cache
 def model_facts(model: str, *, root: Path = Path(".")) -> ModelFacts:
     """Facts of `model`: `tiny`, `smollm2`, a name in configs/models, or a folder with a config.json.
 

@@ -15,6 +15,8 @@ from recipes.run_settings import MIB, EngineSettings, RunSettings
 
 LORA_RANK = 32
 MOST_GPUS = 8
+# bfloat16 arithmetic
+BF16_CAPABILITY = 8.0
 LEAST_BUCKET_MB = 128
 LEAST_SEQUENCES = 32
 MEMORY_FRACTIONS = tuple(fraction / 100 for fraction in range(10, 91, 5))
@@ -22,10 +24,8 @@ MEMORY_FRACTIONS = tuple(fraction / 100 for fraction in range(10, 91, 5))
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One knob at one value. environment: words before the command; overrides: Hydra's, with the same effect as all.
-
-    words: as a user types it, before the command (NAME=value) or after it (a Hydra override, recognised by its dot).
-    """
+    """One knob at one value. words: as a user types it, before the command (NAME=value) or after it (a Hydra override,
+    recognised by its dot). overrides: Hydra's, with the same effect."""
 
     words: str
     overrides: tuple[str, ...]
@@ -80,35 +80,45 @@ def find_remedies(facts: ModelFacts, settings: RunSettings, *, most: int = 3) ->
 
 def shortage_bytes(plan: MemoryPlan, settings: RunSettings, facts: ModelFacts) -> float:
     """By how much a run does not fit: what all phases lack together, and the cache that vLLM lacks for a sequence."""
+    device = settings.device
     lacking = 0.0
-    usable = usable_bytes(plan.device_bytes)
-    if settings.device.is_cpu:
-        lacking += max(0, plan.host_bytes - usable)
-    else:
-        lacking += sum(max(0, phase.total - usable) for phase in plan.phases)
+    if not device.is_cpu and device.memory_bytes:
+        lacking += sum(max(0, phase.total - usable_bytes(device.memory_bytes)) for phase in plan.phases)
+    if device.host_bytes:
+        lacking += max(0, plan.host_bytes - usable_bytes(device.host_bytes))
     if settings.rollout is not None and plan.kv_tokens is not None:
         wanted = settings.rollout.max_model_len * kv_bytes_per_token(facts, settings.rollout)
         lacking += max(0.0, wanted - kv_cache_bytes(facts, settings))
     return lacking
 
 
-def _combination(facts: ModelFacts, settings: RunSettings) -> Remedy | None:
-    """Take the knobs in order, each at the value that helps most, until the run fits; then undo what was not needed."""
+def least(facts: ModelFacts, settings: RunSettings) -> RunSettings:
+    """The settings with every knob at the value that helps most, or as far as the run needs to fit."""
+    return _most_frugal(facts, settings)[0]
+
+
+def _most_frugal(facts: ModelFacts, settings: RunSettings) -> tuple[RunSettings, list[int]]:
+    """Take the knobs in order, each at the value that helps most, until the run fits. Returns which were taken."""
     taken: list[int] = []
-    current = settings
-    lacking = shortage_bytes(memory_plan(facts, current), current, facts)
+    lacking = shortage_bytes(memory_plan(facts, settings), settings, facts)
     for index, knob in enumerate(KNOBS):
         best = None
-        for _, changed in knob(facts, current):
+        for _, changed in knob(facts, settings):
             left = shortage_bytes(memory_plan(facts, changed), changed, facts)
             if left < lacking:
                 best, lacking = changed, left
         if best is not None:
-            current = best
+            settings = best
             taken.append(index)
-        if memory_plan(facts, current).fits:
+        if memory_plan(facts, settings).fits:
             break
-    else:
+    return settings, taken
+
+
+def _combination(facts: ModelFacts, settings: RunSettings) -> Remedy | None:
+    """The knobs that are needed together, each at its nearest value that is enough."""
+    frugal, taken = _most_frugal(facts, settings)
+    if not memory_plan(facts, frugal).fits:
         return None
     for index in list(taken):
         without = [other for other in taken if other != index]
@@ -142,11 +152,9 @@ def _micro_batch(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate
     engines = [engine for engine in (settings.actor, settings.critic, settings.reference_engine) if engine]
     if any(engine.token_budget is not None for engine in engines):
         return
-    per_device = settings.sequences // settings.sequences_per_sample // settings.num_devices
-    per_update = per_device // settings.updates_per_batch or per_device
-    present = max(engine.micro_batch for engine in engines)
+    present = min(max(engine.micro_batch for engine in engines), settings.sequences_per_update)
     for size in range(present - 1, 0, -1):
-        if per_update % size == 0:
+        if settings.sequences_per_update % size == 0 and size % settings.sequences_per_sample == 0:
             change = Change(words=f"MICRO_BATCH={size}", overrides=(f"hardware.micro_batch_size={size}",))
             yield change, settings.with_micro_batch(size)
 
@@ -234,14 +242,26 @@ def _offload(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
 
 
 def _lora(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    if settings.actor.full:
-        key = "actor_rollout_ref.model.lora_rank" if settings.rollout else "model.lora_rank"
-        if settings.algorithm == "dpo":
-            key = "lora.rank"
-        changed = replace(settings, actor=replace(settings.actor, lora_rank=LORA_RANK))
-        if settings.reference == "separate":
-            changed = replace(changed, reference="adapter_off", reference_engine=None)
-        yield Change(words=f"LORA_RANK={LORA_RANK}", overrides=(f"{key}={LORA_RANK}",)), changed
+    if not settings.actor.full:
+        return
+    key = "actor_rollout_ref.model.lora_rank" if settings.rollout else "model.lora_rank"
+    actor = replace(settings.actor, lora_rank=LORA_RANK)
+    if settings.algorithm == "dpo":
+        actor = replace(actor, master_bytes=actor.compute_bytes)
+    changed = replace(settings, actor=actor)
+    if settings.reference == "separate":
+        changed = replace(changed, reference="adapter_off", reference_engine=None)
+    yield Change(words=f"LORA_RANK={LORA_RANK}", overrides=(f"{key}={LORA_RANK}",)), changed
+
+
+def _quantise(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    """recipes/quantisation.py: verl cannot, TRL can, with LoRA, on a GPU."""
+    actor = settings.actor
+    if settings.algorithm == "dpo" and not actor.full and not actor.quantised and not settings.device.is_cpu:
+        yield (
+            Change(words="QUANTIZE=4bit", overrides=("model.quantize=4bit",)),
+            replace(settings, actor=replace(actor, quantised=True)),
+        )
 
 
 def _tensor_parallel(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
@@ -263,11 +283,12 @@ def _gpus(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
     count = settings.devices_per_node * 2
     while count <= MOST_GPUS:
         world = settings.num_nodes * count
-        per_update = settings.sequences // settings.sequences_per_sample // settings.updates_per_batch
-        if per_update % (world * settings.actor.micro_batch) == 0:
+        per_update = settings.sequences // settings.updates_per_batch
+        if settings.batch_prompts % world == 0 and per_update // world % settings.actor.micro_batch == 0:
 
             def sharded(engine: EngineSettings, world: int = world) -> EngineSettings:
-                return replace(engine, shards=world if engine.shards == settings.num_devices else engine.shards)
+                of_all = engine.fsdp_version > 0 and engine.shards == settings.num_devices
+                return replace(engine, shards=world if of_all else engine.shards)
 
             yield (
                 Change(words=f"N_GPUS={count}", overrides=(f"hardware.num_devices={count}",)),
@@ -278,12 +299,13 @@ def _gpus(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
 
 def _base_dtype(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
     """Base weights in bf16, which verl takes for the adapter, too: the last resort before a smaller model."""
-    if not settings.actor.full and settings.actor.master_bytes == 4 and settings.actor.compute_bytes == 2:
-        if settings.algorithm == "dpo":
-            return
+    actor, capability = settings.actor, settings.device.compute_capability
+    if capability is not None and capability < BF16_CAPABILITY:
+        return
+    if actor.fsdp_version > 0 and not actor.full and actor.master_bytes == 4 and actor.compute_bytes == 2:
         yield (
             _override("hardware.model_dtype=bf16"),
-            settings.with_engines(lambda engine: replace(engine, master_bytes=2)),
+            settings.with_engines(lambda engine: replace(engine, master_bytes=2, adapter_bytes=2)),
         )
 
 
@@ -297,6 +319,7 @@ KNOBS = (
     _num_sequences,
     _offload,
     _lora,
+    _quantise,
     _tensor_parallel,
     _gpus,
     _base_dtype,

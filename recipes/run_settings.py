@@ -6,7 +6,7 @@ run that would start, with every override of the user's. Byte counts are a numbe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,21 +29,24 @@ BYTES_OF_DTYPE = {
     "fp16": 2,
     "float16": 2,
     "half": 2,
-    "fp8": 1,
-    "4bit": 0.5,
 }
+# A pair's answers have this many tokens with logits: their own, and by how much the prompts of a pass differ in length.
+DPO_LOGIT_TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSettings:
-    """One GPU, or, on a CPU, the whole machine. memory_bytes: all of it as torch sees it; 0 where unknown.
+    """One GPU, or, on a CPU, the whole machine. hardware: name of the file in configs/hardware.
 
-    hardware: name of the file in configs/hardware. peak_tflops, bandwidth_gb_per_s: the data sheet's, None for a CPU.
+    memory_bytes: the GPU's, as torch sees it. host_bytes: main memory of the machine. Both are 0 where unknown.
+    peak_tflops, bandwidth_gb_per_s: the data sheet's, None for a CPU.
     """
 
     hardware: str
     is_cpu: bool
     memory_bytes: int
+    host_bytes: int = 0
+    compute_capability: float | None = None
     peak_tflops: float | None = None
     bandwidth_gb_per_s: float | None = None
 
@@ -56,13 +59,17 @@ class DeviceSettings:
 class EngineSettings:
     """A model that is trained, or only asked for log-probs (trained=False), by FSDP or, for DPO, by TRL.
 
-    master_bytes: of the weights that the optimizer changes. compute_bytes: of weights and activations in a pass.
-    lora_rank 0 trains all weights. shards: processes over which weights, gradients and optimizer are divided.
-    micro_batch: sequences in one pass; token_budget: tokens in one pass instead, for batches of varying size.
+    master_bytes: a weight, as it is kept. adapter_bytes: a weight of the adapter. quantised: the layers' weights are
+    kept in 4 bits, master_bytes holds for the rest. compute_bytes: weights and activations in a pass. lora_rank 0
+    trains all weights. shards: processes over which weights, gradients and optimizer are divided. fsdp_version: 0 for
+    a plain copy of the model in each process. micro_batch: sequences in one pass; token_budget: tokens in one pass
+    instead, for batches of varying size. logit_tokens: tokens of a sequence that get logits, None for all of them.
     """
 
     trained: bool
-    master_bytes: float
+    master_bytes: int
+    adapter_bytes: int
+    quantised: bool
     compute_bytes: int
     lora_rank: int
     lora_targets: str | tuple[str, ...]
@@ -81,6 +88,7 @@ class EngineSettings:
     # temperature 1 saves a copy of the logits
     scaled_logits: bool
     has_lm_head: bool
+    logit_tokens: int | None
 
     @property
     def full(self) -> bool:
@@ -91,7 +99,7 @@ class EngineSettings:
 class RolloutSettings:
     """vLLM beside the trainer. memory_fraction: share of the GPU that vLLM takes while it is awake."""
 
-    weight_bytes: float
+    weight_bytes: int
     kv_bytes: int
     tensor_parallel: int
     memory_fraction: float
@@ -128,7 +136,7 @@ class RunSettings:
     old_log_prob_pass: bool
     rollout: RolloutSettings | None
     updates_per_batch: int
-    # sequences of one pair in DPO go through the model together
+    # both answers of a pair in DPO
     sequences_per_sample: int
     object_store_bytes: int
     num_agent_workers: int
@@ -144,6 +152,11 @@ class RunSettings:
         return self.batch_prompts * self.answers * self.sequences_per_sample
 
     @property
+    def sequences_per_update(self) -> int:
+        """Sequences of one update on one device."""
+        return max(1, self.sequences // self.num_devices // self.updates_per_batch)
+
+    @property
     def sequence_tokens(self) -> int:
         return self.prompt_tokens + self.answer_tokens
 
@@ -152,7 +165,13 @@ class RunSettings:
         if engine.token_budget is not None:
             # A sequence is never split.
             return max(engine.token_budget, self.sequence_tokens)
-        return engine.micro_batch * self.sequences_per_sample * self.sequence_tokens
+        return min(engine.micro_batch, self.sequences_per_update) * self.sequence_tokens
+
+    def logit_tokens(self, engine: EngineSettings) -> int:
+        """Of pass_tokens, those that get logits."""
+        if engine.logit_tokens is None:
+            return self.pass_tokens(engine)
+        return min(engine.micro_batch, self.sequences_per_update) * min(engine.logit_tokens, self.sequence_tokens)
 
     def with_micro_batch(self, micro_batch: int) -> RunSettings:
         """The same with fewer sequences in a pass of every engine, whose token budgets shrink with them."""
@@ -165,7 +184,7 @@ class RunSettings:
 
         return self.with_engines(smaller)
 
-    def with_engines(self, change: Any) -> RunSettings:
+    def with_engines(self, change: Callable[[EngineSettings], EngineSettings]) -> RunSettings:
         """The same with `change` applied to actor, critic and reference."""
         return replace(
             self,
@@ -224,7 +243,7 @@ class _Reader:
             raise ConfigError(f"{key}={value} is neither true nor false")
         return value
 
-    def dtype_bytes(self, key: str, default: str) -> float:
+    def dtype_bytes(self, key: str, default: str) -> int:
         value = str(self.get(key, default))
         if value not in BYTES_OF_DTYPE:
             raise ConfigError(f"{key}={value} is unknown: choose one of {', '.join(BYTES_OF_DTYPE)}")
@@ -242,6 +261,7 @@ class _Reader:
             hardware=self.hardware,
             is_cpu=self.get("hardware.device", "cuda") == "cpu",
             memory_bytes=int((optional("hardware.memory_gib") or 0) * GIB),
+            compute_capability=optional("hardware.compute_capability"),
             peak_tflops=optional("hardware.peak_tflops"),
             bandwidth_gb_per_s=optional("hardware.memory_bandwidth_gb_per_s"),
         )
@@ -316,9 +336,7 @@ def _policy_gradient(algorithm: str, read: _Reader) -> RunSettings:
     answer_tokens = read.integer("data.max_response_length", least=1)
     rollout = f"{worker}.rollout"
     kv_cache = read.get(f"{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes")
-    weight_bytes = read.dtype_bytes(f"{rollout}.dtype", "bfloat16")
-    if read.get(f"{rollout}.quantization") == "fp8":
-        weight_bytes = 1
+    rollout_bytes = read.dtype_bytes(f"{rollout}.dtype", "bfloat16")
     return RunSettings(
         algorithm=algorithm,
         device=read.device(),
@@ -335,8 +353,8 @@ def _policy_gradient(algorithm: str, read: _Reader) -> RunSettings:
         reference_engine=reference_engine,
         old_log_prob_pass=not read.flag("algorithm.rollout_correction.bypass_mode"),
         rollout=RolloutSettings(
-            weight_bytes=weight_bytes,
-            kv_bytes=int(read.dtype_bytes(f"{rollout}.dtype", "bfloat16")),
+            weight_bytes=1 if read.get(f"{rollout}.quantization") == "fp8" else rollout_bytes,
+            kv_bytes=rollout_bytes,
             tensor_parallel=read.integer(f"{rollout}.tensor_model_parallel_size", 1, least=1),
             memory_fraction=read.number(f"{rollout}.gpu_memory_utilization", 0.5),
             kv_cache_bytes=None if kv_cache is None else int(kv_cache),
@@ -400,7 +418,10 @@ def _engine(
     return EngineSettings(
         trained=trained,
         master_bytes=master,
-        compute_bytes=int(read.dtype_bytes(f"{fsdp}.mixed_precision.param_dtype", "bf16")),
+        # verl casts the adapter to the base's type.
+        adapter_bytes=master,
+        quantised=False,
+        compute_bytes=read.dtype_bytes(f"{fsdp}.mixed_precision.param_dtype", "bf16"),
         shards=world if sharded_over < 1 or sharded_over >= world else sharded_over,
         fsdp_version=2 if read.get(strategy) == "fsdp2" else 1,
         micro_batch=1 if uses_budget else read.integer(micro_batch, least=1),
@@ -410,6 +431,7 @@ def _engine(
         # verl keeps a model that is only asked in main memory, and brings its layers to the GPU one by one.
         cpu_offload_policy=read.flag(f"{fsdp}.offload_policy") or not trained,
         entropy=entropy,
+        logit_tokens=None,
         **{"has_lm_head": True, **shared},
     )
 
@@ -441,9 +463,36 @@ def _run_without_rollout(
 
 
 def _dpo(read: _Reader) -> RunSettings:
-    raise ConfigError("recipes/dpo.yaml is not there yet")
-
-
-def lora_target_names(targets: str | Sequence[str]) -> str:
-    """LoRA targets as a user types them."""
-    return targets if isinstance(targets, str) else ",".join(targets)
+    """recipes/train_dpo.py: TRL, a copy of the model in each process; the start's log-probs are computed beforehand."""
+    num_devices = read.integer("hardware.num_devices", 1, least=1)
+    lora_rank = read.integer("model.lora_rank", 0)
+    compute = read.dtype_bytes("hardware.param_dtype", "bf16")
+    actor = EngineSettings(
+        trained=True,
+        # load_model: weights that are trained stay in fp32, frozen ones come in the type of the computation.
+        master_bytes=compute if lora_rank else 4,
+        adapter_bytes=4,
+        quantised=read.get("model.quantize") == "4bit",
+        compute_bytes=compute,
+        lora_rank=lora_rank,
+        lora_targets=read.targets("model.target_modules"),
+        shards=1,
+        fsdp_version=0,
+        # sequences, two a pair; at least one pair
+        micro_batch=2 * max(1, read.integer("hardware.micro_batch_size", least=1) // 2),
+        token_budget=None,
+        gradient_checkpointing=read.flag("trl.gradient_checkpointing"),
+        param_offload=False,
+        optimizer_offload=False,
+        cpu_offload_policy=False,
+        remove_padding=False,
+        fused_log_probs=False,
+        entropy=False,
+        scaled_logits=False,
+        has_lm_head=True,
+        logit_tokens=DPO_LOGIT_TOKENS,
+    )
+    settings = _run_without_rollout(
+        "dpo", read, actor, tokens=read.integer("data.max_length", least=1), sequences_per_sample=2
+    )
+    return replace(settings, devices_per_node=num_devices)

@@ -7,6 +7,7 @@ Exit status 0: fits; 2: does not fit, or the configuration is wrong.
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipes.memory_plan import PARTS, MemoryPlan, gib, memory_plan, usable_bytes
 from recipes.model_facts import MODEL_CONFIGS, ModelFacts, model_facts
-from recipes.remedies import Remedy, find_remedies
+from recipes.remedies import Remedy, find_remedies, least
 from recipes.run_settings import ALGORITHMS, RunSettings, run_settings
 from recipes.step_time import COMPUTE_SHARE, CPU_GFLOPS_PER_CORE, step_time
 from tsc.errors import ConfigError, run_main
@@ -29,7 +30,7 @@ def main() -> int:
     options = _options()
     overrides, hardware = _with_hardware(options.overrides, options.hardware)
     config = _compose(options.algorithm, overrides)
-    settings = with_machine_memory(run_settings(options.algorithm, config, hardware=hardware))
+    settings = on_this_machine(run_settings(options.algorithm, config, hardware=hardware))
     facts = model_facts(options.model, root=REPO_ROOT)
     plan = memory_plan(facts, settings)
     print(report(facts, settings, plan))
@@ -86,7 +87,7 @@ def advice(algorithm: str, facts: ModelFacts, settings: RunSettings) -> str:
             words = command if fits else _as_command(found[0], command)
             return (
                 "No change of the settings is enough. A smaller model fits:\n"
-                f"  MODEL_PATH=FOLDER_OF_{model.name} {words}"
+                f"  MODEL_PATH=/path/to/{model.name} {words}"
             )
     return "No change of the settings is enough, nor is a smaller model: take larger hardware."
 
@@ -104,22 +105,29 @@ def family_line(settings: RunSettings) -> str:
         if found:
             answers.append(f"{size} with {' '.join(change.words for change in found[0].changes)}")
         else:
-            answers.append(f"{size} no ({gib(plan.fullest.total)} GiB)")
+            needed = memory_plan(model, least(model, settings))
+            needs = needed.host_bytes if settings.device.is_cpu else needed.fullest.total
+            answers.append(f"{size} no ({gib(needs)} GiB at the least)")
     return f"Qwen2.5 here: {', '.join(answers)}"
 
 
-def with_machine_memory(settings: RunSettings) -> RunSettings:
-    """On a CPU the memory is this machine's, or what its container may use of it."""
-    if settings.device.memory_bytes or not settings.device.is_cpu:
+def on_this_machine(settings: RunSettings) -> RunSettings:
+    """The settings with this machine's main memory, where the run would be here: on a CPU, or with an NVIDIA driver."""
+    device = settings.device
+    if not device.is_cpu and shutil.which("nvidia-smi") is None:
         return settings
-    sizes = []
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
-            sizes.append(1024 * int(line.split()[1]))
+    host_bytes = device.memory_bytes if device.is_cpu and device.memory_bytes else machine_memory_bytes()
+    return replace(settings, device=replace(device, host_bytes=host_bytes))
+
+
+def machine_memory_bytes() -> int:
+    """Main memory of this machine, or what its container may use of it."""
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    sizes = [1024 * int(meminfo["MemTotal"].split()[0])]
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         sizes.append(int(text))
-    return replace(settings, device=replace(settings.device, memory_bytes=min(sizes)))
+    return min(sizes)
 
 
 # ---------------------------------------------------------------------------------------------- text
@@ -155,17 +163,18 @@ def _table(settings: RunSettings, plan: MemoryPlan) -> list[str]:
         cells = (f"{gib(phase.parts[name]) if name in phase.parts else '–':>{COLUMN}}" for phase in plan.phases)
         lines.append(f"{name:<{width}}" + "".join(cells))
     lines.append(f"{'in all':<{width}}" + "".join(f"{gib(phase.total):>{COLUMN}}" for phase in plan.phases))
-    if plan.device_bytes and not settings.device.is_cpu:
-        usable = gib(usable_bytes(plan.device_bytes))
+    if settings.device.memory_bytes and not settings.device.is_cpu:
+        usable = gib(usable_bytes(settings.device.memory_bytes))
         lines.append(f"{'usable':<{width}}" + "".join(f"{usable:>{COLUMN}}" for _ in plan.phases))
     return [*lines, ""]
 
 
 def _margin(settings: RunSettings, plan: MemoryPlan) -> str:
     if settings.device.is_cpu:
-        return f"{gib(plan.host_bytes)} of {gib(usable_bytes(plan.device_bytes))} GiB main memory"
+        return f"{gib(plan.host_bytes)} of {gib(usable_bytes(settings.device.host_bytes))} GiB main memory"
     fullest = plan.fullest
-    return f"at most {gib(fullest.total)} of {gib(usable_bytes(plan.device_bytes))} GiB per GPU ({fullest.name})"
+    usable = usable_bytes(settings.device.memory_bytes)
+    return f"at most {gib(fullest.total)} of {gib(usable)} GiB per GPU ({fullest.name})"
 
 
 def _time_line(facts: ModelFacts, settings: RunSettings) -> str:
