@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from verl.utils.torch_functional import get_cosine_schedule_with_warmup
 from verl.workers.config import ActorConfig
 
 from recipes.model_folder import check_model_folder, no_progress_bars_in_logs
-from reward.ground_truth import parse_ground_truth
+from reward.ground_truth import GroundTruth, parse_ground_truth
 from reward.scoring import score_answer
 from reward.settings import RewardSettings, load_settings
+from reward.stretch_scoring import score_stretch
+from reward.stretch_source import StretchSource
 from tsc.decision import Answer, AnswerForm, Decision, parse_answer
 from tsc.errors import ConfigError
 from tsc.outcome import Outcomes
@@ -56,6 +59,7 @@ class GrpoSettings:
         algorithm.filter_groups).
     reward: overrides of configs/reward.yaml, e.g. {"normalisation": "sign"}.
     whole_answers: sample every token of an answer, not the decision token alone.
+    decisions: consecutive decisions to an answer, scored by what all of them lead to (docs/multi_decision.md).
     """
 
     steps: int = 40
@@ -73,14 +77,16 @@ class GrpoSettings:
     filter_groups: bool = False
     reward: Mapping[str, Any] = field(default_factory=dict)
     whole_answers: bool = False
+    decisions: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """A decision point: its prompt, and the cost of each answer."""
+    """A decision point: its prompt, the cost of each answer, and where it can be played on from."""
 
     prompt: list[dict[str, str]]
     outcomes: Outcomes
+    truth: GroundTruth | None = None
 
     @property
     def relative_gap(self) -> float:
@@ -99,7 +105,7 @@ def load_states(parquet_file: Path) -> list[State]:
         truth = parse_ground_truth(reward_model["ground_truth"])
         if truth.outcomes is None:
             raise ConfigError(f"{parquet_file} has states without outcomes: label them with generate_dataset")
-        states.append(State(prompt=prompt, outcomes=truth.outcomes))
+        states.append(State(prompt=prompt, outcomes=truth.outcomes, truth=truth))
     return states
 
 
@@ -411,6 +417,7 @@ class Trainer:
         self._order = prompt_order(states, training_pool(states, settings), settings, seed)
         self._generator = torch.Generator().manual_seed(seed)
         self._answers: dict[str, Answer] = {}
+        self._stretches = StretchSource(self._reward, settings.decisions) if settings.decisions > 1 else None
         self._parameters = [p for p in policy.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=0.01
@@ -422,17 +429,22 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """One update. Returns shares of the sampled answers, and how many prompts they took."""
         settings = self._settings
-        if settings.filter_groups:
-            chosen, rollout, num_prompts = self._informative_rollout()
-            reading = self._policy.read([self._rows[i] for i in chosen])
+        if self._stretches is not None:
+            rows, rollout, scores, owners = self._played_rollout(self._stretches)
+            reading, chosen, num_prompts = self._policy.read(rows), None, settings.batch_prompts
         else:
-            chosen = [next(self._order) for _ in range(settings.batch_prompts)]
-            num_prompts = len(chosen)
-            reading = self._policy.read([self._rows[i] for i in chosen])
-            rollout = self._sample(reading)
-        scores = self._scores(chosen, rollout.texts)
-        advantages = group_advantages(scores, settings.rollout_n, normalise_std=settings.normalise_std)
-        start_log_probs = self._start_log_probs(chosen, rollout.tokens) if settings.kl else None
+            if settings.filter_groups:
+                chosen, rollout, num_prompts = self._informative_rollout()
+                reading = self._policy.read([self._rows[i] for i in chosen])
+            else:
+                chosen = [next(self._order) for _ in range(settings.batch_prompts)]
+                num_prompts = len(chosen)
+                reading = self._policy.read([self._rows[i] for i in chosen])
+                rollout = self._sample(reading)
+            rows, owners = [self._rows[i] for i in chosen], list(range(len(rollout.texts)))
+            scores = self._scores(chosen, rollout.texts)
+        advantages = group_advantages(scores, settings.rollout_n, normalise_std=settings.normalise_std)[owners]
+        start_log_probs = self._start_log_probs(chosen, rows, rollout.tokens) if settings.kl else None
         log_probs = self._policy.log_probs(reading, rollout.tokens, settings.temperature)
         # verl's mean is over all tokens of the answers; those that are not sampled here add nothing to the sum
         num_tokens = float(rollout.mask.sum()) * (1 if settings.whole_answers else self._policy.shape.num_tokens)
@@ -462,7 +474,7 @@ class Trainer:
         groups = scores.view(-1, settings.rollout_n)
         return {
             "prompts": float(num_prompts),
-            "answers": float(num_prompts * settings.rollout_n),
+            "answers": float(num_prompts * settings.rollout_n if self._stretches is None else len(answers)),
             "score": float(scores.mean()),
             "yes": sum(answer.decision is Decision.YES for answer in answers) / len(answers),
             "readable": sum(answer.decision is not None for answer in answers) / len(answers),
@@ -509,15 +521,67 @@ class Trainer:
             num_prompts,
         )
 
-    def _start_log_probs(self, chosen: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+    def _played_rollout(self, stretches: StretchSource) -> tuple[list[list[int]], Rollout, torch.Tensor, list[int]]:
+        """Rows and answers of all decisions [S], the score of each stretch [B·n], and which one a decision is of."""
+        settings = self._settings
+        truths = []
+        for number in (next(self._order) for _ in range(settings.batch_prompts)):
+            truth = self._states[number].truth
+            assert truth is not None, "load_states gives every state its own"
+            truths += [truth] * settings.rollout_n
+        answers: list[list[Answer]] = [[] for _ in truths]
+        scores = torch.zeros(len(truths))
+        rows: list[list[int]] = []
+        owners: list[int] = []
+        rollouts: list[Rollout] = []
+        under_way = list(range(len(truths)))
+        while under_way:
+            with ThreadPoolExecutor(2 * self._reward.replay.num_workers) as threads:
+                found = list(threads.map(lambda number: stretches.play(truths[number], answers[number]), under_way))
+            prompts = []
+            still = []
+            for number, each in zip(under_way, found, strict=True):
+                if each.played.stretch is not None:
+                    scores[number] = score_stretch(answers[number], each.played.stretch, self._reward)["score"]
+                elif each.played.question is not None:
+                    prompts.append(each.played.question.prompt)
+                    still.append(number)
+            under_way = still
+            if under_way:
+                asked = [row + self._policy.shape.before for row in self._policy.prompt_tokens(prompts)]
+                with torch.no_grad():
+                    rollout = self._policy.sample(
+                        self._policy.read(asked), 1, settings.temperature, self._generator, whole=False
+                    )
+                for number, text in zip(under_way, rollout.texts, strict=True):
+                    answers[number].append(self._answer(text))
+                rows += asked
+                owners += under_way
+                rollouts.append(rollout)
+        joined = Rollout(
+            tokens=torch.cat([each.tokens for each in rollouts]),
+            mask=torch.cat([each.mask for each in rollouts]),
+            log_probs=torch.cat([each.log_probs for each in rollouts]),
+            texts=[text for each in rollouts for text in each.texts],
+        )
+        return rows, joined, scores, owners
+
+    def close(self) -> None:
+        """Leave the replay workers."""
+        if self._stretches is not None:
+            self._stretches.close()
+
+    def _start_log_probs(
+        self, chosen: Sequence[int] | None, rows: Sequence[Sequence[int]], tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """chosen: the states of `rows`, None for rows that are of no state."""
         settings = self._settings
         with torch.no_grad():
-            if self._start_logits is not None:
+            if self._start_logits is not None and chosen is not None:
                 logits = self._start_logits[list(chosen)].repeat_interleave(settings.rollout_n, dim=0)
                 return torch.log_softmax(logits / settings.temperature, dim=-1).gather(1, tokens)
             with self._policy.model.disable_adapter():
-                reading = self._policy.read([self._rows[i] for i in chosen])
-                return self._policy.log_probs(reading, tokens, settings.temperature)
+                return self._policy.log_probs(self._policy.read(rows), tokens, settings.temperature)
 
     def _scores(self, chosen: Sequence[int], texts: Sequence[str]) -> torch.Tensor:
         n = self._settings.rollout_n
@@ -549,12 +613,17 @@ def train(
     """Train a new adapter of the model in `start`. Same arguments, same result, on one machine with one thread."""
     if settings.filter_groups and settings.whole_answers:
         raise ConfigError("filter_groups is studied on the decision token only")
+    if settings.decisions > 1 and (settings.whole_answers or settings.filter_groups):
+        raise ConfigError("several decisions are studied on the decision token only, and without filter_groups")
     policy = Policy(start, rank=settings.lora_rank, alpha=settings.lora_alpha, seed=seed)
     rows = policy.prompt_tokens([state.prompt for state in states])
     if not settings.whole_answers:
         rows = [row + policy.shape.before for row in rows]
     trainer = Trainer(policy, states, rows, settings, seed=seed, start_logits=start_logits)
-    steps = [trainer.step() for _ in range(settings.steps)]
+    try:
+        steps = [trainer.step() for _ in range(settings.steps)]
+    finally:
+        trainer.close()
     policy.fold_adapter()
     metrics = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
     last = steps[-max(1, len(steps) // 10) :]

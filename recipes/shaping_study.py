@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[1]
 START = "start"
 # What the others of a group are compared with.
-REFERENCES = {"decision": "reference", "format": "format_graded", "demo": "demo"}
+REFERENCES = {"decision": "reference", "format": "format_graded", "demo": "demo", "stretch": "1_decision"}
 # Of the groups `decision` and `format`, whose start has seen each label once and answers "no" nearly always.
 REFERENCE = {"balance": True, "normalise_std": True}
 # Neither training (1–500), nor validation (501–700), nor scripts/evaluate.py (from 1001) draws these.
@@ -71,6 +71,10 @@ def _one(name: str, what: str, **changes: Any) -> Variant:
 
 def _demo(name: str, what: str, **changes: Any) -> Variant:
     return Variant(name=name, what=what, changes=changes, group="demo")
+
+
+def _stretch(name: str, what: str, **changes: Any) -> Variant:
+    return Variant(name=name, what=what, changes=changes, group="stretch")
 
 
 def _whole(name: str, what: str, exact: float, embedded: float) -> Variant:
@@ -115,6 +119,11 @@ VARIANTS = (
     _demo("demo", "as scripts/train_grpo.sh trains its tiny model: states as they come, not divided by std"),
     _demo("demo_balanced", "balanced states", balance=True),
     _demo("demo_balanced_std", "balanced states, divided by the group's std", balance=True, normalise_std=True),
+    _stretch("1_decision", "128 prompts × 4 answers of one decision, as `demo`"),
+    _stretch("2_decisions", "64 prompts × 4 answers of two: as many decisions", decisions=2, batch_prompts=64),
+    _stretch("4_decisions", "32 prompts × 4 answers of four: as many decisions", decisions=4, batch_prompts=32),
+    _stretch("1_decision_std", "one decision, divided by the group's std", normalise_std=True),
+    _stretch("4_decisions_std", "four decisions, divided by std", normalise_std=True, decisions=4, batch_prompts=32),
     _whole("format_graded", "exact 0.1, embedded 0.05, unreadable −1", 0.1, 0.05),
     _whole("format_flat", "exact 0, embedded 0, unreadable −1", 0.0, 0.0),
     _whole("format_steep", "exact 0.5, embedded 0.25, unreadable −1", 0.5, 0.25),
@@ -332,6 +341,7 @@ def queue_by_run(runs: Sequence[dict[str, Any]], scenario: str) -> list[dict[str
 # Shares in the table's last columns, by group: metrics of a run.
 COLUMNS = {
     "demo": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
+    "stretch": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
     "decision": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
     "format": {"exact at start": "exact_at_start", "exact at end": "exact_at_end", "greedy better": "greedy_better"},
 }
@@ -399,7 +409,7 @@ def main() -> None:
         nargs="+",
         default=["decision"],
         metavar="NAME",
-        help="names, or decision, format or demo: all of a group",
+        help="names, or decision, format, demo or stretch: all of a group",
     )
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of each variant (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="training steps of each run (default: %(default)s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from recipes.fast_grpo import (
     GrpoSettings,
     Policy,
     State,
+    Trainer,
     group_advantages,
     load_states,
     prompt_order,
@@ -33,10 +35,15 @@ from recipes.fast_grpo import (
 )
 from recipes.text_generation import LocalModel
 from recipes.tiny_model import TinyModelSize, build_tiny_model
+from reward.ground_truth import GroundTruth
 from reward.scoring import score_answer, traffic_score
 from reward.settings import RewardSettings, load_settings
-from tsc.decision import INVALID_ANSWER, Answer, AnswerForm, Decision
+from reward.stretch_scoring import score_stretch
+from reward.stretch_source import StretchSource
+from tsc.decision import INVALID_ANSWER, Answer, AnswerForm, Decision, parse_answer
 from tsc.outcome import Outcomes
+from tsc.replay_request import ReplayRequest
+from tsc.sample import Sample
 
 
 def prompt(queue_veh: int, red_veh: int) -> list[dict[str, str]]:
@@ -190,6 +197,34 @@ def test_groups_that_do_not_differ_are_replaced_until_the_batch_is_full(start: P
     metrics = train(start, states, settings, seed=1, start_logits=None).metrics
     assert metrics["informative_groups"] < 1.0
     assert metrics["prompts"] == 16
+
+
+def test_several_decisions_to_an_answer_share_the_score_of_what_they_lead_to(start: Path, small_dataset: Path) -> None:
+    samples = json.loads((small_dataset / "grpo_dataset.json").read_text())[:6]
+    requests = [ReplayRequest.from_sample(Sample.model_validate(sample), small_dataset) for sample in samples]
+    truths = [GroundTruth(request=request, outcomes=None, outcome_settings=None) for request in requests]
+    states = [
+        State(prompt=sample["prompt"], outcomes=Outcomes(yes=0.0, no=1.0), truth=truth)
+        for sample, truth in zip(samples, truths, strict=True)
+    ]
+    settings = GrpoSettings(steps=2, batch_prompts=2, rollout_n=2, lora_rank=4, decisions=3)
+    policy = Policy(start, rank=4, alpha=8, seed=1)
+    rows = policy.prompt_tokens([state.prompt for state in states])
+    trainer = Trainer(policy, states, rows, settings, seed=1, start_logits=None)
+    source = StretchSource(load_settings(), 3)
+    try:
+        _, rollout, scores, owners = trainer._played_rollout(source)
+        numbers = list(islice(prompt_order(states, training_pool(states, settings), settings, seed=1), 2))
+        for answer in range(4):
+            said = [parse_answer(text) for text, owner in zip(rollout.texts, owners, strict=True) if owner == answer]
+            stretch = source.play(truths[numbers[answer // 2]], said).played.stretch
+            assert stretch is not None and stretch.num_decisions == len(said) == 3
+            assert float(scores[answer]) == pytest.approx(score_stretch(said, stretch, load_settings())["score"])
+    finally:
+        source.close()
+        trainer.close()
+    runs = [train(start, states, settings, seed=1, start_logits=None).metrics for _ in range(2)]
+    assert runs[0] == runs[1] and runs[0]["answers"] == 12.0
 
 
 def test_a_pool_is_without_ties_unless_told_otherwise_and_balanced_where_asked_for() -> None:

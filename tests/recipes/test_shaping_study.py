@@ -33,9 +33,9 @@ def test_the_default_is_what_train_grpo_does_with_its_tiny_model(repo_root: Path
         ("ROLLOUT_N=${ROLLOUT_N:-", ours.rollout_n),
         ("LORA_RANK=${LORA_RANK:-", ours.lora_rank),
         ("LORA_ALPHA=${LORA_ALPHA:-", ours.lora_alpha),
-        ("balance=sft default_std=", ours.normalise_std),
+        ("NORMALISE_STD=${NORMALISE_STD:-$(tiny_default ", ours.normalise_std),
         ("TEMPERATURE=${TEMPERATURE:-", ours.temperature),
-        ("default_rate=1e-3 default_sft_rate=1e-3 default_kl=", ours.kl),
+        ("KL=${KL:-$(tiny_default ", ours.kl),
     ]:
         text = knobs.partition(knob)[2].split("}")[0].split()[0]
         assert text == str(value), knob
