@@ -36,11 +36,12 @@ def test_the_default_is_what_train_grpo_does_with_its_tiny_model(repo_root: Path
         ("NORMALISE_STD=${NORMALISE_STD:-$(tiny_default ", ours.normalise_std),
         ("TEMPERATURE=${TEMPERATURE:-", ours.temperature),
         ("KL=${KL:-$(tiny_default ", ours.kl),
+        ("DECISIONS=${DECISIONS:-", ours.decisions),
     ]:
         text = knobs.partition(knob)[2].split("}")[0].split()[0]
         assert text == str(value), knob
-    assert float(knobs.partition("    default_rate=")[2].split()[0]) == ours.learning_rate
-    assert "balance=sft" in knobs  # the labels of SFT are balanced, GRPO's states are not
+    assert float(knobs.partition("LEARNING_RATE=${LEARNING_RATE:-$(tiny_default ")[2].split()[0]) == ours.learning_rate
+    assert "balance=$(tiny_default sft all)" in knobs  # the labels of SFT are balanced, GRPO's states are not
     assert not ours.balance
 
 
