@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.hardware import load_hardware
 from tsc.errors import ConfigError, run_main
 
 PACKAGES = ("ray", "verl", "vllm", "torch", "transformers", "peft", "transferqueue", "libsumo")
@@ -367,7 +368,7 @@ def main() -> int:
     parser.add_argument("--address", required=True, help="of the cluster's head, IP:PORT")
     parser.add_argument("--hardware", required=True, help="name of a file in configs/hardware")
     parser.add_argument("--nodes", type=int, help="nodes that the training takes")
-    parser.add_argument("--gpus-per-node", type=int, default=1, help="GPUs on each (default: %(default)s)")
+    parser.add_argument("--gpus-per-node", type=int, help="GPUs on each (default: the profile's)")
     parser.add_argument("--train", type=Path, help="Parquet file with prompts")
     parser.add_argument("--val", type=Path, help="Parquet file for validation")
     parser.add_argument("--model", type=Path, help="folder of the model to start from")
@@ -377,9 +378,11 @@ def main() -> int:
     )
     options = parser.parse_args()
 
+    hardware = load_hardware(options.hardware)
+    gpus_per_node = options.gpus_per_node or hardware.num_devices
     states = sampled_files(options.train) if options.train is not None else {}
     if options.checkpoints is not None and options.nodes is not None:
-        check_world_size(options.checkpoints, options.nodes * options.gpus_per_node)
+        check_world_size(options.checkpoints, options.nodes * gpus_per_node)
     ray = connect(options.address)
     mark = shared_mark(options.out) if options.out is not None else None
     try:
@@ -389,7 +392,7 @@ def main() -> int:
             model=str(options.model.resolve()) if options.model is not None else None,
             out=str(options.out.resolve()) if options.out is not None else None,
             mark=mark.name if mark is not None else "",
-            asks_gpus=options.hardware != "cpu",
+            asks_gpus=hardware.device == "cuda",
         )
         nodes = living_nodes(ray)
         here = Facts(**look(asdict(wanted)))
@@ -413,7 +416,7 @@ def main() -> int:
                 f"another training runs on the Ray cluster at {options.address}, and verl's queue has room for one: "
                 "wait for its end, or start a cluster of its own on another PORT"
             )
-        check_resources(nodes, options.nodes, options.gpus_per_node, options.address)
+        check_resources(nodes, options.nodes, gpus_per_node, options.address)
     return 0
 
 

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What the launchers share; sourced by them, not run. Sets: PYTHON, HARDWARE, HARDWARE_OVERRIDES and the environment of a
-# run. Gives: prepare, find_model, fetch_model, check_adapter, plan, stage, stage_done, run, total_time, choose_loggers, ray_folder.
+# run. Gives: prepare, find_model, fetch_model, check_adapter, plan, stage, stage_done, run, total_time, choose_loggers, check_cluster, choose_ray.
 
 LAUNCH_START=$SECONDS
 PYTHON=.venv/bin/python
@@ -95,7 +95,8 @@ prepare() {
 
     # Without byte code the dozen processes of a run compile torch and vLLM a dozen times.
     unset PYTHONDONTWRITEBYTECODE
-    # Each run has its own Ray; an address in the environment would make it join another.
+    # Each run has its own Ray, unless it was told which one to join; what else it starts must not join that by itself.
+    cluster=${RAY_ADDRESS:-}
     unset RAY_ADDRESS
     export RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HYDRA_FULL_ERROR=1
     # TransferQueue's threads: its default of 8 fills the log with warnings on fewer cores.
@@ -157,6 +158,62 @@ check_adapter() {
 
 # offline_models: models come as local folders, so nothing needs the hub
 offline_models() { export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1; }
+
+# ---------------------------------------------------------------------------------------------- Ray
+
+# ray_token: the nodes of a cluster know each other by a token, where this machine has one
+ray_token() {
+    if [[ -n ${RAY_AUTH_TOKEN:-} || -s ${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token} ]]; then
+        export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+    fi
+}
+
+# check_cluster OPTION OF recipes/cluster_check.py...: its nodes have what this machine has, and there are enough of them
+check_cluster() {
+    [[ $NNODES =~ ^[1-9][0-9]*$ ]] || fail "NNODES=$NNODES is no whole number above 0"
+    if [[ $DRY_RUN == 1 ]]; then return; fi
+    if [[ -n $cluster ]]; then
+        ray_token
+        "$PYTHON" recipes/cluster_check.py --address "$cluster" --hardware "$HARDWARE" --nodes "$NNODES" \
+            ${N_GPUS:+--gpus-per-node "$N_GPUS"} "$@"
+    elif ((NNODES > 1)); then
+        fail "NNODES=$NNODES takes a Ray cluster: start one (bash scripts/ray_cluster.sh head), then name it by RAY_ADDRESS=IP:PORT"
+    fi
+}
+
+# What the processes of a run read from the environment: on a cluster they are no children of this one.
+WORKER_VARIABLES=(
+    VERL_PLATFORM VERL_USE_EXTERNAL_MODULES VERL_FILE_LOGGER_PATH TENSORBOARD_DIR TQ_NUM_THREADS
+    OMP_NUM_THREADS OMP_WAIT_POLICY VLLM_CPU_OMP_THREADS_BIND VLLM_NO_USAGE_STATS DO_NOT_TRACK HF_HUB_OFFLINE
+    TRANSFORMERS_OFFLINE WANDB_MODE WANDB_RUN_ID WANDB_RESUME WANDB_DIR WANDB_SILENT
+)
+
+# choose_ray: sets RAY_OVERRIDES and DRIVER, the start of the driver's command line, for a Ray of this run's own or the cluster
+choose_ray() {
+    local name rewards agents
+    if [[ -z $cluster ]]; then
+        ray_folder
+        RAY_OVERRIDES=("ray_kwargs.ray_init._temp_dir=$ray_dir") DRIVER=("$PYTHON")
+        return
+    fi
+    DRIVER=("$PYTHON" recipes/cluster_run.py --address "$cluster" -- "$PYTHON")
+    # verl spreads these over the nodes, and the profile says how many one has
+    read -r rewards agents < <("$PYTHON" -c 'import sys; from recipes.hardware import load_hardware
+profile = load_hardware(sys.argv[1]); print(profile.num_reward_workers, profile.num_agent_workers)' "$HARDWARE")
+    RAY_OVERRIDES=(
+        "ray_kwargs.ray_init.address=$cluster"
+        "ray_kwargs.ray_init.num_cpus=null"
+        "ray_kwargs.ray_init.num_gpus=null"
+        "ray_kwargs.ray_init.object_store_memory=null"
+        "reward.num_workers=$((NNODES * rewards))"
+        "actor_rollout_ref.rollout.agent.num_workers=$((NNODES * agents))"
+    )
+    for name in "${WORKER_VARIABLES[@]}"; do
+        if [[ -n ${!name:-} ]]; then
+            RAY_OVERRIDES+=("+ray_kwargs.ray_init.runtime_env.env_vars.$name='${!name//\'/\\\'}'")
+        fi
+    done
+}
 
 # ray_folder: a new folder for this run's Ray. Short, for the sockets in it may have 107 characters of path.
 ray_folder() {

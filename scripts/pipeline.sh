@@ -147,6 +147,7 @@ choose_overrides() {
         "actor_rollout_ref.actor.ppo_mini_batch_size=$((BATCH_PROMPTS / UPDATES))"
         "actor_rollout_ref.rollout.n=$ROLLOUT_N"
         "actor_rollout_ref.rollout.temperature=$TEMPERATURE"
+        "trainer.nnodes=$NNODES"
         "trainer.total_training_steps=$STEPS"
         "trainer.save_freq=$SAVE_EVERY"
         "trainer.test_freq=$VALIDATE_EVERY"
@@ -170,18 +171,26 @@ train_policy() {
         return
     fi
     stage "$title of $start: steps $((done_steps + 1)) to $STEPS of $BATCH_PROMPTS prompts × $ROLLOUT_N answers (log: $trained/train.log)"
+    check_cluster --train "$parquet/train.parquet" --out "$out" --checkpoints "$checkpoints" \
+        --model "$start"
     choose_loggers "$trained" "$RUN_NAME-$algorithm"
-    ray_folder
-    local -a now=("trainer.logger=[$LOGGERS]" "ray_kwargs.ray_init._temp_dir=$ray_dir")
     # verl reads the file even where it is told not to validate
-    if [[ ! -f $parquet/val.parquet ]]; then now+=("data.val_files=$parquet/train.parquet"); fi
+    local val_file=$parquet/val.parquet
+    if [[ ! -f $val_file ]]; then val_file=$parquet/train.parquet; fi
+    local -a now=("trainer.logger=[$LOGGERS]" "data.val_files=$val_file")
     if [[ -z $MODEL_PATH && -z $user_threads ]]; then
         # The passes of a tiny model are over before a second thread has joined: 4.6 s an update with one, 7.6 s with two.
         export OMP_NUM_THREADS=1
     fi
+    choose_ray
+    if [[ -n $cluster ]]; then
+        # another node's working folder may be another one
+        now+=("data.train_files=$(realpath "$parquet/train.parquet")" "data.val_files=$(realpath "$val_file")")
+        if [[ -d $start ]]; then now+=("actor_rollout_ref.model.path=$(realpath "$start")"); fi
+    fi
     run --name "verl ($title)" --log "$trained/train.log" --metrics "$METRICS_FILE" --watch-workers -- \
-        "$PYTHON" -u -m verl.trainer.main_ppo --config-path "$PWD/recipes" --config-name "$algorithm" \
-        "${OVERRIDES[@]}" "${now[@]}" "$@"
+        "${DRIVER[@]}" -u -m verl.trainer.main_ppo --config-path "$PWD/recipes" --config-name "$algorithm" \
+        "${OVERRIDES[@]}" "${now[@]}" "${RAY_OVERRIDES[@]}" "$@"
     stage_done "checkpoints in $checkpoints"
 }
 
@@ -195,6 +204,7 @@ check_policy_knobs() {
     )
     if [[ -n $MODEL_PATH && $MODEL_PATH != smollm2 && -z $hub_model && $DRY_RUN == 0 ]]; then CHECK+=(--model "$base"); fi
     "$PYTHON" recipes/check_run.py "${CHECK[@]}"
+    check_cluster
 }
 
 check_policy_data() { "$PYTHON" recipes/check_run.py "${CHECK[@]}" --train "$parquet/train.parquet"; }

@@ -62,9 +62,12 @@ start_node() {  # start_node OPTION OF ray start...
     pid=$(supervisor)
     [[ -z $pid ]] || fail "a node runs here already: bash scripts/ray_cluster.sh stop, or another RAY_TMP for a second one"
     prepare
-    # Nodes know each other by a token in ~/.ray/auth_token; RAY_AUTH_MODE=disabled does without.
-    export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
-    if [[ $RAY_AUTH_MODE == token && $1 == --head ]]; then ray get-auth-token --generate >/dev/null 2>&1; fi
+    if [[ $1 == --head && ${RAY_AUTH_MODE:-token} == token ]]; then
+        # keeps a token that is there
+        ray get-auth-token --generate >/dev/null 2>&1 ||
+            fail "there is no token by which nodes know each other, and Ray cannot make one: look at ~/.ray/auth_token and RAY_AUTH_TOKEN_PATH"
+    fi
+    ray_token
     # Ray colours even what it writes to files.
     export RAY_COLOR_MODE=none
     local -a options
@@ -166,7 +169,7 @@ TEXT
             HEAD=$(address)
         fi
         prepare
-        export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+        ray_token
         "$PYTHON" recipes/cluster_check.py --address "$HEAD" --hardware "$HARDWARE"
         ;;
     stop)

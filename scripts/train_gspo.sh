@@ -17,6 +17,8 @@ EPISODES=${EPISODES:-16}                # simulated hours to draw training data 
 # ---- where it runs
 HARDWARE=${HARDWARE:-auto}              # auto (from nvidia-smi), or the name of a file in configs/hardware: cpu, t4, a100_80g, h100, …
 N_GPUS=${N_GPUS:-}                      # GPUs of each machine; empty: all that HARDWARE=auto finds, else 1
+NNODES=${NNODES:-1}                     # machines; more than one with RAY_ADDRESS (docs/cluster.md)
+RAY_ADDRESS=${RAY_ADDRESS:-}            # IP:PORT of a Ray cluster to join, see scripts/ray_cluster.sh; empty: a Ray of its own on this machine
 TENSOR_PARALLEL=${TENSOR_PARALLEL:-1}   # GPUs that share one vLLM; divides N_GPUS
 DRY_RUN=${DRY_RUN:-0}                   # 1: compose and check the configuration, write it, print the plan, and stop; needs no GPU
 # ---- GSPO
