@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import io
@@ -89,9 +90,15 @@ def _composition_fault(algorithm: str, overrides: Sequence[str], error: Exceptio
     for override in overrides:
         key = override.partition("=")[0].lstrip("~")
         if unknown and (key == unknown or key.startswith(f"{unknown}.")):
-            known = [key for key, _ in _values(OmegaConf.to_container(compose(algorithm, []), resolve=False))]
+            known = [path for path, _ in _values(_usual(algorithm))]
             return f"override '{override}': {algorithm} has no key {key}{_meant(_nearest_key(key, known))}"
     return f"{algorithm} cannot be composed: {' '.join(str(error).split())}"
+
+
+@functools.cache
+def _usual(algorithm: str) -> Any:
+    """The configuration without overrides, interpolations as they stand."""
+    return OmegaConf.to_container(compose(algorithm, []), resolve=False)
 
 
 def _meant(nearest: str | None) -> str:
@@ -120,14 +127,15 @@ def validate(algorithm: str, config: DictConfig) -> None:
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"algorithm {algorithm!r} is unknown: choose one of {', '.join(ALGORITHMS)}")
     config = _resolved(config)
-    _check_keys(algorithm, config)
-    hardware = validate_values(OmegaConf.to_container(config.hardware), Hardware, where="hardware")
+    values: Any = OmegaConf.to_container(config)
+    _check_keys(algorithm, values)
+    hardware = validate_values(values["hardware"], Hardware, where="hardware")
     if algorithm in POLICY_GRADIENT and _has_critic(config) and algorithm != "ppo":
         raise ConfigError(
-            f"algorithm.adv_estimator={config.algorithm.adv_estimator} with critic.enable={config.critic.enable} needs a "
-            f"critic, whose settings are PPO's: use scripts/train_ppo.sh, or for {algorithm} another estimator than gae"
+            f"algorithm.adv_estimator={config.algorithm.adv_estimator} with critic.enable={config.critic.enable} needs "
+            f"a critic, whose settings are PPO's: use scripts/train_ppo.sh, or for {algorithm} another estimator"
         )
-    _check_dtypes(config, hardware)
+    _check_dtypes(config, values, hardware)
     if algorithm == "dpo":
         _check_dpo(config)
         return
@@ -142,20 +150,20 @@ def validate(algorithm: str, config: DictConfig) -> None:
 
 
 def _resolved(config: DictConfig) -> DictConfig:
-    """A copy with all interpolations resolved and every mandatory value there."""
-    config = copy.deepcopy(config)
+    """A copy with all interpolations resolved and every mandatory value there; open to new keys."""
     try:
-        OmegaConf.resolve(config)
+        resolved: Any = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         said = str(error).splitlines()[0]
         raise ConfigError(
             f"{_full_key(error)} cannot be resolved ({said}): give the key that it refers to a value, or remove the "
             "override that removed it"
         ) from error
-    missing = sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith(_unused(config)))
+    missing = sorted(key for key in OmegaConf.missing_keys(resolved) if not key.startswith(_unused(resolved)))
     if missing:
         raise ConfigError(f"{missing[0]} has no value: add the override {missing[0]}=…")
-    return config
+    assert isinstance(resolved, DictConfig)
+    return resolved
 
 
 def _unused(config: DictConfig) -> tuple[str, ...]:
@@ -173,14 +181,14 @@ def _has_critic(config: DictConfig) -> bool:
     return config.algorithm.adv_estimator == "gae" if enabled is None else bool(enabled)
 
 
-def _check_keys(algorithm: str, config: DictConfig) -> None:
+def _check_keys(algorithm: str, values: dict[str, Any]) -> None:
     """No key that a '+' slipped in without anything reading it."""
-    known = OmegaConf.to_container(compose(algorithm, []), resolve=False)
-    for key in _added(OmegaConf.to_container(config), known):
+    known = _usual(algorithm)
+    for key in _added(values, known):
         if not key.startswith(DATACLASS_SECTIONS):
             meant = _meant(_nearest_key(key, [path for path, _ in _values(known)]))
             raise ConfigError(f"{key} is read by nothing in {algorithm}{meant}: remove the override +{key}=…")
-    for key, value, usual in _changed_types(OmegaConf.to_container(config), known):
+    for key, value, usual in _changed_types(values, known):
         if value == "after_each_epoch" and algorithm == "sft":
             continue  # what verl's SFT trainer takes as save_freq and test_freq
         raise ConfigError(f"{key}={value} is no {usual}: give one")
@@ -212,10 +220,10 @@ def _added(values: Any, known: Any, prefix: str = "") -> Iterator[str]:
                 yield from _added(value, known[key], path)
 
 
-def _check_dtypes(config: DictConfig, hardware: Hardware) -> None:
+def _check_dtypes(config: DictConfig, values: dict[str, Any], hardware: Hardware) -> None:
     capability = hardware.compute_capability
     if capability is not None and capability < BF16_CAPABILITY:
-        for key, value in _values(OmegaConf.to_container(config)):
+        for key, value in _values(values):
             # turbo_config is read with strategy fsdp_turbo only
             if (
                 str(value).lower() in ("bf16", "bfloat16")
@@ -269,25 +277,24 @@ def _check_policy_gradient(config: DictConfig, hardware: Hardware) -> None:
     _check_choice("algorithm.adv_estimator", config.algorithm.adv_estimator, sorted(ADV_ESTIMATOR_REGISTRY))
     _check_code(config)
 
-    sections = {
-        f"{WORKER}.actor": worker.actor,
-        f"{WORKER}.rollout": worker.rollout,
-        "algorithm": config.algorithm,
-    }
-    if need_reference_policy(config):
+    needs_reference = need_reference_policy(config)
+    sections = {f"{WORKER}.rollout": worker.rollout, "algorithm": config.algorithm}
+    if needs_reference:
         sections[f"{WORKER}.ref"] = _as_actor(worker.ref, worker.actor)
+    for key, section in sections.items():
+        _check_section(key, section)
     if use_critic:
         _check_model(config.critic.model, "critic.model")
         # built from its own files, which need not be here
         config.critic.model = None
-        sections["critic"] = config.critic
-    for key, section in sections.items():
-        _check_section(key, section)
+    for key, engine in engines.items():
+        _check_dataclasses(key, engine)
     with _verl_notices(), warnings.catch_warnings():
+        # that no critic is trained, which is meant
         warnings.filterwarnings("ignore", "Disabled critic", UserWarning)
+        # builds actor and critic
         _check_class(
-            "the batch sizes",
-            lambda: validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=use_critic),
+            WORKER, lambda: validate_config(config, use_reference_policy=needs_reference, use_critic=use_critic)
         )
     if trainer.nnodes * trainer.n_gpus_per_node % worker.rollout.tensor_model_parallel_size:
         raise ConfigError(
@@ -431,9 +438,14 @@ def _check_section(key: str, section: DictConfig) -> None:
     """Build the dataclasses of a section as verl does, after a look at their keys and values."""
     from verl.utils.config import omega_conf_to_dataclass
 
+    _check_dataclasses(key, section)
+    _check_class(key, lambda: omega_conf_to_dataclass(section))
+
+
+def _check_dataclasses(key: str, section: DictConfig) -> None:
+    """The keys and values of a section's dataclasses."""
     for path, values in _with_target(OmegaConf.to_container(section), key):
         _check_fields(_class(values["_target_"], path), values, path)
-    _check_class(key, lambda: omega_conf_to_dataclass(section))
 
 
 def _with_target(values: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -454,8 +466,7 @@ def _class(name: str, path: str) -> Any:
 
 def _check_fields(cls: Any, values: Any, path: str) -> None:
     """Names and simple types of a dataclass's values; nested dataclasses are checked for themselves."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
+    fields = _fields(cls)
     for key, value in values.items():
         if key == "_target_":
             continue
@@ -467,10 +478,20 @@ def _check_fields(cls: Any, values: Any, path: str) -> None:
         if value is None or isinstance(value, dict):
             continue
         try:
-            TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+            fields[key].validate_python(value)
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]["msg"]
             raise ConfigError(f"{path}.{key}={value}: {fault[:1].lower()}{fault[1:]}") from error
+
+
+@functools.cache
+def _fields(cls: Any) -> dict[str, TypeAdapter[Any]]:
+    hints = typing.get_type_hints(cls)
+    loose = ConfigDict(arbitrary_types_allowed=True)
+    return {
+        field.name: TypeAdapter(Any if dataclasses.is_dataclass(hints[field.name]) else hints[field.name], config=loose)
+        for field in dataclasses.fields(cls)
+    }
 
 
 def _check_class(key: str, build: Callable[[], object]) -> None:
