@@ -21,7 +21,7 @@ from recipes.decision_speed import smollm2_rows, tiny_rows
 from reward.benchmarks.effort import FULL, QUICK, Effort
 from reward.benchmarks.episode_speed import CONTROLLERS, episode_rows, worker_rows
 from reward.benchmarks.grpo_step import step_rows
-from reward.benchmarks.replay_speed import bare_rows, city_rows, memory_rows, traci_rows
+from reward.benchmarks.replay_speed import bare_rows, city_rows, memory_rows, stretch_rows, traci_rows
 from reward.benchmarks.rows import Machine, Row, table, write_rows
 from reward.benchmarks.score_rate import score_rows
 from tsc.errors import ConfigError, run_main
@@ -36,6 +36,7 @@ REWARD: Mapping[Measure, tuple[str, ...]] = {
     city_rows: ("replay-city",),
     score_rows: ("score-cached", "score-labelled"),
     step_rows: ("step-cached", "step-live", "step-live-wait"),
+    stretch_rows: ("stretch-4", "stretch-8"),
     memory_rows: ("worker-memory",),
 }
 EVALUATE: Mapping[Measure, tuple[str, ...]] = {

@@ -11,12 +11,29 @@ from reward.benchmarks.stopwatch import Cost, cost_of
 from tsc.outcome import OutcomeSettings
 from tsc.replay import replay
 from tsc.replay_request import ReplayRequest
+from tsc.stretch_replay import play
 
 
 def live_cost(requests: Sequence[ReplayRequest], settings: OutcomeSettings) -> Cost:
     """tsc.replay.replay in this process, both answers of each, after one that warms it up."""
     replay(requests[0], settings)
     return cost_of(lambda: [replay(request, settings) for request in requests], len(requests))
+
+
+def stretch_cost(
+    requests: Sequence[ReplayRequest], settings: OutcomeSettings, num_decisions: int, *, asked: bool
+) -> Cost:
+    """Stretches of decisions in turn yes and no, in this process. asked: with a replay for every question before the
+    last decision, as a policy is asked; else each in one go, as in a simulation that waits for its answers."""
+    decisions = [("yes", "no")[number % 2] for number in range(num_decisions)]
+
+    def play_all() -> None:
+        for request in requests:
+            for made in range(0 if asked else num_decisions, num_decisions + 1):
+                play(request, settings, decisions=decisions[:made], num_decisions=num_decisions)
+
+    play(requests[0], settings, decisions=decisions, num_decisions=num_decisions)
+    return cost_of(play_all, len(requests))
 
 
 def replay_in_circles(requests: Sequence[ReplayRequest], settings: OutcomeSettings, count: int) -> float:

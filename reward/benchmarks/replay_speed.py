@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from reward.benchmarks.alternatives import bare_cost, bare_step_cpu_s, fresh_libsumo_cost, fresh_traci_cost
 from reward.benchmarks.datasets import DEFAULT_SCENARIO, city_requests, default_dataset, make_city, samples_of, spread
 from reward.benchmarks.effort import Effort
-from reward.benchmarks.live_replay import live_cost, replay_in_circles
+from reward.benchmarks.live_replay import live_cost, replay_in_circles, stretch_cost
 from reward.benchmarks.rows import Bound, Row
 from reward.benchmarks.stopwatch import Cost, in_turn
 from reward.benchmarks.warm_process import warm_processes
@@ -17,6 +18,8 @@ from tsc.replay_request import ReplayRequest
 from tsc.scenario import load_scenario
 
 REWARD_SETTINGS = DEFAULT_SCENARIO.parents[1] / "reward.yaml"
+# decisions
+STRETCHES = (4, 8)
 # after which the memory of a worker is what it stays at
 FIRST_REPLAYS = 100
 
@@ -105,6 +108,32 @@ def city_rows(folder: Path, effort: Effort) -> list[Row]:
             must_reach=Bound(at="least", value=3),
         )
     ]
+
+
+def stretch_rows(folder: Path, effort: Effort) -> list[Row]:
+    """Stretches of several decisions, a replay for each question, beside the same in one go; by CPU time."""
+    settings = load_outcome_settings(REWARD_SETTINGS)
+    dataset = default_dataset(folder, effort.episodes)
+    samples = spread(samples_of(dataset), effort.live_replays)
+    requests = [ReplayRequest.from_sample(sample, dataset) for sample in samples]
+    rows = []
+    with warm_processes(1) as (worker,):
+        for number in STRETCHES:
+            asked, at_once = in_turn(
+                effort.repetitions,
+                partial(worker.call, stretch_cost, requests, settings, number, asked=True),
+                partial(worker.call, stretch_cost, requests, settings, number, asked=False),
+            )
+            rows.append(
+                Row.of_medians(
+                    name=f"stretch-{number}",
+                    what=f"stretches of {number} decisions, a replay for each question; each stretch in one go",
+                    values=[cost.rate_per_core_s for cost in asked],
+                    beside=[cost.rate_per_core_s for cost in at_once],
+                    unit="1/s of CPU",
+                )
+            )
+    return rows
 
 
 def memory_rows(folder: Path, effort: Effort) -> list[Row]:
