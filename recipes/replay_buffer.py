@@ -4,6 +4,9 @@ verl's plug-in point is trainer.v1.sampler.custom_sampler. The V1 trainer merges
 into the metrics of the step (verl/trainer/ppo/v1/trainer_base.py:_step_once); by itself verl reports the keys that
 compute_score returns at validation only.
 
+By itself verl also trains on when a reward fails: the answer is missing from its group, and only the log says so. Here
+the run ends.
+
 verl gives algorithm.filter_groups to its own replay buffer and not to a custom one, where the key would do nothing and
 say nothing; recipes/grpo.yaml hands it on in sampler_kwargs.
 """
@@ -15,6 +18,8 @@ from typing import Any
 
 import transfer_queue
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+from tsc.errors import ReplayError
 
 # Events that should be rare are counted; everything else is averaged over the batch.
 COUNTED_PARTS = ("audited", "audit_disagreed", "failed")
@@ -72,6 +77,16 @@ class FastReplayBuffer(ReplayBuffer):
             }
         super().__init__(*args, sampler_kwargs=sampler_kwargs, poll_interval=poll_interval, **filtering, **kwargs)
         self._one_sided_steps = 0
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        super()._sync_metadata_from_transfer_queue()
+        num_failed = len(self.failure_keys["train"])
+        if num_failed:
+            raise ReplayError(
+                f"the answers to {num_failed} prompts could not all be generated and scored; the errors of the agent "
+                "loop above say why. Nothing was trained on what is left of them: mend the cause, and run again to go "
+                "on from the last checkpoint"
+            )
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
         batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)

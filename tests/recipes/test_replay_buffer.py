@@ -10,10 +10,12 @@ import pytest
 
 pytest.importorskip("verl")
 
+import transfer_queue
 from hydra import compose, initialize_config_dir
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from recipes.replay_buffer import FastReplayBuffer, is_one_sided
+from tsc.errors import ReplayError
 
 
 def answers(yes: int, no: int, unreadable: int = 0) -> list[Mapping[str, float]]:
@@ -72,3 +74,21 @@ def test_training_reports_for_how_many_steps_the_policy_has_given_one_answer(
     batches = [answers(50, 50), answers(2, 98), answers(0, 100), answers(97, 3), answers(60, 40), answers(0, 9)]
     reported = [buffer._reward_metrics(batch)["reward/one_sided_steps"] for batch in batches]
     assert reported == [0.0, 1.0, 2.0, 3.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("partition", ["train", "val"])
+def test_a_prompt_whose_answers_could_not_all_be_scored_ends_the_training(
+    repo_root: Path, monkeypatch: pytest.MonkeyPatch, partition: str
+) -> None:
+    """As verl's agent loop leaves it in the queue: the status of the prompt, and the one answer that was scored."""
+    buffer = built_by_verl(repo_root, monkeypatch)
+    left = {
+        "a": {"is_prompt": True, "status": "failure", "global_steps": 1},
+        "a_0_0": {"status": "success", "global_steps": 1},
+    }
+    monkeypatch.setattr(transfer_queue, "kv_list", lambda: {partition: left})
+    if partition == "val":
+        buffer._sync_metadata_from_transfer_queue()
+        return
+    with pytest.raises(ReplayError, match="the answers to 1 prompts could not all be generated and scored"):
+        buffer.sample(global_steps=1, partition_id="train", batch_size=1)
