@@ -90,7 +90,7 @@ OVERRIDES+=(
 )
 if [[ $DECISIONS != 1 ]]; then
     OVERRIDES+=(
-        "actor_rollout_ref.rollout.agent.agent_loop_config_path=$PWD/recipes/agent_loops.yaml"
+        "actor_rollout_ref.rollout.agent.agent_loop_config_path=recipes/agent_loops.yaml"
         "actor_rollout_ref.rollout.agent.default_agent_loop=consecutive_decisions"
         "actor_rollout_ref.rollout.multi_turn.max_assistant_turns=$DECISIONS"
         "actor_rollout_ref.actor._target_=recipes.decision_loop.DecisionActorConfig"
