@@ -115,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hardware", required=True, help="name of a file in configs/hardware")
     parser.add_argument("--n-gpus", default="", help="GPUs of a machine; empty: the hardware file's")
+    parser.add_argument("--nnodes", default="1", help="machines")
     parser.add_argument("--batch-prompts", default="64", help="prompts (RL) or chats (SFT) a step")
     parser.add_argument("--rollout-n", default="1", help="answers to a prompt")
     parser.add_argument("--least-answers", type=int, default=1, help="2 where answers are compared with each other")
@@ -133,6 +134,7 @@ def main() -> None:
     options = parser.parse_args()
     hardware = load_hardware(options.hardware)
     num_devices = int(check_number("N_GPUS", options.n_gpus or str(hardware.num_devices), 1, whole=True))
+    num_nodes = int(check_number("NNODES", options.nnodes, 1, whole=True))
     batch = int(check_number("BATCH_PROMPTS", options.batch_prompts, 1, whole=True))
     rollout_n = int(check_number("ROLLOUT_N", options.rollout_n, options.least_answers, whole=True))
     updates = int(check_number("UPDATES", options.updates, 1, whole=True))
@@ -146,7 +148,7 @@ def main() -> None:
     if options.epochs is not None:
         # A pass holds no more chats than a step gives each worker.
         micro_batch = min(micro_batch, max(batch // num_devices, 1))
-    check_batches(check_updates(batch, updates), rollout_n, micro_batch, num_devices)
+    check_batches(check_updates(batch, updates), rollout_n, micro_batch, num_devices * num_nodes)
     if options.model is not None:
         check_model_folder(options.model)
     if options.train is not None:

@@ -197,7 +197,7 @@ train_policy() {
 # check_policy_knobs LEAST: numbers within their bounds, at least LEAST answers to a prompt, batches that divide
 check_policy_knobs() {
     CHECK=(
-        --hardware "$HARDWARE" --n-gpus "$N_GPUS" --batch-prompts "$BATCH_PROMPTS" --rollout-n "$ROLLOUT_N"
+        --hardware "$HARDWARE" --n-gpus "$N_GPUS" --nnodes "$NNODES" --batch-prompts "$BATCH_PROMPTS" --rollout-n "$ROLLOUT_N"
         --least-answers "$1" --updates "$UPDATES" --micro-batch "$MICRO_BATCH" --lora-rank "$LORA_RANK"
         --learning-rate "$LEARNING_RATE" --temperature "$TEMPERATURE" --kl "$KL" --steps "$STEPS"
         --decisions "${DECISIONS:-1}"
