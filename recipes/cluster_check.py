@@ -261,16 +261,11 @@ def connect(address: str) -> Any:
 
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    except ray.exceptions.AuthenticationError:
-        raise ConfigError(
-            f"the Ray cluster at {address} has another token: copy ~/.ray/auth_token from its head to this machine "
-            "(chmod 600), or set RAY_AUTH_MODE=disabled everywhere"
-        ) from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ray.exceptions.AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         cause = str(error).strip().splitlines()[-1]
         raise ConfigError(
-            f"cannot join the Ray cluster at {address} ({cause}): this machine must be a node of it, see "
-            "'bash scripts/ray_cluster.sh status'"
+            f"cannot join the Ray cluster at {address} ({cause}): is it up, is this machine a node of it "
+            "(bash scripts/ray_cluster.sh status), and is ~/.ray/auth_token the same as on its head?"
         ) from None
     return ray
 

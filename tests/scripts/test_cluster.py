@@ -1,0 +1,348 @@
+"""Training on two Ray nodes: raylets of this machine with folders of their own, started by scripts/ray_cluster.sh."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("verl")
+
+from recipes.cluster_run import NodeState, NodeWatch
+
+SCRIPT = "scripts/ray_cluster.sh"
+
+
+def wait_for(what: str, ready: Callable[[], bool], timeout_s: float, log: Path | None = None) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        said = f":\n{log.read_text()[-3000:]}" if log is not None and log.exists() else ""
+        assert time.monotonic() < deadline, f"no {what} after {timeout_s} s{said}"
+        time.sleep(0.3)
+
+
+@dataclass(kw_only=True)
+class Machine:
+    """What would be a machine of its own: a Ray node with its folders for sockets, logs and temporary files."""
+
+    root: Path
+    folder: Path
+    variables: dict[str, str]
+
+    @property
+    def ray_tmp(self) -> Path:
+        return self.folder / "ray"
+
+    def call(self, action: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | self.variables | variables
+        environment |= {"RAY_TMP": str(self.ray_tmp), "TMPDIR": str(self.folder), "HARDWARE": "cpu"}
+        return subprocess.run(
+            ["bash", SCRIPT, action], cwd=self.root, env=environment, capture_output=True, text=True, timeout=200
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        supervisor = psutil.Process(int((self.ray_tmp / "node.pid").read_text()))
+        return [supervisor, *supervisor.children(recursive=True)]
+
+    def commands(self) -> list[str]:
+        found = []
+        for process in self.processes():
+            try:
+                found.append(" ".join(process.cmdline()))
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def runs(self, name: str) -> bool:
+        return any(name in command for command in self.commands())
+
+    def kill(self) -> None:
+        """As when the machine loses its power."""
+        for process in self.processes():
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+
+
+@dataclass(kw_only=True)
+class Cluster:
+    head: Machine
+    worker: Machine
+    address: str
+    head_said: str
+
+    def start_worker(self) -> None:
+        done = self.worker.call("worker", HEAD=self.address)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def check(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "recipes/cluster_check.py", "--address", self.address, "--hardware", "cpu"]
+        return subprocess.run(
+            [*command, *map(str, options)],
+            cwd=self.head.root,
+            env=os.environ | self.head.variables,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(repo_root: Path) -> Iterator[Cluster]:
+    # not pytest's folder: the sockets' paths may have 107 characters
+    base = Path(tempfile.mkdtemp(prefix="tsc-", dir="/tmp"))
+    # a token of its own, not that of the user's Ray
+    token = {"RAY_AUTH_TOKEN_PATH": str(base / "token"), "RAY_AUTH_MODE": "token"}
+    (base / "token").write_text("0123456789abcdef" * 4)
+    (base / "token").chmod(0o600)
+    machines = []
+    for name in ("a", "b"):
+        (base / name).mkdir()
+        machines.append(Machine(root=repo_root, folder=base / name, variables=token))
+    head, worker = machines
+    port = free_port()
+    done = head.call("head", PORT=str(port))
+    try:
+        assert done.returncode == 0, done.stdout + done.stderr
+        address = (head.ray_tmp / "ray_current_cluster").read_text().strip()
+        assert address.endswith(f":{port}")
+        one = Cluster(head=head, worker=worker, address=address, head_said=done.stdout)
+        one.start_worker()
+        yield one
+    finally:
+        for machine in (worker, head):
+            machine.call("stop")
+        shutil.rmtree(base)
+
+
+def test_each_machine_gets_a_node_and_the_next_commands_to_type(cluster: Cluster) -> None:
+    assert f"HEAD={cluster.address} bash scripts/ray_cluster.sh worker" in cluster.head_said
+    assert f"RAY_ADDRESS={cluster.address} NNODES=2 bash scripts/train_grpo.sh" in cluster.head_said
+    assert cluster.head.runs("gcs_server") and cluster.head.runs("raylet")
+    assert cluster.worker.runs("raylet") and not cluster.worker.runs("gcs_server")
+    again = cluster.worker.call("worker", HEAD=cluster.address)
+    assert again.returncode == 2 and "a node runs here already" in again.stderr
+
+
+def test_status_shows_nodes_resources_and_versions(cluster: Cluster) -> None:
+    done = cluster.worker.call("status")
+    assert done.returncode == 0, done.stderr
+    title, *nodes = done.stdout.splitlines()
+    assert title.split()[:6] == ["node", "Ray", "id", "CPUs", "GPUs", "free"]
+    assert len(nodes) == 2 and all(node.endswith("ok") for node in nodes)
+    # a pretended GPU takes 3 CPUs, verl's own actors 2
+    assert all(re.search(r" 5 +1 of 1 ", node) and " 1.28.0 " in node for node in nodes)
+
+
+def namespaces_work() -> bool:
+    return shutil.which("unshare") is not None and subprocess.run(["unshare", "-rm", "true"]).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not namespaces_work(), reason="takes Linux's user namespaces for a node with files of its own")
+def test_a_node_with_other_code_and_without_data_and_shared_folder_is_named_with_the_remedies(
+    cluster: Cluster, repo_root: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    parquet, run, changed = tmp_path / "parquet", tmp_path / "run", tmp_path / "reward"
+    convert = [sys.executable, "data_tools/json_to_parquet.py", "--input", small_dataset, "--output", parquet]
+    subprocess.run(convert, cwd=repo_root, check=True)
+    run.mkdir()
+    shutil.copytree(repo_root / "reward", changed, ignore=shutil.ignore_patterns("__pycache__"))
+    (changed / "scoring.py").write_text((changed / "scoring.py").read_text() + "# changed\n")
+
+    # A third node, which sees this machine's files but for these three folders.
+    mounts = f"mount --bind {changed} {repo_root}/reward && mount -t tmpfs none {small_dataset} && "
+    mounts += f"mount -t tmpfs none {run} && "
+    start = f"exec {sys.executable} -m ray.scripts.scripts start --address={cluster.address} --num-cpus=1 --block "
+    start += f"--temp-dir={cluster.worker.folder}/c --object-store-memory=100000000 --disable-usage-stats"
+    third = subprocess.Popen(
+        ["unshare", "-rm", "bash", "-c", mounts + start],
+        cwd=repo_root,
+        env=os.environ | cluster.head.variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert third.stdout is not None
+        assert any("Ray runtime started" in line for line in third.stdout)
+        bad = cluster.check("--nodes", "2", "--train", parquet / "train.parquet", "--out", run)
+    finally:
+        third.terminate()
+        third.communicate(timeout=30)
+    assert bad.returncode == 2, bad.stdout
+    assert [line.split()[-1] for line in bad.stdout.splitlines()[1:]] in (["ok", "ok", "WRONG"], ["ok", "WRONG", "ok"])
+    named = re.findall(r"^ +node \S+ \(([0-9a-f]{8})\): (.*)$", bad.stderr, re.MULTILINE)
+    assert len({node for node, _ in named}) == 1
+    code, states, folder = (problem for _, problem in named)
+    assert code.startswith(f"other code in {repo_root}: bring it to the state of {repo_root} here")
+    assert re.match(r"replays cannot run there, it lacks (\d+) of \1 sampled.*--embed-states", states)
+    assert folder.startswith(f"{run} is not this machine's folder there")
+    assert list(run.iterdir()) == []  # the check's own mark is gone
+
+
+@dataclass(kw_only=True)
+class Training:
+    """scripts/train_grpo.sh on the cluster's two nodes, with one pretended GPU each."""
+
+    process: subprocess.Popen[str]
+    output: Path
+    run: Path
+    earlier: set[Path]
+
+    @property
+    def log(self) -> Path:
+        return self.run / "grpo/train.log"
+
+    def records(self) -> list[dict]:
+        new = sorted(set(self.run.glob("grpo/metrics/*.jsonl")) - self.earlier)
+        return [json.loads(line) for file in new for line in file.read_text().splitlines()]
+
+    def wait_for_step(self) -> int:
+        def is_done() -> bool:
+            assert self.process.poll() is None, self.output.read_text()
+            return bool(self.records())
+
+        wait_for("step", is_done, 280, self.log)
+        return int(self.records()[0]["step"])
+
+    def ends_within(self, seconds: float) -> tuple[int, str]:
+        status = self.process.wait(timeout=seconds)
+        return status, self.output.read_text()
+
+
+def train(cluster: Cluster, folder: Path, parquet: Path) -> Training:
+    environment = os.environ | cluster.head.variables | {
+        "RAY_ADDRESS": cluster.address, "NNODES": "2", "HARDWARE": "cpu", "DATA": str(parquet), "SFT": "no",
+        "RUNS": str(folder), "RUN_NAME": "test", "STEPS": "1000", "SAVE_EVERY": "1", "BATCH_PROMPTS": "8",
+        "ROLLOUT_N": "4", "MICRO_BATCH": "8", "KL": "0", "WANDB": "off", "EVAL_SEEDS": "0",
+    }  # fmt: skip
+    output = folder / f"output-{time.monotonic_ns()}.txt"
+    earlier = set(folder.glob("test/grpo/metrics/*.jsonl"))
+    # every outcome is replayed, too, so that there are replays to see
+    overrides = ["+reward.custom_reward_function.reward_kwargs.audit_fraction=1.0"]
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            ["bash", "scripts/train_grpo.sh", *overrides],
+            cwd=cluster.head.root, env=environment, stdout=file, stderr=file, text=True,
+        )  # fmt: skip
+    return Training(process=process, output=output, run=folder / "test", earlier=earlier)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_goes_on_from_the_checkpoint(
+    cluster: Cluster, repo_root: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    parquet = tmp_path / "parquet"
+    subprocess.run(
+        [sys.executable, "data_tools/json_to_parquet.py", "--input", small_dataset, "--output", parquet],
+        cwd=repo_root,
+        check=True,
+    )
+    training = train(cluster, tmp_path, parquet)
+    try:
+        assert training.wait_for_step() == 1
+        # Workers, and with the reward workers the replays, are on both nodes, each with a pool of its own.
+        for machine in (cluster.head, cluster.worker):
+            for name in ("ray::WorkerDict", "ray::RewardLoopWorker", "VLLM::Worker"):
+                assert machine.runs(name), f"no {name} on {machine.folder}"
+            assert machine.runs(f"reward.replay_server {machine.folder}/tsc-replay-{os.getuid()}/")
+        checkpoints = training.run / "grpo/checkpoints"
+        wait_for("checkpoint", (checkpoints / "latest_checkpointed_iteration.txt").is_file, 60, training.log)
+        cluster.worker.kill()
+        status, output = training.ends_within(100)
+        assert status == 1
+        assert re.search(r"NodeLostError: lost the node \S+ \(Ray node [0-9a-f]{8}\): ", output), output
+        wait_for("end of the run's workers", lambda: not cluster.head.runs("ray::WorkerDict"), 30)
+        assert cluster.head.runs("gcs_server")
+
+        # Without the node the same command says so before it does anything.
+        status, output = train(cluster, tmp_path, parquet).ends_within(60)
+        assert status == 2
+        assert "2 nodes with 1 free GPUs each are asked for, and 1 of the cluster's 1 have them" in output
+
+        cluster.start_worker()
+        saved = int((checkpoints / "latest_checkpointed_iteration.txt").read_text())
+        training = train(cluster, tmp_path, parquet)
+        assert training.wait_for_step() == saved + 1
+        training.process.send_signal(signal.SIGTERM)
+        status, _ = training.ends_within(60)
+        assert status == 143
+        for machine in (cluster.head, cluster.worker):
+            wait_for("end of the run's workers", lambda at=machine: not at.runs("ray::WorkerDict"), 30)
+            wait_for("end of vLLM", lambda at=machine: not at.runs("VLLM::"), 30)
+    finally:
+        training.process.terminate()
+        training.process.wait(60)
+
+
+def test_stop_ends_this_machines_node_with_all_its_processes_and_no_other(cluster: Cluster) -> None:
+    processes = cluster.worker.processes()
+    done = cluster.worker.call("stop")
+    assert done.returncode == 0, done.stderr
+    assert psutil.wait_procs(processes, timeout=5)[1] == []
+    assert not cluster.worker.ray_tmp.exists()
+    assert cluster.head.runs("gcs_server")
+    assert cluster.worker.call("stop").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("action", "variables", "message"),
+    [
+        ("worker", {"HEAD": ""}, "IP:PORT"),
+        ("head", {"PORT": "none"}, "PORT=none is no whole number"),
+        ("head", {"BLOCK": "yes"}, "choose 0 or 1"),
+        ("restart", {}, "head|worker|status|stop"),
+    ],
+)
+def test_a_wrong_call_is_refused_with_what_is_allowed(
+    repo_root: Path, tmp_path: Path, action: str, variables: dict[str, str], message: str
+) -> None:
+    done = subprocess.run(
+        ["bash", SCRIPT, action], cwd=repo_root, env=os.environ | variables, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def state(id: str, died_because: str | None = None) -> NodeState:
+    return NodeState(id=id, ip="127.0.0.1", port=9, died_because=died_because)
+
+
+def test_only_nodes_that_were_seen_alive_can_be_lost() -> None:
+    watch = NodeWatch()
+    watch.look([state("a" * 56), state("b" * 56), state("c" * 56, "left before the run")])
+    assert watch.lost == []
+    watch.look([state("a" * 56), state("b" * 56, "no heartbeat")])
+    watch.look([state("a" * 56), state("b" * 56, "no heartbeat")])
+    assert watch.lost == ["127.0.0.1 (Ray node bbbbbbbb): no heartbeat"]
+
+
+def test_a_node_that_accepts_no_connection_is_lost_before_the_head_says_so() -> None:
+    watch = NodeWatch()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        alive = NodeState(id="a" * 56, ip="127.0.0.1", port=listening.getsockname()[1], died_because=None)
+        watch.look([alive, state("b" * 56)])
+        watch.knock()
+    assert watch.lost == ["127.0.0.1 (Ray node bbbbbbbb): it accepts no connections"]

@@ -1,0 +1,202 @@
+"""The Dockerfiles' commands, run as far as that needs neither Docker nor root, and what the images are made of.
+
+Not run: useradd, userdel and install, which need root, and the download of the packages: a stand-in for uv lends the
+scratch copy those of this environment instead.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+DOCKER = REPO_ROOT / "docker"
+DOCKERFILES = ("Dockerfile", "Dockerfile.cpu")
+SITE_PACKAGES = Path(sys.prefix) / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+# part of the smallest Debian, under whatever name: C and C++
+BASE_LIBRARIES = re.compile(r"^(libc6|libgcc-s1|libstdc\+\+6|gcc-\d+-base)$")
+
+# Everything as uv does it, but the packages, of which this environment has the same.
+LENDING_UV = f"""#!/bin/bash
+if [[ "$1 $2 $*" == "pip install "*--requirement* ]]; then
+    echo "$*" >>"$UV_CALLS"
+    echo '{SITE_PACKAGES}' >.venv/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/lent.pth
+else
+    exec '{shutil.which("uv")}' "$@"
+fi
+"""
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """Keyword and text of each instruction, continued lines joined, in order."""
+    text = re.sub(r"^\s*#.*\n", "", (DOCKER / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    lines = [line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line.strip()]
+    return [(keyword, rest) for keyword, _, rest in (line.partition(" ") for line in lines)]
+
+
+def system_packages(name: str) -> list[str]:
+    """What a Dockerfile installs with apt-get."""
+    (command,) = (rest for keyword, rest in instructions(name) if keyword == "RUN" and "apt-get install" in rest)
+    (install,) = (part for part in command.split("&&") if "apt-get install" in part)
+    return [word for word in install.split()[2:] if not word.startswith("--")]
+
+
+def is_ignored(path: str) -> bool:
+    """As .dockerignore's patterns, of which there are two kinds: at the top, and (**/) anywhere."""
+    for pattern in (REPO_ROOT / ".dockerignore").read_text().splitlines():
+        anywhere = pattern.startswith("**/")
+        parts = path.split("/") if anywhere else path.split("/")[:1]
+        if not pattern.startswith("#") and any(fnmatch.fnmatch(part, pattern.removeprefix("**/")) for part in parts):
+            return True
+    return False
+
+
+def copy_into(folder: Path, sources: list[str], target: str) -> None:
+    for source in sources:
+        if source == ".":
+            listed = subprocess.check_output(
+                ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=REPO_ROOT, text=True
+            )
+            names = [name for name in listed.splitlines() if not is_ignored(name) and (REPO_ROOT / name).is_file()]
+            for name in names:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(REPO_ROOT / name, folder / name)
+        elif (REPO_ROOT / source).is_dir():
+            shutil.copytree(REPO_ROOT / source, folder / target)
+        else:
+            (folder / target).mkdir(exist_ok=True)
+            shutil.copy(REPO_ROOT / source, folder / target)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder in which Dockerfile.cpu's instructions were carried out, and what its RUN lines printed."""
+    base = tmp_path_factory.mktemp("image")
+    folder, programs = base / "app", base / "programs"
+    folder.mkdir()
+    programs.mkdir()
+    (programs / "uv").write_text(LENDING_UV)
+    (programs / "uv").chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{programs}:{os.environ['PATH']}", "UV_CALLS": str(base / "calls"), "PYTHON": sys.executable,
+    }  # fmt: skip
+    environment.pop("VIRTUAL_ENV", None)
+    printed = []
+    for keyword, rest in instructions("Dockerfile.cpu"):
+        if keyword == "COPY":
+            *sources, target = [word for word in rest.split() if not word.startswith("--")]
+            copy_into(folder, sources, target)
+        elif keyword == "RUN" and not re.match("apt-get|useradd", rest):
+            done = subprocess.run(
+                ["bash", "-o", "pipefail", "-c", rest], cwd=folder, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{rest}\n{done.stdout}{done.stderr}"
+            printed.append(done.stdout)
+    assert "--requirement=requirements/cpu.txt" in (base / "calls").read_text()
+    return folder, printed
+
+
+@pytest.mark.slow
+def test_the_packages_install_from_what_was_copied_before_the_code_and_stay_good_with_it(
+    built: tuple[Path, list[str]],
+) -> None:
+    _, (install, check) = built
+    assert "packages (cpu)" in install and "import check" in install
+    assert check == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["scripts/evaluate.py", "data_tools/generate_dataset.py", "scripts/train_grpo.sh"])
+def test_what_the_image_holds_is_enough_to_run(built: tuple[Path, list[str]], script: str) -> None:
+    folder, _ = built
+    assert not (folder / "tests").exists() and not (folder / ".git").exists()
+    command = ["bash", "-n", script] if script.endswith(".sh") else [folder / ".venv/bin/python", script, "--help"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    code = "import reward, sys; print(reward.__path__[0])"
+    where = subprocess.check_output([folder / ".venv/bin/python", "-c", code], cwd="/", text=True)
+    assert where.strip() == str(folder / "reward")
+
+
+needs_apt = pytest.mark.skipif(
+    shutil.which("apt-get") is None or not list(Path("/var/lib/apt/lists").glob("*_Packages*")),
+    reason="takes Debian's or Ubuntu's apt with its lists",
+)
+
+
+@needs_apt
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_the_system_packages_exist(name: str) -> None:
+    command = ["apt-get", "install", "--simulate", "--yes", "--no-install-recommends", *system_packages(name)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_apt
+def test_every_system_library_of_sumo_and_vllm_is_in_the_images() -> None:
+    binaries = [SITE_PACKAGES / "sumo/bin/sumo", SITE_PACKAGES / "sumo/bin/netconvert"]
+    binaries += [*SITE_PACKAGES.glob("libsumo/*.so"), *SITE_PACKAGES.glob("vllm/_C*.so")]
+    assert len(binaries) > 3
+    libraries = set()
+    for binary in binaries:
+        listed = subprocess.run(["ldd", binary], capture_output=True, text=True).stdout
+        libraries |= set(re.findall(r"=> ((?:/usr)?/lib/\S+)", listed))
+    # by name, for /lib is a link to /usr/lib and packages name the one or the other
+    patterns = [f"*/{Path(library).name}" for library in libraries]
+    owners = set(re.findall(r"^([^:]+):", subprocess.check_output(["dpkg", "-S", *patterns], text=True), re.MULTILINE))
+    wanted = {owner for owner in owners if not BASE_LIBRARIES.match(owner)}
+    assert "libgl1" in wanted
+    for name in DOCKERFILES:
+        options = ["--recurse", "--installed", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"]
+        options += ["--no-replaces", "--no-enhances"]
+        depends = subprocess.check_output(["apt-cache", "depends", *options, *system_packages(name)], text=True)
+        assert wanted <= set(re.findall(r"^(\S+?)(?::\w+)?$", depends, flags=re.MULTILINE))
+
+
+def test_the_gpu_set_has_a_build_of_every_package_for_the_images_python(tmp_path: Path) -> None:
+    command = ["uv", "pip", "install", "--dry-run", "--no-deps", "--python-version", "3.12", "--target", str(tmp_path)]
+    command += ["--python-platform", "x86_64-manylinux_2_28", "--requirement", "requirements/gpu.txt"]
+    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert " + vllm==" in done.stderr
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_the_images_are_pinned_run_without_root_and_keep_no_cache(name: str) -> None:
+    steps = instructions(name)
+    (base,) = (rest for keyword, rest in steps if keyword == "FROM")
+    assert re.search(r":\d+\.\d+\.\d+-", base)
+    assert [rest for keyword, rest in steps if keyword == "USER"] == ["1000:1000"]
+    runs = [rest for keyword, rest in steps if keyword == "RUN"]
+    assert all("rm -rf /var/lib/apt/lists/*" in run for run in runs if "apt-get" in run)
+    assert any("UV_NO_CACHE=1" in run and "rm -rf .uv" in run for run in runs)
+    assert not re.search(r"https?://", "\n".join(rest for _, rest in steps))
+
+
+def test_compose_fits_its_schema_and_names_only_knobs_of_the_launcher() -> None:
+    subprocess.run(
+        ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker/compose.yaml"],
+        cwd=REPO_ROOT,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        check=True,
+    )
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
+    knobs = (REPO_ROOT / "scripts/train_grpo.sh").read_text()
+    for service in services.values():
+        assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+        for name in service["environment"]:
+            assert f"{name}=${{{name}:-" in knobs or name == "WANDB_API_KEY"
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([hadolint, *(DOCKER / name for name in DOCKERFILES)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
