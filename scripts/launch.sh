@@ -83,10 +83,8 @@ prepare() {
     HARDWARE_OVERRIDES=()
     if [[ -n $N_GPUS ]]; then
         HARDWARE_OVERRIDES+=("hardware.num_devices=$N_GPUS")
-        # recipes/verl_cpu pretends one GPU a worker, and each takes 3 of Ray's CPUs
-        if [[ $HARDWARE == cpu ]]; then
-            HARDWARE_OVERRIDES+=("hardware.ray_num_gpus=$N_GPUS" "hardware.ray_num_cpus=$((3 * N_GPUS + 2))")
-        fi
+        # verl reserves 3 of Ray's CPUs for each worker; the profiles of small machines count them for one or two
+        case $HARDWARE in cpu | t4 | l4 | a10g) HARDWARE_OVERRIDES+=("hardware.ray_num_cpus=$((3 * N_GPUS + 2))") ;; esac
     fi
     if [[ ${TENSOR_PARALLEL:-1} != 1 ]]; then HARDWARE_OVERRIDES+=("hardware.tensor_parallel=$TENSOR_PARALLEL"); fi
     if [[ -n ${MICRO_BATCH:-} ]]; then HARDWARE_OVERRIDES+=("hardware.micro_batch_size=$MICRO_BATCH"); fi
