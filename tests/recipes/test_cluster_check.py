@@ -1,4 +1,4 @@
-"""A node's faults are named with their remedy, from what it says of itself. With a real Ray: tests/scripts/test_cluster.py."""
+"""A node's faults are named with their remedy, from what it says of itself. With Ray: tests/scripts/test_cluster.py."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def test_a_node_with_other_code_and_without_data_and_shared_folder_is_named_with
     named = re.findall(r"^ +node \S+ \(([0-9a-f]{8})\): (.*)$", bad.stderr, re.MULTILINE)
     assert len({node for node, _ in named}) == 1
     code, states, folder = (problem for _, problem in named)
-    assert code.startswith(f"other code in {repo_root}: bring it to the state of {repo_root} here")
+    assert code.startswith(f"other code in {repo_root}: bring it to the commit (and the changes) of {repo_root} here")
     assert re.match(r"replays cannot run there, it lacks (\d+) of \1 sampled.*--embed-states", states)
     assert folder.startswith(f"{run} is not this machine's folder there")
     assert list(run.iterdir()) == []  # the check's own mark is gone
