@@ -165,35 +165,38 @@ def layer_activation_bytes_per_token(facts: ModelFacts, engine: EngineSettings) 
     """What one decoder layer keeps of one token for its backward pass, without recomputation.
 
     Counted over transformers' Qwen and Llama layers with sdpa, in the manner of Korthikanti et al. 2022
-    (arXiv:2205.05198, section 4.1), with c bytes an activation: two norms keep their input in fp32 and their output,
-    and, where their weights are trained, the normalised input; attention keeps query, key, value and its output, twice
-    (once for the projection); with a padding mask keys and values are repeated for all heads; the gated MLP keeps four
-    tensors of the intermediate width. LoRA adds `rank` numbers for each adapted layer.
+    (arXiv:2205.05198, section 4.1), with c bytes an activation: two norms; attention keeps query, key, value and its
+    output, twice (once for the projection), keys and values repeated for all heads, as sdpa with a mask wants them;
+    the gated MLP keeps four tensors of the intermediate width. LoRA adds `rank` numbers for each adapted layer.
     """
     c = engine.compute_bytes
     width = facts.heads * facts.head_dim
-    kv_width = facts.kv_heads * facts.head_dim
-    norms = 2 * (4 * facts.hidden + c * facts.hidden * (2 if engine.full else 1))
-    keys_and_values = 2 * (kv_width if engine.remove_padding else width)
-    attention = c * (3 * width + keys_and_values) + 4 * facts.heads
+    attention = c * 5 * width + 4 * facts.heads
     mlp = c * 4 * facts.intermediate
     lora = 0.0
     if not engine.full:
         per_layer = sum(shape.count for shape in facts.lora_linears(engine.lora_targets)) / facts.layers
         lora = c * engine.lora_rank * per_layer
-    return norms + attention + mlp + lora
+    return 2 * norm_activation_bytes_per_token(facts, engine) + attention + mlp + lora
+
+
+def norm_activation_bytes_per_token(facts: ModelFacts, engine: EngineSettings) -> int:
+    """Its input in fp32 and its output; where its weights are trained, the normalised input, too."""
+    return facts.hidden * (4 + engine.compute_bytes * (2 if engine.full else 1))
 
 
 def activation_bytes(facts: ModelFacts, engine: EngineSettings, tokens: int) -> tuple[int, int]:
-    """Activations of a training pass over `tokens`: those kept through the whole pass, and one layer's while it is
-    worked on. With gradient checkpointing only the input of each layer is kept, the rest recomputed layer by layer."""
+    """Activations of a training pass over `tokens`: those kept through the whole pass (layers and the last norm),
+    and one layer's while it is worked on. With gradient checkpointing only the input of each layer is kept, the rest
+    recomputed layer by layer."""
     layer = layer_activation_bytes_per_token(facts, engine)
+    last = norm_activation_bytes_per_token(facts, engine)
     # gradients of the widest tensors of a layer, while the backward pass is in it
     backward = engine.compute_bytes * (3 * facts.intermediate + 2 * facts.hidden)
     if engine.gradient_checkpointing:
         kept = facts.layers * facts.hidden * engine.compute_bytes
-        return int(tokens * kept), int(tokens * (layer + backward))
-    return int(tokens * facts.layers * layer), int(tokens * backward)
+        return int(tokens * (kept + last)), int(tokens * (layer + backward))
+    return int(tokens * (facts.layers * layer + last)), int(tokens * backward)
 
 
 def forward_bytes(facts: ModelFacts, engine: EngineSettings, tokens: int) -> int:
@@ -202,23 +205,27 @@ def forward_bytes(facts: ModelFacts, engine: EngineSettings, tokens: int) -> int
 
 
 def logits_bytes(facts: ModelFacts, engine: EngineSettings, tokens: int, *, trained: bool) -> int:
-    """Logits and their copies at the fullest moment (verl: prepare_model_outputs, logprobs_from_logits_v2).
+    """Logits and their copies at the fullest moment, for every token and every word of the vocabulary.
 
-    For every token and word of the vocabulary: the logits in the type of computation; without packing a second copy
-    without the padding; a log-softmax in fp32, kept for the backward pass, or in fp32 training its gradient; a copy for
-    a temperature other than 1; softmax and product in fp32 where the entropy is computed. flash-attn's fused
-    cross-entropy, which needs one copy, is not among the pinned packages. verl's fused kernels never hold all logits.
+    verl (prepare_model_outputs, logprobs_from_logits_v2): the logits in the type of computation, a copy without the
+    padding, and one for a temperature other than 1. Training in 16 bits adds their log-softmax in fp32, kept for the
+    backward pass; in fp32 three more copies appear in the backward pass, when the one for the temperature is gone. The
+    entropy adds a softmax and its product with the logits. recipes/train_dpo.py: log-softmax and two gradients in fp32.
+    flash-attn's cross-entropy, which needs one copy, is not among the pinned packages; verl's fused kernels never hold
+    all logits.
     """
     if not engine.has_lm_head or engine.fused_log_probs:
         return 0
     c = engine.compute_bytes
-    copies = c if engine.remove_padding else 2 * c
-    if engine.scaled_logits:
-        copies += c
-    if trained:
-        copies += 4 if c < 4 else 2 * c
-    if engine.entropy:
-        copies += 8
+    padded = 0 if engine.remove_padding else c
+    if engine.logit_tokens is not None:
+        copies = 12 if trained else 8 + c
+    else:
+        copies = c + padded + (c if engine.scaled_logits else 0)
+        if trained:
+            copies = 4 * c + padded if c == 4 else copies + 4
+        if engine.entropy:
+            copies += 8
     return int(tokens * facts.vocab * copies)
 
 

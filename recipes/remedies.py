@@ -6,7 +6,7 @@ cost time, then those that change what is trained or on what.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from recipes.memory_plan import MemoryPlan, kv_bytes_per_token, kv_cache_bytes, memory_plan, usable_bytes
@@ -97,51 +97,54 @@ def least(facts: ModelFacts, settings: RunSettings) -> RunSettings:
     return _most_frugal(facts, settings)[0]
 
 
-def _most_frugal(facts: ModelFacts, settings: RunSettings) -> tuple[RunSettings, list[int]]:
-    """Take the knobs in order, each at the value that helps most, until the run fits. Returns which were taken."""
-    taken: list[int] = []
+def _most_frugal(facts: ModelFacts, settings: RunSettings) -> tuple[RunSettings, dict[int, str]]:
+    """Take the knobs in order, each at the value that helps most, until the run fits: by index the words taken."""
+    taken: dict[int, str] = {}
     lacking = shortage_bytes(memory_plan(facts, settings), settings, facts)
     for index, knob in enumerate(KNOBS):
         best = None
-        for _, changed in knob(facts, settings):
+        for change, changed in knob(facts, settings):
             left = shortage_bytes(memory_plan(facts, changed), changed, facts)
             if left < lacking:
-                best, lacking = changed, left
+                best, lacking = (change, changed), left
         if best is not None:
-            settings = best
-            taken.append(index)
-        if memory_plan(facts, settings).fits:
+            taken[index], settings = best[0].words, best[1]
+        if lacking == 0:
             break
     return settings, taken
 
 
 def _combination(facts: ModelFacts, settings: RunSettings) -> Remedy | None:
-    """The knobs that are needed together, each at its nearest value that is enough."""
-    frugal, taken = _most_frugal(facts, settings)
+    """The knobs that are needed together, each at its nearest value that is enough while the others stay."""
+    frugal, chosen = _most_frugal(facts, settings)
     if not memory_plan(facts, frugal).fits:
         return None
-    for index in list(taken):
-        without = [other for other in taken if other != index]
-        if _apply(facts, settings, without) is not None:
-            taken = without
-    return _apply(facts, settings, taken)
+    for index in list(chosen):
+        without = {other: words for other, words in chosen.items() if other != index}
+        if _follow(facts, settings, without) is not None:
+            chosen = without
+    for index in chosen:
+        for change, _ in KNOBS[index](facts, settings):
+            nearer = chosen | {index: change.words}
+            if _follow(facts, settings, nearer) is not None:
+                chosen = nearer
+                break
+    return _follow(facts, settings, chosen)
 
 
-def _apply(facts: ModelFacts, settings: RunSettings, indices: Sequence[int]) -> Remedy | None:
-    """The knobs at the nearest values with which the run fits, the last first to be spared; None where it does not."""
-
-    def search(position: int, current: RunSettings, changes: tuple[Change, ...]) -> Remedy | None:
-        if position == len(indices):
-            if memory_plan(facts, current).fits:
-                return Remedy(changes=changes, settings=current, facts=facts)
+def _follow(facts: ModelFacts, settings: RunSettings, chosen: dict[int, str]) -> Remedy | None:
+    """The remedy of these knobs at these words; None where it is not enough, or a word is no choice any more."""
+    changes: list[Change] = []
+    for index in sorted(chosen):
+        for change, changed in KNOBS[index](facts, settings):
+            if change.words == chosen[index]:
+                changes.append(change)
+                settings = changed
+                break
+        else:
             return None
-        for change, changed in KNOBS[indices[position]](facts, current):
-            found = search(position + 1, changed, (*changes, change))
-            if found:
-                return found
-        return None
-
-    return search(0, settings, ())
+    fits = memory_plan(facts, settings).fits
+    return Remedy(changes=tuple(changes), settings=settings, facts=facts) if fits else None
 
 
 # ---------------------------------------------------------------------------------------------- knobs
@@ -302,7 +305,9 @@ def _base_dtype(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]
     actor, capability = settings.actor, settings.device.compute_capability
     if capability is not None and capability < BF16_CAPABILITY:
         return
-    if actor.fsdp_version > 0 and not actor.full and actor.master_bytes == 4 and actor.compute_bytes == 2:
+    if settings.critic is not None or actor.fsdp_version == 0 or actor.full:
+        return
+    if actor.master_bytes == 4 and actor.compute_bytes == 2:
         yield (
             _override("hardware.model_dtype=bf16"),
             settings.with_engines(lambda engine: replace(engine, master_bytes=2, adapter_bytes=2)),
