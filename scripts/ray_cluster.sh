@@ -106,8 +106,6 @@ explain() {
         fail "the head's token is another one: copy ~/.ray/auth_token of the head to this machine (chmod 600), or name it by RAY_AUTH_TOKEN_PATH"
     elif grep -q 'Version mismatch' "$log"; then
         fail "this machine and the head have different versions (above): bring both to the same state of the repository"
-    elif grep -q 'already running\|Address already in use' "$log"; then
-        fail "another Ray uses port $PORT here: choose another PORT"
     elif [[ -n $HEAD ]]; then
         fail "no node came up within $START_S s: is the head at HEAD=$HEAD, and does its firewall let this machine in?"
     fi
@@ -147,6 +145,9 @@ fi
 
 case ${1:-} in
     head)
+        if (: <>"/dev/tcp/${NODE_IP:-127.0.0.1}/$PORT") 2>/dev/null; then
+            fail "PORT=$PORT is taken, perhaps by another Ray: choose another one"
+        fi
         start_node --head --port="$PORT" --include-dashboard=false
         cat <<TEXT
 The head of a Ray cluster runs at $(address).

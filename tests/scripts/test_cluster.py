@@ -313,6 +313,7 @@ def test_stop_ends_this_machines_node_with_all_its_processes_and_no_other(cluste
         ("worker", {"HEAD": ""}, "IP:PORT"),
         ("head", {"PORT": "none"}, "PORT=none is no whole number"),
         ("head", {"BLOCK": "yes"}, "choose 0 or 1"),
+        ("head", {"RAY_TMP": "/tmp/a-folder-whose-name-leaves-no-room-for-sockets"}, "at most 40 characters"),
         ("restart", {}, "head|worker|status|stop"),
     ],
 )
@@ -324,6 +325,16 @@ def test_a_wrong_call_is_refused_with_what_is_allowed(
     )
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_port_in_use_is_refused(repo_root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            ["bash", SCRIPT, "head"], cwd=repo_root, env=os.environ | {"PORT": port}, capture_output=True, text=True
+        )
+    assert done.returncode == 2
+    assert f"PORT={port} is taken" in done.stderr
 
 
 def state(id: str, died_because: str | None = None) -> NodeState:
