@@ -338,6 +338,8 @@ def train(config: DictConfig) -> None:
         sides = [load_pairs(str(config.data.train_files), cache)]
         if arguments.eval_strategy != "no":
             sides.append(load_pairs(str(config.data.val_files), cache))
+    if len(sides) > 1 and not len(sides[1]):
+        raise ConfigError(f"{config.data.val_files} has no pairs to validate on: set VALIDATE_EVERY=-1")
     for pairs in sides:
         check_lengths(pairs, tokenizer, config.data.max_length)
     if len(sides[0]) < config.data.train_batch_size:
