@@ -132,8 +132,8 @@ def test_a_wrong_profile_names_file_key_value_and_what_is_allowed(
     (tmp_path / "t4.yaml").write_text(text.replace("param_dtype: fp16", "param_dtype: fp8"))
     with pytest.raises(ConfigError, match=r"t4\.yaml: param_dtype is 'fp8': input should be 'fp32', 'bf16' or 'fp16'"):
         load_hardware("t4")
-    (tmp_path / "t4.yaml").write_text(text.replace("param_offload:", "param_ofload:"))
-    with pytest.raises(ConfigError, match=r"unknown key 'param_ofload': did you mean 'param_offload'"):
+    (tmp_path / "t4.yaml").write_text(text.replace("optimizer_offload:", "optimizer_ofload:"))
+    with pytest.raises(ConfigError, match=r"unknown key 'optimizer_ofload': did you mean 'optimizer_offload'"):
         load_hardware("t4")
     with pytest.raises(ConfigError, match=r"HARDWARE=a100_80 is unknown \(did you mean a100_80g\?\): choose auto"):
         load_hardware("a100_80")
