@@ -146,7 +146,7 @@ def run(address: str, command: list[str]) -> int:
             heard_s = time.monotonic()
         except RpcError as error:
             if time.monotonic() - heard_s > SILENCE_S:
-                cause = f"Ray's head at {address} does not answer: {str(error).strip().splitlines()[0]}"
+                cause = f"Ray's head at {address} does not answer: {str(error).strip().splitlines()[0].rstrip('.')}"
     if watch.lost or cause is not None:
         if not driver.ends_within(GRACE_S):
             driver.end()
