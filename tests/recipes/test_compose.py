@@ -177,6 +177,7 @@ def test_an_unknown_algorithm_is_refused() -> None:
         ("grpo", ["hardware.micro_batch_size=3"], r"no multiple of the micro-batch of 3: set MICRO_BATCH=2"),
         ("ppo", ["critic.ppo_mini_batch_size=100"], r"critic.ppo_mini_batch_size=100 prompts an update do not divide"),
         ("sft", ["data.train_batch_size=6"], r"micro-batch of 4: set MICRO_BATCH=3"),
+        ("gspo", ["hardware.num_devices=2", "hardware.micro_batch_size=128"], r"64 a device.*set MICRO_BATCH=64"),
         ("grpo", [f"{W}.actor.ppo_mini_batch_size=256"], r"ppo_mini_batch_size=256 prompts an update do not divide"),
         ("grpo", ["hardware.num_devices=2", "hardware.tensor_parallel=3"], r"PARALLEL=3 does not divide N_GPUS=2"),
         ("grpo", ["hardware.num_devices=4"], r"Add hardware.ray_num_cpus=14"),
@@ -212,6 +213,16 @@ def test_float16_without_an_nvidia_gpu_is_refused_because_verl_would_not_scale_t
         ("grpo", [f"{W}.actor.use_dynamic_bsz=true", "hardware.micro_batch_size=3"]),
         ("ppo", ["hardware.num_devices=8", "hardware.tensor_parallel=2", "trainer.nnodes=2"]),
         ("sft", ["trainer.save_freq=after_each_epoch", "model.lora_rank=8"]),
+        # verl's own switch for other accelerators stays within reach; nothing is promised for them
+        ("grpo", ["trainer.device=npu"]),
+        (
+            "grpo",
+            [
+                f"{W}.actor._target_=recipes.decision_loop.DecisionActorConfig",
+                f"+{W}.actor.decisions=3",
+                f"{W}.actor.ppo_mini_batch_size=384",
+            ],
+        ),
         ("dpo", ["+trl.max_grad_norm=0.5"]),
     ],
 )
