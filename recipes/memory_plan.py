@@ -324,9 +324,9 @@ def _phases(facts: ModelFacts, settings: RunSettings) -> tuple[Phase, ...]:
     phases.append(
         _phase(settings, "update", _backward(facts, settings, actor) | {CRITIC: critic_at_rest, VLLM: resting})
     )
-    phases.append(_phase(settings, "Adam", _step(facts, actor) | {CRITIC: critic_at_rest, VLLM: resting}))
+    phases.append(_phase(settings, "Adam step", _step(facts, actor) | {CRITIC: critic_at_rest, VLLM: resting}))
     if settings.rollout is not None:
-        phases.append(_phase(settings, "send", _send(facts, settings) | {CRITIC: critic_at_rest}))
+        phases.append(_phase(settings, "send weights", _send(facts, settings) | {CRITIC: critic_at_rest}))
     return tuple(phases)
 
 

@@ -6,7 +6,7 @@ cost time, then those that change what is trained or on what.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from recipes.memory_plan import MemoryPlan, kv_bytes_per_token, kv_cache_bytes, memory_plan, usable_bytes
@@ -57,15 +57,18 @@ def _is_override(change: Change) -> bool:
 
 
 Candidate = tuple[Change, RunSettings]
+Knob = Callable[[ModelFacts, RunSettings], Iterator[Candidate]]
 
 
-def find_remedies(facts: ModelFacts, settings: RunSettings, *, most: int = 3) -> list[Remedy]:
+def find_remedies(facts: ModelFacts, settings: RunSettings, *, most: int = 3, more_gpus: bool = True) -> list[Remedy]:
     """Remedies, nearest first: up to `most` single changes, or else the one combination found; empty where none fits.
 
-    A remedy's settings have a plan without problems. No other model is considered.
+    A remedy's settings have a plan without problems. No other model is considered, nor, without more_gpus, other
+    hardware.
     """
+    knobs = KNOBS if more_gpus else KNOBS_OF_THE_MACHINE
     singles: list[Remedy] = []
-    for knob in KNOBS:
+    for knob in knobs:
         for change, changed in knob(facts, settings):
             if memory_plan(facts, changed).fits:
                 singles.append(Remedy(changes=(change,), settings=changed, facts=facts))
@@ -74,7 +77,7 @@ def find_remedies(facts: ModelFacts, settings: RunSettings, *, most: int = 3) ->
             break
     if singles:
         return singles
-    combined = _combination(facts, settings)
+    combined = _combination(facts, settings, knobs)
     return [combined] if combined else []
 
 
@@ -93,58 +96,76 @@ def shortage_bytes(plan: MemoryPlan, settings: RunSettings, facts: ModelFacts) -
 
 
 def least(facts: ModelFacts, settings: RunSettings) -> RunSettings:
-    """The settings with every knob at the value that helps most, or as far as the run needs to fit."""
-    return _most_frugal(facts, settings)[0]
+    """The settings with every knob but N_GPUS at the value that helps most, or as far as the run needs to fit."""
+    return _most_frugal(facts, settings, KNOBS_OF_THE_MACHINE)[0]
 
 
-def _most_frugal(facts: ModelFacts, settings: RunSettings) -> tuple[RunSettings, dict[int, str]]:
-    """Take the knobs in order, each at the value that helps most, until the run fits: by index the words taken."""
-    taken: dict[int, str] = {}
+def _most_frugal(
+    facts: ModelFacts, settings: RunSettings, knobs: Sequence[Knob]
+) -> tuple[RunSettings, dict[Knob, str]]:
+    """Take the knobs in order, each at the value that helps most, until the run fits: the words taken of each.
+
+    Again from the first one as long as that helps: a share of the GPU that was too much may be right for what others
+    have left.
+    """
+    taken: dict[Knob, str] = {}
     lacking = shortage_bytes(memory_plan(facts, settings), settings, facts)
-    for index, knob in enumerate(KNOBS):
-        best = None
-        for change, changed in knob(facts, settings):
-            left = shortage_bytes(memory_plan(facts, changed), changed, facts)
-            if left < lacking:
-                best, lacking = (change, changed), left
-        if best is not None:
-            taken[index], settings = best[0].words, best[1]
-        if lacking == 0:
-            break
+    before = lacking + 1
+    while 0 < lacking < before:
+        before = lacking
+        for knob in knobs:
+            best = None
+            for change, changed in knob(facts, settings):
+                left = shortage_bytes(memory_plan(facts, changed), changed, facts)
+                if left < lacking:
+                    best, lacking = (change, changed), left
+            if best is not None:
+                taken[knob], settings = best[0].words, best[1]
+            if lacking == 0:
+                break
     return settings, taken
 
 
-def _combination(facts: ModelFacts, settings: RunSettings) -> Remedy | None:
+def _combination(facts: ModelFacts, settings: RunSettings, knobs: Sequence[Knob]) -> Remedy | None:
     """The knobs that are needed together, each at its nearest value that is enough while the others stay."""
-    frugal, chosen = _most_frugal(facts, settings)
+    frugal, chosen = _most_frugal(facts, settings, knobs)
     if not memory_plan(facts, frugal).fits:
         return None
-    for index in list(chosen):
-        without = {other: words for other, words in chosen.items() if other != index}
+    for knob in list(chosen):
+        without = {other: words for other, words in chosen.items() if other is not knob}
         if _follow(facts, settings, without) is not None:
             chosen = without
-    for index in chosen:
-        for change, _ in KNOBS[index](facts, settings):
-            nearer = chosen | {index: change.words}
+    for knob in list(chosen):
+        others = {other: words for other, words in chosen.items() if other is not knob}
+        for change, _ in knob(facts, _applied(facts, settings, others)[0]):
+            nearer = chosen | {knob: change.words}
             if _follow(facts, settings, nearer) is not None:
                 chosen = nearer
                 break
     return _follow(facts, settings, chosen)
 
 
-def _follow(facts: ModelFacts, settings: RunSettings, chosen: dict[int, str]) -> Remedy | None:
+def _follow(facts: ModelFacts, settings: RunSettings, chosen: dict[Knob, str]) -> Remedy | None:
     """The remedy of these knobs at these words; None where it is not enough, or a word is no choice any more."""
+    settings, changes = _applied(facts, settings, chosen)
+    if len(changes) < len(chosen) or not memory_plan(facts, settings).fits:
+        return None
+    return Remedy(changes=changes, settings=settings, facts=facts)
+
+
+def _applied(
+    facts: ModelFacts, settings: RunSettings, chosen: dict[Knob, str]
+) -> tuple[RunSettings, tuple[Change, ...]]:
+    """The settings after these words, and the changes; without those that are no choice. GPUs come first: how a model
+    or a batch can be divided depends on them."""
     changes: list[Change] = []
-    for index in sorted(chosen):
-        for change, changed in KNOBS[index](facts, settings):
-            if change.words == chosen[index]:
+    for knob in sorted(chosen, key=lambda knob: (knob is not _gpus, KNOBS.index(knob))):
+        for change, changed in knob(facts, settings):
+            if change.words == chosen[knob]:
                 changes.append(change)
                 settings = changed
                 break
-        else:
-            return None
-    fits = memory_plan(facts, settings).fits
-    return Remedy(changes=tuple(changes), settings=settings, facts=facts) if fits else None
+    return settings, tuple(changes)
 
 
 # ---------------------------------------------------------------------------------------------- knobs
@@ -227,6 +248,18 @@ def _bucket(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
             replace(settings, rollout=replace(rollout, bucket_bytes=size * MIB)),
         )
         size //= 2
+
+
+def _workers(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+    """Fewer processes that drive generation and compute rewards: each holds some main memory."""
+    agents, rewards = settings.num_agent_workers, settings.num_reward_workers
+    while max(agents, rewards) > 1:
+        agents, rewards = max(1, agents // 2), max(1, rewards // 2)
+        words = f"hardware.num_agent_workers={agents} hardware.num_reward_workers={rewards}"
+        yield (
+            Change(words=words, overrides=tuple(words.split())),
+            replace(settings, num_agent_workers=agents, num_reward_workers=rewards),
+        )
 
 
 def _offload(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
@@ -314,7 +347,7 @@ def _base_dtype(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]
         )
 
 
-KNOBS = (
+KNOBS: tuple[Knob, ...] = (
     _micro_batch,
     _gradient_checkpointing,
     _sleep,
@@ -322,6 +355,7 @@ KNOBS = (
     _kv_cache,
     _bucket,
     _num_sequences,
+    _workers,
     _offload,
     _lora,
     _quantise,
@@ -329,6 +363,7 @@ KNOBS = (
     _gpus,
     _base_dtype,
 )
+KNOBS_OF_THE_MACHINE = tuple(knob for knob in KNOBS if knob is not _gpus)
 
 
 def _override(words: str) -> Change:

@@ -13,9 +13,14 @@ from recipes.memory_plan import kv_bytes_per_token, kv_cache_tokens, rollout_wei
 from recipes.model_facts import ModelFacts
 from recipes.run_settings import EngineSettings, RunSettings
 
-# Shares of the data sheet's figures that are assumed.
-COMPUTE_SHARE = 0.3
+# Shares of the data sheet's figures. Those of computing are what verl's public runs of Qwen2.5 1.5B and 7B with LoRA on
+# H100s reached (docs/hardware.md names them): 0.20 in a pass forward, 0.07 and 0.09 in an update.
+FORWARD_SHARE = 0.2
+TRAINING_SHARE = 0.08
 BANDWIDTH_SHARE = 0.6
+# A token of an answer takes a pass through all layers, however small: their kernels have to be started.
+LAYER_S_EAGER = 1.5e-3
+LAYER_S_IN_GRAPHS = 0.2e-3
 # What a core of a CPU is assumed to reach.
 CPU_GFLOPS_PER_CORE = 25
 CPU_BANDWIDTH_GB_PER_S = 10
@@ -38,18 +43,20 @@ class StepTime:
 def step_time(facts: ModelFacts, settings: RunSettings) -> StepTime:
     """2 operations a parameter and token forward, 4 backward, 2 of them for the weights' gradients, which a frozen base
     does not need; 2 more where activations are recomputed (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)."""
-    flops = flops_per_s(settings) * settings.num_devices
+    forward, training = (
+        flops_per_s(settings, share) * settings.num_devices for share in (FORWARD_SHARE, TRAINING_SHARE)
+    )
     tokens = settings.sequences * settings.sequence_tokens
     parts: dict[str, float] = {}
     if settings.rollout is not None:
         parts["generate"] = generation_s(facts, settings)
     passes = int(settings.old_log_prob_pass) + int(settings.reference != "none")
     if passes:
-        parts["log-probs"] = passes * 2 * facts.num_matmul_parameters * tokens / flops
+        parts["log-probs"] = passes * 2 * facts.num_matmul_parameters * tokens / forward
     if settings.critic is not None:
         critic = facts.layers * facts.num_layer
-        parts["critic"] = (2 + training_operations(settings.critic)) * critic * tokens / flops
-    parts["update"] = training_operations(settings.actor) * facts.num_matmul_parameters * tokens / flops
+        parts["critic"] = critic * tokens * (2 / forward + training_operations(settings.critic) / training)
+    parts["update"] = training_operations(settings.actor) * facts.num_matmul_parameters * tokens / training
     parts["the rest"] = FIXED_S
     return StepTime(parts_s=parts, tokens=tokens)
 
@@ -59,19 +66,19 @@ def training_operations(engine: EngineSettings) -> int:
     return 2 + (4 if engine.full else 2) + (2 if engine.gradient_checkpointing else 0)
 
 
-def flops_per_s(settings: RunSettings) -> float:
-    """Operations a second that one device is assumed to reach."""
+def flops_per_s(settings: RunSettings, share: float) -> float:
+    """Operations a second that one device is assumed to reach. share: of a GPU's data sheet."""
     if settings.device.peak_tflops is None:
         return CPU_GFLOPS_PER_CORE * 1e9 * (os.cpu_count() or 1) / settings.devices_per_node
-    return COMPUTE_SHARE * settings.device.peak_tflops * 1e12
+    return share * settings.device.peak_tflops * 1e12
 
 
 def generation_s(facts: ModelFacts, settings: RunSettings) -> float:
     """Prompts once for each group (prefix caching), then a pass for each token of the answers, which reads all weights
-    and the sequences' keys and values: the slower of reading and computing counts."""
+    and the sequences' keys and values: the slowest of reading, computing and starting kernels counts."""
     rollout = settings.rollout
     assert rollout is not None
-    flops = flops_per_s(settings)
+    flops = flops_per_s(settings, FORWARD_SHARE)
     bandwidth = 1e9 * (
         CPU_BANDWIDTH_GB_PER_S
         if settings.device.bandwidth_gb_per_s is None
@@ -86,4 +93,7 @@ def generation_s(facts: ModelFacts, settings: RunSettings) -> float:
     cache = together * settings.sequence_tokens * kv_bytes_per_token(facts, rollout)
     reading = (rollout_weight_bytes(facts, rollout) + cache) / bandwidth
     computing = 2 * facts.num_matmul_parameters * together / (flops * rollout.tensor_parallel)
-    return prefill + math.ceil(sequences / together) * settings.answer_tokens * max(reading, computing)
+    starting = 0.0
+    if not settings.device.is_cpu:
+        starting = facts.layers * (LAYER_S_EAGER if rollout.eager else LAYER_S_IN_GRAPHS)
+    return prefill + math.ceil(sequences / together) * settings.answer_tokens * max(reading, computing, starting)

@@ -17,13 +17,13 @@ from recipes.memory_plan import PARTS, MemoryPlan, gib, memory_plan, usable_byte
 from recipes.model_facts import MODEL_CONFIGS, ModelFacts, model_facts
 from recipes.remedies import Remedy, find_remedies, least
 from recipes.run_settings import ALGORITHMS, RunSettings, run_settings
-from recipes.step_time import COMPUTE_SHARE, CPU_GFLOPS_PER_CORE, step_time
+from recipes.step_time import CPU_GFLOPS_PER_CORE, FORWARD_SHARE, TRAINING_SHARE, step_time
 from tsc.errors import ConfigError, run_main
 from tsc.files import write_atomically
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 FAMILY = "qwen2.5-"
-COLUMN = 11
+COLUMN = 14
 
 
 def main() -> int:
@@ -35,7 +35,7 @@ def main() -> int:
     plan = memory_plan(facts, settings)
     print(report(facts, settings, plan))
     if not plan.fits:
-        print(advice(options.algorithm, facts, settings))
+        print("\n".join(advice(options.algorithm, facts, settings)))
     print(family_line(settings))
     if options.dry_run:
         from recipes.compose import validate
@@ -50,15 +50,12 @@ def main() -> int:
 
 def report(facts: ModelFacts, settings: RunSettings, plan: MemoryPlan) -> str:
     """The plan as lines of text: what is run, the table, the verdict."""
-    lines = [_title(facts, settings), *_table(settings, plan)]
+    lines = [*_title(facts, settings), "", *_table(settings, plan), ""]
     lines.append(f"main memory  {gib(plan.host_bytes)} GiB: {_list_of(plan.host_parts)}")
     if settings.rollout is not None and plan.kv_tokens is not None:
         at_once = plan.kv_tokens // settings.sequence_tokens
-        lines.append(
-            f"KV cache     {plan.kv_tokens:,} tokens: {at_once:,} of the longest answers at a time".replace(",", " ")
-        )
-    lines.append(_time_line(facts, settings))
-    lines.append("")
+        lines.append(f"KV cache     {plan.kv_tokens:,} tokens: {at_once:,} of the longest sequences at a time")
+    lines.extend([*_time(facts, settings), ""])
     if plan.fits:
         lines.append(f"FITS: {_margin(settings, plan)}")
     else:
@@ -67,29 +64,36 @@ def report(facts: ModelFacts, settings: RunSettings, plan: MemoryPlan) -> str:
     return "\n".join(lines)
 
 
-def advice(algorithm: str, facts: ModelFacts, settings: RunSettings) -> str:
-    """What to type to make it fit: a change, or a combination, or a smaller model."""
+def advice(algorithm: str, facts: ModelFacts, settings: RunSettings) -> list[str]:
+    """What to type to make it fit: one of a few single changes, or a combination; a smaller model where both fail or
+    take more GPUs."""
     command = f"bash scripts/train_{algorithm}.sh"
-    remedies = find_remedies(facts, settings)
-    lines = []
-    if remedies:
-        lines.append(
-            "To make it fit, add to your command:" if len(remedies) == 1 else "To make it fit, add one of these:"
-        )
-        lines.extend(f"  {_as_command(remedy, command)}" for remedy in remedies)
-        return "\n".join(lines)
+    here = find_remedies(facts, settings, more_gpus=False)
+    if here:
+        heading = "To make it fit, add to your command:" if len(here) == 1 else "To make it fit, one of these:"
+        return [heading, *(f"  {_as_command(remedy, command)}" for remedy in here)]
+    lines = [f"No change of the settings is enough on {_where(settings)}."]
+    elsewhere = find_remedies(facts, settings, most=1)
+    if elsewhere:
+        lines += ["With more GPUs:", f"  {_as_command(elsewhere[0], command)}"]
+    smaller = _smaller_model(facts, settings, command)
+    if smaller:
+        lines += ["With a smaller model:", f"  {smaller}"]
+    return lines
+
+
+def _smaller_model(facts: ModelFacts, settings: RunSettings, command: str) -> str | None:
+    """The command for the largest smaller model that the hardware carries."""
     for model in reversed(_family()):
         if model.num_parameters >= facts.num_parameters:
             continue
-        fits = memory_plan(model, settings).fits
-        found = [] if fits else find_remedies(model, settings, most=1)
-        if fits or found:
-            words = command if fits else _as_command(found[0], command)
-            return (
-                "No change of the settings is enough. A smaller model fits:\n"
-                f"  MODEL_PATH=/path/to/{model.name} {words}"
-            )
-    return "No change of the settings is enough, nor is a smaller model: take larger hardware."
+        folder = f"MODEL_PATH=/path/to/{model.name}"
+        if memory_plan(model, settings).fits:
+            return f"{folder} {command}"
+        found = find_remedies(model, settings, most=1, more_gpus=False)
+        if found:
+            return f"{folder} {_as_command(found[0], command)}"
+    return None
 
 
 def family_line(settings: RunSettings) -> str:
@@ -97,18 +101,17 @@ def family_line(settings: RunSettings) -> str:
     answers = []
     for model in _family():
         size = model.name.removeprefix(FAMILY).upper()
-        plan = memory_plan(model, settings)
-        if plan.fits:
+        if memory_plan(model, settings).fits:
             answers.append(f"{size} yes")
             continue
-        found = find_remedies(model, settings, most=1)
+        found = find_remedies(model, settings, most=1, more_gpus=False)
         if found:
             answers.append(f"{size} with {' '.join(change.words for change in found[0].changes)}")
         else:
             needed = memory_plan(model, least(model, settings))
             needs = needed.host_bytes if settings.device.is_cpu else needed.fullest.total
             answers.append(f"{size} no ({gib(needs)} GiB at the least)")
-    return f"Qwen2.5 here: {', '.join(answers)}"
+    return f"Qwen2.5 on {_where(settings)}: {'; '.join(answers)}"
 
 
 def on_this_machine(settings: RunSettings) -> RunSettings:
@@ -133,32 +136,33 @@ def machine_memory_bytes() -> int:
 # ---------------------------------------------------------------------------------------------- text
 
 
-def _title(facts: ModelFacts, settings: RunSettings) -> str:
+def _title(facts: ModelFacts, settings: RunSettings) -> list[str]:
     engine = settings.actor
     trained = "all weights" if engine.full else f"LoRA of rank {engine.lora_rank}"
-    where = settings.device.title
-    if not settings.device.is_cpu:
-        where = f"{settings.num_devices} × {where}" + (
-            f" on {settings.num_nodes} machines" if settings.num_nodes > 1 else ""
-        )
-    batch = (
-        f"{settings.batch_prompts} × {settings.answers} answers"
-        if settings.rollout
-        else f"{settings.batch_prompts} samples"
-    )
+    base = ", base in 4 bits" if engine.quantised else ""
     dtype = "fp32" if engine.compute_bytes == 4 else "16 bits"
-    return (
-        f"{settings.algorithm.upper()} of {facts.name} ({_billions(facts.num_parameters)} parameters, {trained}, "
-        f"{dtype}) on {where}\n"
-        f"a step: {batch}, each of at most {settings.sequence_tokens} tokens, {engine.micro_batch} at a time"
-    )
+    samples = {"dpo": "pairs", "sft": "chats"}.get(settings.algorithm, f"prompts × {settings.answers} answers")
+    together = f"{settings.pass_tokens(engine):,} tokens" if engine.token_budget else f"{engine.micro_batch} sequences"
+    return [
+        f"{settings.algorithm.upper()} of {facts.name} ({_count(facts.num_parameters)} parameters; {trained}{base}; "
+        f"computed in {dtype}) on {_where(settings)}",
+        f"a step: {settings.batch_prompts} {samples}; a sequence has at most {settings.sequence_tokens} tokens; "
+        f"{together} in a pass",
+    ]
+
+
+def _where(settings: RunSettings) -> str:
+    if settings.device.is_cpu:
+        return settings.device.title
+    where = f"{settings.devices_per_node} × {settings.device.title}"
+    return f"{settings.num_nodes} machines with {where} each" if settings.num_nodes > 1 else where
 
 
 def _table(settings: RunSettings, plan: MemoryPlan) -> list[str]:
     names = [part for part in (*PARTS, "actor at rest") if any(part in phase.parts for phase in plan.phases)]
     width = max(len(name) for name in (*names, "GiB per GPU")) + 2
     unit = "GiB" if settings.device.is_cpu else "GiB per GPU"
-    lines = ["", f"{unit:<{width}}" + "".join(f"{phase.name:>{COLUMN}}" for phase in plan.phases)]
+    lines = [f"{unit:<{width}}" + "".join(f"{phase.name:>{COLUMN}}" for phase in plan.phases)]
     for name in names:
         cells = (f"{gib(phase.parts[name]) if name in phase.parts else '–':>{COLUMN}}" for phase in plan.phases)
         lines.append(f"{name:<{width}}" + "".join(cells))
@@ -166,7 +170,7 @@ def _table(settings: RunSettings, plan: MemoryPlan) -> list[str]:
     if settings.device.memory_bytes and not settings.device.is_cpu:
         usable = gib(usable_bytes(settings.device.memory_bytes))
         lines.append(f"{'usable':<{width}}" + "".join(f"{usable:>{COLUMN}}" for _ in plan.phases))
-    return [*lines, ""]
+    return lines
 
 
 def _margin(settings: RunSettings, plan: MemoryPlan) -> str:
@@ -177,15 +181,19 @@ def _margin(settings: RunSettings, plan: MemoryPlan) -> str:
     return f"at most {gib(fullest.total)} of {gib(usable)} GiB per GPU ({fullest.name})"
 
 
-def _time_line(facts: ModelFacts, settings: RunSettings) -> str:
+def _time(facts: ModelFacts, settings: RunSettings) -> list[str]:
     time = step_time(facts, settings)
+    parts = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in time.parts_s.items())
+    peak = settings.device.peak_tflops
     assumed = (
         f"{CPU_GFLOPS_PER_CORE} GFLOP/s a core"
-        if settings.device.peak_tflops is None
-        else f"{COMPUTE_SHARE:.0%} of {settings.device.peak_tflops:g} TFLOP/s".replace("%", " %")
+        if peak is None
+        else f"{100 * FORWARD_SHARE:g} % of {peak:g} TFLOP/s forward, {100 * TRAINING_SHARE:g} % in training"
     )
-    parts = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in time.parts_s.items())
-    return f"a step       {time.tokens:,} tokens at most, very roughly {_seconds(time.total_s)} ({parts}; at {assumed})"
+    return [
+        f"a step       at most {time.tokens:,} tokens, very roughly {_seconds(time.total_s)}: {parts}",
+        f"             (with all sequences at their longest, and {assumed})",
+    ]
 
 
 def _as_command(remedy: Remedy, command: str) -> str:
@@ -196,7 +204,7 @@ def _list_of(parts: dict[str, int]) -> str:
     return ", ".join(f"{name} {gib(size)}" for name, size in parts.items())
 
 
-def _billions(count: int) -> str:
+def _count(count: int) -> str:
     return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
 
 

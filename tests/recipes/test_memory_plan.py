@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -289,6 +294,48 @@ def test_the_logits_of_dpo_are_what_its_loss_holds(compute_bytes: int) -> None:
     assert predicted == pytest.approx(counted.peak - before, rel=0.05)
 
 
+ENGINE_CASES = [
+    {"param_dtype": "bf16", "packed": False, "lora_rank": 8, "checkpointing": True},
+    {"param_dtype": "bf16", "packed": False, "lora_rank": 0, "checkpointing": False},
+    {"param_dtype": "bf16", "packed": True, "lora_rank": 8, "checkpointing": False},
+    {"param_dtype": "fp32", "packed": False, "lora_rank": 0, "checkpointing": True},
+    {"param_dtype": "fp32", "packed": False, "lora_rank": 8, "checkpointing": False},
+]
+
+
+@pytest.mark.slow
+def test_an_update_takes_what_verls_own_engine_takes(tmp_path: Path, sft: RunSettings, repo_root: Path) -> None:
+    """FSDP2, LoRA, AdamW, two micro-batches: the whole of verl's update, in the CPU's memory."""
+    pytest.importorskip("verl")
+    cases = [
+        {"config": QWEN.to_diff_dict() | {"vocab_size": 1000}, "micro_batch": 2, "tokens": 96, **case}
+        for case in ENGINE_CASES
+    ]
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    subprocess.run(
+        [sys.executable, "tests/recipes/verl_engine_memory.py", tmp_path / "cases.json", tmp_path / "peaks.json"],
+        cwd=repo_root,
+        env={**os.environ, "PYTHONPATH": str(repo_root)},
+        check=True,
+        timeout=280,
+    )
+    facts = facts_of_config(Qwen2Config(**cases[0]["config"]), name="small")
+    for case, peak in zip(ENGINE_CASES, json.loads((tmp_path / "peaks.json").read_text()), strict=True):
+        engine = replace(
+            sft.actor,
+            compute_bytes=BFLOAT16 if case["param_dtype"] == "bf16" else 4,
+            remove_padding=case["packed"],
+            lora_rank=case["lora_rank"],
+            gradient_checkpointing=case["checkpointing"],
+            micro_batch=2,
+        )
+        settings = replace(sft, actor=engine, batch_prompts=4, prompt_tokens=96)
+        phases = {phase.name: phase.total for phase in memory_plan(facts, settings).phases}
+        planned = max(phases["update"], phases["Adam step"])
+        assert planned == pytest.approx(peak, rel=0.2), case
+        assert planned > 0.9 * peak, case
+
+
 # ---------------------------------------------------------------------------------------------- hand-worked
 
 
@@ -363,7 +410,7 @@ def test_a_reference_is_free_under_lora_and_a_pass_through_main_memory_otherwise
     # forward_only: FSDP keeps it on the CPU
     assert weight_bytes(half_a_billion, full.reference_engine) == 0
     names = [phase.name for phase in memory_plan(half_a_billion, full).phases]
-    assert names == ["generate", "log-probs", "update", "Adam", "send"]
+    assert names == ["generate", "log-probs", "update", "Adam step", "send weights"]
 
 
 def test_four_bits_take_a_quarter_of_sixteen(half_a_billion: ModelFacts) -> None:
