@@ -54,14 +54,15 @@ def test_algorithms_of_one_run_name_share_the_model_of_the_sft(gspo: Any) -> Non
 
 
 @pytest.fixture(scope="module")
-def ppo(project: Any) -> tuple[Any, Any]:
-    """The first step, and the same command gone on to the second."""
+def ppo(project: Any) -> tuple[list[dict], list[dict]]:
+    """What the first step reports, and what the same command reports that goes on to the second."""
     knobs = {"BATCH_PROMPTS": "16", "ROLLOUT_N": "1"}
-    return project.train(1, "ppo", **knobs), project.train(2, "ppo", **knobs)
+    first = steps_of(project.train(1, "ppo", **knobs))
+    return first, steps_of(project.train(2, "ppo", **knobs))
 
 
-def test_ppo_trains_policy_and_critic_and_resumes_both(project: Any, ppo: tuple[Any, Any]) -> None:
-    first, second = (steps_of(launch) for launch in ppo)
+def test_ppo_trains_policy_and_critic_and_resumes_both(project: Any, ppo: tuple[list[dict], list[dict]]) -> None:
+    first, second = ppo
     assert [record["step"] for record in first] == [1]
     assert [record["step"] for record in second] == [2]
     for record in [*first, *second]:
@@ -73,7 +74,9 @@ def test_ppo_trains_policy_and_critic_and_resumes_both(project: Any, ppo: tuple[
     assert (checkpoints / "global_step_2/critic").is_dir()
 
 
-def test_a_ppo_adapter_on_its_base_answers_as_the_merged_model(project: Any, ppo: tuple[Any, Any]) -> None:
+def test_a_ppo_adapter_on_its_base_answers_as_the_merged_model(
+    project: Any, ppo: tuple[list[dict], list[dict]]
+) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
