@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import io
 import json
+import os
 import re
 import sys
 import traceback
@@ -136,17 +137,33 @@ def validate(algorithm: str, config: DictConfig) -> None:
             f"a critic, whose settings are PPO's: use scripts/train_ppo.sh, or for {algorithm} another estimator"
         )
     _check_dtypes(config, values, hardware)
+    _import_quietly(algorithm)
     if algorithm == "dpo":
         _check_dpo(config)
-        return
-    # the CPU set's vLLM has another name than verl asks for; elsewhere this does nothing
-    from recipes.verl_cpu import vllm_metadata
-
-    vllm_metadata.install()
-    if algorithm == "sft":
+    elif algorithm == "sft":
         _check_sft(config, hardware)
     else:
         _check_policy_gradient(config, hardware)
+
+
+def _import_quietly(algorithm: str) -> None:
+    """What the checks need. vLLM and transformers would tell of parts that this machine lacks and no check needs."""
+    levels = {"VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
+    before = {name: os.environ.get(name) for name in levels}
+    os.environ.update({name: level for name, level in levels.items() if before[name] is None})
+    try:
+        if algorithm == "dpo":
+            importlib.import_module("recipes.train_dpo")
+            return
+        # the CPU set's vLLM has another name than verl asks for; elsewhere this does nothing
+        importlib.import_module("recipes.verl_cpu.vllm_metadata").install()
+        importlib.import_module("verl.workers.config")
+        if algorithm in POLICY_GRADIENT:
+            importlib.import_module("verl.workers.rollout.vllm_rollout.utils")
+    finally:
+        for name, level in before.items():
+            if level is None:
+                os.environ.pop(name, None)
 
 
 def _resolved(config: DictConfig) -> DictConfig:
