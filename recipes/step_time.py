@@ -6,7 +6,6 @@ An estimate to tell minutes from hours, not one run from another.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 from recipes.memory_plan import kv_bytes_per_token, kv_cache_tokens, rollout_weight_bytes
@@ -21,8 +20,10 @@ BANDWIDTH_SHARE = 0.6
 # A token of an answer takes a pass through all layers, however small: their kernels have to be started.
 LAYER_S_EAGER = 1.5e-3
 LAYER_S_IN_GRAPHS = 0.2e-3
-# What a core of a CPU is assumed to reach.
-CPU_GFLOPS_PER_CORE = 25
+# What verl's agent loop and vLLM's server spend on an answer, one process each: 6.5 s for 512 short ones of the demo.
+ANSWER_S = 0.012
+# What a CPU is assumed to reach: the demo's tiny model has 25 in its passes, in one thread, on an AMD EPYC.
+CPU_GFLOPS = 25
 CPU_BANDWIDTH_GB_PER_S = 10
 # Start of passes, Ray's calls, waiting for the slowest: what a step takes with a model of no size.
 FIXED_S = 2.0
@@ -69,7 +70,7 @@ def training_operations(engine: EngineSettings) -> int:
 def flops_per_s(settings: RunSettings, share: float) -> float:
     """Operations a second that one device is assumed to reach. share: of a GPU's data sheet."""
     if settings.device.peak_tflops is None:
-        return CPU_GFLOPS_PER_CORE * 1e9 * (os.cpu_count() or 1) / settings.devices_per_node
+        return CPU_GFLOPS * 1e9 / settings.devices_per_node
     return share * settings.device.peak_tflops * 1e12
 
 
@@ -96,4 +97,6 @@ def generation_s(facts: ModelFacts, settings: RunSettings) -> float:
     starting = 0.0
     if not settings.device.is_cpu:
         starting = facts.layers * (LAYER_S_EAGER if rollout.eager else LAYER_S_IN_GRAPHS)
-    return prefill + math.ceil(sequences / together) * settings.answer_tokens * max(reading, computing, starting)
+    handling = sequences * copies * ANSWER_S / max(1, settings.num_agent_workers)
+    decoding = math.ceil(sequences / together) * settings.answer_tokens * max(reading, computing, starting)
+    return prefill + decoding + handling

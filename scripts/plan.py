@@ -17,7 +17,7 @@ from recipes.memory_plan import PARTS, MemoryPlan, gib, memory_plan, usable_byte
 from recipes.model_facts import MODEL_CONFIGS, ModelFacts, model_facts
 from recipes.remedies import Remedy, find_remedies, least
 from recipes.run_settings import ALGORITHMS, RunSettings, run_settings
-from recipes.step_time import CPU_GFLOPS_PER_CORE, FORWARD_SHARE, TRAINING_SHARE, step_time
+from recipes.step_time import CPU_GFLOPS, FORWARD_SHARE, TRAINING_SHARE, step_time
 from tsc.errors import ConfigError, run_main
 from tsc.files import write_atomically
 
@@ -186,7 +186,7 @@ def _time(facts: ModelFacts, settings: RunSettings) -> list[str]:
     parts = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in time.parts_s.items())
     peak = settings.device.peak_tflops
     assumed = (
-        f"{CPU_GFLOPS_PER_CORE} GFLOP/s a core"
+        f"{CPU_GFLOPS} GFLOP/s"
         if peak is None
         else f"{100 * FORWARD_SHARE:g} % of {peak:g} TFLOP/s forward, {100 * TRAINING_SHARE:g} % in training"
     )
