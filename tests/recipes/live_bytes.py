@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,8 +27,10 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and not tensor.is_nested:
-                self._see(tensor.untyped_storage())
+            if isinstance(tensor, DTensor):
+                tensor = tensor.to_local()
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
+                self._see((tensor.values() if tensor.is_nested else tensor).untyped_storage())
         return result
 
     def know(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -37,6 +40,12 @@ class LiveBytes(TorchDispatchMode):
 
     def restart_peak(self) -> None:
         self.peak = self.live
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        self._see(storage)
+        self.live += storage.nbytes() - self._sizes[storage._cdata]
+        self._sizes[storage._cdata] = storage.nbytes()
+        self.peak = max(self.peak, self.live)
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
