@@ -40,8 +40,9 @@ def test_the_cpu_set_has_no_gpu_package() -> None:
     assert not {"vllm", "torchvision", "torchaudio", "torchcodec"} & pinned.keys()
 
 
-def test_both_sets_train_with_the_same_verl() -> None:
-    assert pins("cpu")["verl"] == pins("gpu")["verl"]
+@pytest.mark.parametrize("trainer", ["verl", "trl"])
+def test_both_sets_train_with_the_same_trainer(trainer: str) -> None:
+    assert pins("cpu")[trainer] == pins("gpu")[trainer]
 
 
 @pytest.mark.parametrize("path", sorted(REQUIREMENTS.iterdir()), ids=lambda path: path.name)

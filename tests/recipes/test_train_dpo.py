@@ -276,6 +276,13 @@ def test_an_adapter_on_4_bit_weights_is_merged_into_the_weights_it_was_trained_o
     torch.testing.assert_close(logits(merged), logits(trained), atol=1e-4, rtol=1e-4)
 
 
+def test_verl_builds_models_beside_this_trl(folder: Path) -> None:
+    """verl patches a class of TRL's wherever TRL is installed, and newer releases of TRL lack it."""
+    from verl.models.transformers.monkey_patch import apply_monkey_patch
+
+    apply_monkey_patch(AutoModelForCausalLM.from_pretrained(folder / "model"), use_remove_padding=False)
+
+
 # ---------------------------------------------------------------------------------------------- errors
 
 
