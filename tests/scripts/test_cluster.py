@@ -201,6 +201,53 @@ def test_a_node_with_other_code_and_without_data_and_shared_folder_is_named_with
     assert list(run.iterdir()) == []  # the check's own mark is gone
 
 
+# On each node a process like verl's reward workers, which scores an answer against a replay of its own.
+SCORE_ON_EACH_NODE = """
+import json, logging, sys, tempfile
+import psutil, ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+@ray.remote(num_cpus=0)
+class Scorer:
+    def score(self, truth):
+        from reward.compute_score import compute_score
+        score = compute_score("tsc", '{"extend": "yes"}', truth, {}, audit_fraction=1.0)
+        place = tempfile.gettempdir()
+        commands = [" ".join(process.cmdline()) for process in psutil.process_iter()]
+        servers = [one for one in commands if f"reward.replay_server {place}/" in one]
+        return place, len(servers), score["audited"], score["audit_disagreed"]
+
+address, parquet = sys.argv[1:]
+ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+import pyarrow.parquet
+truth = pyarrow.parquet.read_table(parquet)["reward_model"][0].as_py()["ground_truth"]
+nodes = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+scorers = [Scorer.options(scheduling_strategy=node).remote() for node in nodes]
+print(json.dumps(ray.get([scorer.score.remote(truth) for scorer in scorers])))
+"""
+
+
+@pytest.mark.slow
+def test_replays_run_on_the_node_that_asks_in_its_own_pool(
+    cluster: Cluster, repo_root: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    convert = [sys.executable, "data_tools/json_to_parquet.py", "--input", small_dataset, "--output", tmp_path]
+    subprocess.run(convert, cwd=repo_root, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCORE_ON_EACH_NODE, cluster.address, tmp_path / "train.parquet"],
+        cwd=repo_root,
+        env=os.environ | cluster.head.variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    places = [str(cluster.head.folder), str(cluster.worker.folder)]
+    assert sorted(place for place, *_ in found) == places
+    assert [rest for _, *rest in found] == [[1, 1.0, 0.0]] * 2
+
+
 @dataclass(kw_only=True)
 class Training:
     """scripts/train_grpo.sh on the cluster's two nodes, with one pretended GPU each."""
@@ -239,11 +286,9 @@ def train(cluster: Cluster, folder: Path, parquet: Path) -> Training:
     }  # fmt: skip
     output = folder / f"output-{time.monotonic_ns()}.txt"
     earlier = set(folder.glob("test/grpo/metrics/*.jsonl"))
-    # every outcome is replayed, too, so that there are replays to see
-    overrides = ["+reward.custom_reward_function.reward_kwargs.audit_fraction=1.0"]
     with output.open("w") as file:
         process = subprocess.Popen(
-            ["bash", "scripts/train_grpo.sh", *overrides],
+            ["bash", "scripts/train_grpo.sh"],
             cwd=cluster.head.root, env=environment, stdout=file, stderr=file, text=True,
         )  # fmt: skip
     return Training(process=process, output=output, run=folder / "test", earlier=earlier)
@@ -263,11 +308,9 @@ def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_goes_o
     training = train(cluster, tmp_path, parquet)
     try:
         assert training.wait_for_step() == 1
-        # Workers, and with the reward workers the replays, are on both nodes, each with a pool of its own.
         for machine in (cluster.head, cluster.worker):
             for name in ("ray::WorkerDict", "ray::RewardLoopWorker", "VLLM::Worker"):
                 assert machine.runs(name), f"no {name} on {machine.folder}"
-            assert machine.runs(f"reward.replay_server {machine.folder}/tsc-replay-{os.getuid()}/")
         checkpoints = training.run / "grpo/checkpoints"
         wait_for("checkpoint", (checkpoints / "latest_checkpointed_iteration.txt").is_file, 60, training.log)
         cluster.worker.kill()
