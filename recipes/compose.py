@@ -141,9 +141,9 @@ def validate(algorithm: str, config: DictConfig) -> None:
     if algorithm == "dpo":
         _check_dpo(config)
     elif algorithm == "sft":
-        _check_sft(config, hardware)
+        _check_sft(config)
     else:
-        _check_policy_gradient(config, hardware)
+        _check_policy_gradient(config)
 
 
 def _import_quietly(algorithm: str) -> None:
@@ -270,17 +270,17 @@ def _values(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 # ---------------------------------------------------------------------------------------------- verl
 
 
-def _check_policy_gradient(config: DictConfig, hardware: Hardware) -> None:
+def _check_policy_gradient(config: DictConfig) -> None:
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
     from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
 
-    worker, trainer = config[WORKER], config.trainer
+    worker = config[WORKER]
     use_critic = _has_critic(config)
     _check_rollout(config)
     engines = {f"{WORKER}.actor": worker.actor, **({"critic": config.critic} if use_critic else {})}
     for key, engine in engines.items():
-        _check_engine(config, hardware, key, engine)
+        _check_engine(config, key, engine)
     if worker.actor.use_dynamic_bsz != worker.rollout.log_prob_use_dynamic_bsz:
         raise ConfigError(
             f"{WORKER}.actor.use_dynamic_bsz and {WORKER}.rollout.log_prob_use_dynamic_bsz differ, and verl stops at "
@@ -313,17 +313,11 @@ def _check_policy_gradient(config: DictConfig, hardware: Hardware) -> None:
         _check_class(
             WORKER, lambda: validate_config(config, use_reference_policy=needs_reference, use_critic=use_critic)
         )
-    if trainer.nnodes * trainer.n_gpus_per_node % worker.rollout.tensor_model_parallel_size:
-        raise ConfigError(
-            f"{WORKER}.rollout.tensor_model_parallel_size={worker.rollout.tensor_model_parallel_size} does not divide "
-            f"{trainer.nnodes} × {trainer.n_gpus_per_node} GPUs: choose TENSOR_PARALLEL so that it does"
-        )
 
 
-def _check_sft(config: DictConfig, hardware: Hardware) -> None:
+def _check_sft(config: DictConfig) -> None:
     _check_devices(
         config,
-        hardware,
         sequences=config.data.train_batch_size,
         micro_batch=1 if config.data.use_dynamic_bsz else config.data.micro_batch_size_per_gpu,
     )
@@ -353,7 +347,7 @@ def _check_rollout(config: DictConfig) -> None:
         )
 
 
-def _check_engine(config: DictConfig, hardware: Hardware, key: str, engine: DictConfig) -> None:
+def _check_engine(config: DictConfig, key: str, engine: DictConfig) -> None:
     """The batches of the actor or the critic."""
     _check_choice(f"{key}.strategy", engine.strategy, FSDP)
     prompts = engine.ppo_mini_batch_size
@@ -368,10 +362,10 @@ def _check_engine(config: DictConfig, hardware: Hardware, key: str, engine: Dict
         raise ConfigError(
             f"{key}.ppo_micro_batch_size_per_gpu has no value: give one (MICRO_BATCH), or remove the override"
         )
-    _check_devices(config, hardware, sequences=prompts * config[WORKER].rollout.n, micro_batch=micro_batch)
+    _check_devices(config, sequences=prompts * config[WORKER].rollout.n, micro_batch=micro_batch)
 
 
-def _check_devices(config: DictConfig, hardware: Hardware, *, sequences: int, micro_batch: int) -> None:
+def _check_devices(config: DictConfig, *, sequences: int, micro_batch: int) -> None:
     rollout = OmegaConf.select(config, f"{WORKER}.rollout")
     path = OmegaConf.select(config, f"{WORKER}.model.path") or OmegaConf.select(config, "model.path")
     heads, kv_heads = _heads(path)
