@@ -178,7 +178,7 @@ def _micro_batch(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate
         return
     present = min(max(engine.micro_batch for engine in engines), settings.sequences_per_update)
     for size in range(present - 1, 0, -1):
-        if settings.sequences_per_update % size == 0 and size % settings.sequences_per_sample == 0:
+        if settings.sequences_per_update % size == 0 and size % settings.least_micro_batch == 0:
             change = Change(words=f"MICRO_BATCH={size}", overrides=(f"hardware.micro_batch_size={size}",))
             yield change, settings.with_micro_batch(size)
 

@@ -136,7 +136,7 @@ class RunSettings:
     old_log_prob_pass: bool
     rollout: RolloutSettings | None
     updates_per_batch: int
-    # both answers of a pair in DPO
+    # both answers of a pair in DPO, which share a pass; the decisions of an answer elsewhere, each a sequence
     sequences_per_sample: int
     object_store_bytes: int
     num_agent_workers: int
@@ -150,6 +150,11 @@ class RunSettings:
     def sequences(self) -> int:
         """Sequences of a step: answers, chats, or both answers of every pair."""
         return self.batch_prompts * self.answers * self.sequences_per_sample
+
+    @property
+    def least_micro_batch(self) -> int:
+        """Sequences that cannot be parted: a pair's."""
+        return 2 if self.algorithm == "dpo" else 1
 
     @property
     def sequences_per_update(self) -> int:
@@ -332,6 +337,8 @@ def _policy_gradient(algorithm: str, read: _Reader) -> RunSettings:
     batch = read.integer("data.train_batch_size", least=1)
     mini_batch = read.integer(f"{worker}.actor.ppo_mini_batch_size", least=1)
     decisions = read.integer(f"{worker}.actor.decisions", 1, least=1)
+    # recipes/decision_loop.py: each decision is a sequence of its own
+    decisions = read.integer(f"{worker}.actor.decisions", 1, least=1)
     prompt_tokens = read.integer("data.max_prompt_length", least=1)
     answer_tokens = read.integer("data.max_response_length", least=1)
     rollout = f"{worker}.rollout"
@@ -369,7 +376,7 @@ def _policy_gradient(algorithm: str, read: _Reader) -> RunSettings:
         ),
         updates_per_batch=max(1, batch * decisions // mini_batch)
         * read.integer(f"{worker}.actor.ppo_epochs", 1, least=1),
-        sequences_per_sample=1,
+        sequences_per_sample=decisions,
         object_store_bytes=int(read.get("ray_kwargs.ray_init.object_store_memory", 0)),
         num_agent_workers=read.integer(f"{rollout}.agent.num_workers", 8),
         num_reward_workers=read.integer("reward.num_workers", 8),

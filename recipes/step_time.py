@@ -87,7 +87,9 @@ def generation_s(facts: ModelFacts, settings: RunSettings) -> float:
     )
     copies = max(1, settings.num_devices // rollout.tensor_parallel)
     sequences = math.ceil(settings.sequences / copies)
-    prompts = math.ceil(settings.batch_prompts / copies)
+    # a group shares its prompt; decisions of a stretch have a new one each
+    groups = settings.batch_prompts if settings.sequences_per_sample == 1 else settings.sequences
+    prompts = math.ceil(groups / copies)
     prefill = 2 * facts.num_matmul_parameters * prompts * settings.prompt_tokens / (flops * rollout.tensor_parallel)
     room = max(1, kv_cache_tokens(facts, settings) // settings.sequence_tokens)
     together = min(sequences, rollout.max_num_seqs, room)

@@ -44,7 +44,7 @@ def main() -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         file = options.out / "config.yaml"
         write_atomically(file, OmegaConf.to_yaml(config, resolve=True).encode())
-        print(f"dry run: the configuration is valid for verl, and written to {file}")
+        print(f"dry run: the configuration is valid, and written to {file}")
     return 0 if plan.fits else 2
 
 
@@ -142,6 +142,8 @@ def _title(facts: ModelFacts, settings: RunSettings) -> list[str]:
     base = ", base in 4 bits" if engine.quantised else ""
     dtype = "fp32" if engine.compute_bytes == 4 else "16 bits"
     samples = {"dpo": "pairs", "sft": "chats"}.get(settings.algorithm, f"prompts × {settings.answers} answers")
+    if settings.rollout is not None and settings.sequences_per_sample > 1:
+        samples += f" × {settings.sequences_per_sample} decisions"
     together = f"{settings.pass_tokens(engine):,} tokens" if engine.token_budget else f"{engine.micro_batch} sequences"
     return [
         f"{settings.algorithm.upper()} of {facts.name} ({_count(facts.num_parameters)} parameters; {trained}{base}; "

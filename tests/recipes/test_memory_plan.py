@@ -413,6 +413,17 @@ def test_a_reference_is_free_under_lora_and_a_pass_through_main_memory_otherwise
     assert names == ["generate", "log-probs", "update", "Adam step", "send weights"]
 
 
+def test_each_decision_of_an_answer_is_a_sequence() -> None:
+    worker = "actor_rollout_ref.actor"
+    # as scripts/train_grpo.sh with DECISIONS=4 BATCH_PROMPTS=32 UPDATES=2
+    settings = settings_of(
+        "grpo", "data.train_batch_size=32", f"+{worker}.decisions=4", f"{worker}.ppo_mini_batch_size=64"
+    )
+    assert settings.sequences == 32 * settings.answers * 4
+    assert settings.updates_per_batch == 2
+    assert settings.sequences_per_update == 32 * settings.answers * 2
+
+
 def test_four_bits_take_a_quarter_of_sixteen(half_a_billion: ModelFacts) -> None:
     plain = settings_of("dpo").actor
     packed = settings_of("dpo", "model.quantize=4bit").actor
