@@ -148,7 +148,7 @@ class RunSettings:
 
     @property
     def sequences(self) -> int:
-        """Sequences of a step: answers, chats, or both answers of every pair."""
+        """Sequences of a step: answers or their decisions, chats, or both answers of every pair."""
         return self.batch_prompts * self.answers * self.sequences_per_sample
 
     @property
@@ -336,7 +336,6 @@ def _policy_gradient(algorithm: str, read: _Reader) -> RunSettings:
         )
     batch = read.integer("data.train_batch_size", least=1)
     mini_batch = read.integer(f"{worker}.actor.ppo_mini_batch_size", least=1)
-    decisions = read.integer(f"{worker}.actor.decisions", 1, least=1)
     # recipes/decision_loop.py: each decision is a sequence of its own
     decisions = read.integer(f"{worker}.actor.decisions", 1, least=1)
     prompt_tokens = read.integer("data.max_prompt_length", least=1)
@@ -350,8 +349,7 @@ def _policy_gradient(algorithm: str, read: _Reader) -> RunSettings:
         num_nodes=read.integer("trainer.nnodes", least=1),
         devices_per_node=read.integer("trainer.n_gpus_per_node", least=1),
         batch_prompts=batch,
-        # each decision is a sequence of its own (recipes/decision_loop.py)
-        answers=read.integer(f"{rollout}.n", 1, least=1) * decisions,
+        answers=read.integer(f"{rollout}.n", 1, least=1),
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
         actor=actor,

@@ -419,9 +419,9 @@ def test_each_decision_of_an_answer_is_a_sequence() -> None:
     settings = settings_of(
         "grpo", "data.train_batch_size=32", f"+{worker}.decisions=4", f"{worker}.ppo_mini_batch_size=64"
     )
-    assert settings.sequences == 32 * settings.answers * 4
+    assert settings.sequences == 32 * 4 * 4
     assert settings.updates_per_batch == 2
-    assert settings.sequences_per_update == 32 * settings.answers * 2
+    assert settings.sequences_per_update == 256
 
 
 def test_four_bits_take_a_quarter_of_sixteen(half_a_billion: ModelFacts) -> None:
