@@ -324,7 +324,9 @@ def _phases(facts: ModelFacts, settings: RunSettings) -> tuple[Phase, ...]:
     phases.append(
         _phase(settings, "update", _backward(facts, settings, actor) | {CRITIC: critic_at_rest, VLLM: resting})
     )
-    phases.append(_phase(settings, "Adam step", _step(facts, actor) | {CRITIC: critic_at_rest, VLLM: resting}))
+    phases.append(
+        _phase(settings, "Adam step", _step(facts, settings, actor) | {CRITIC: critic_at_rest, VLLM: resting})
+    )
     if settings.rollout is not None:
         phases.append(_phase(settings, "send weights", _send(facts, settings) | {CRITIC: critic_at_rest}))
     return tuple(phases)
@@ -379,7 +381,7 @@ def _backward(facts: ModelFacts, settings: RunSettings, engine: EngineSettings) 
     weights = _weights(facts, engine)
     weights[WEIGHTS] += gathered_bytes(facts, engine)
     return weights | {
-        GRADIENTS: gradient_bytes(facts, engine),
+        GRADIENTS: _gradients(facts, settings, engine),
         OPTIMIZER: optimizer_bytes(facts, engine),
         # When the backward pass works on a layer, the logits are gone.
         ACTIVATIONS: kept + max(0, in_layer - logits),
@@ -387,11 +389,17 @@ def _backward(facts: ModelFacts, settings: RunSettings, engine: EngineSettings) 
     }
 
 
-def _step(facts: ModelFacts, engine: EngineSettings) -> dict[str, int]:
+def _gradients(facts: ModelFacts, settings: RunSettings, engine: EngineSettings) -> int:
+    """Without FSDP torch's DistributedDataParallel adds them up in buckets of its own, a second copy."""
+    copies = 2 if engine.fsdp_version == 0 and settings.num_devices > 1 else 1
+    return copies * gradient_bytes(facts, engine)
+
+
+def _step(facts: ModelFacts, settings: RunSettings, engine: EngineSettings) -> dict[str, int]:
     """Adam over all tensors at once (torch's foreach) holds one more copy of the trained weights meanwhile."""
     optimizer = optimizer_bytes(facts, engine)
     return _weights(facts, engine) | {
-        GRADIENTS: gradient_bytes(facts, engine),
+        GRADIENTS: _gradients(facts, settings, engine),
         OPTIMIZER: optimizer + optimizer // 2,
     }
 
@@ -458,9 +466,9 @@ def _host_parts(facts: ModelFacts, settings: RunSettings) -> dict[str, int]:
             offloaded += devices / rollout.tensor_parallel * facts.num_parameters * rollout.weight_bytes
     parts["weights and optimizer moved out"] = int(offloaded)
     if not cpu:
-        # Each process reads a model whose embedding is its head; otherwise the first reads it for all (verl:
+        # With FSDP the first process reads the model for all, unless its embedding is its head (verl:
         # get_init_weight_context_manager).
-        readers = devices if facts.tied_embedding else 1
+        readers = devices if facts.tied_embedding or actor.fsdp_version == 0 else 1
         parts["reading the model"] = int(max(0.0, readers * facts.num_parameters * actor.master_bytes - offloaded))
     return {part: size for part, size in parts.items() if size}
 

@@ -20,6 +20,9 @@ os.environ.update(VERL_PLATFORM="cpu", VERL_USE_EXTERNAL_MODULES="recipes.verl_c
 import torch
 import torch.distributed.fsdp._fully_shard._fsdp_param as fsdp_param
 import torch.nn.functional as F
+
+# of this file's own folder, which is on the path of a script
+from live_bytes import LiveBytes
 from transformers import AutoModelForCausalLM, Qwen2Config
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils
@@ -28,16 +31,14 @@ from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelCo
 from verl.workers.engine import EngineRegistry
 from verl.workers.utils.losses import sft_loss
 
-from tests.recipes.live_bytes import LiveBytes
-
 MICRO_BATCHES = 2
 ORIGINAL_LOG_SOFTMAX = F.log_softmax
+RESIZING = {name: getattr(fsdp_param, name) for name in ("alloc_storage", "free_storage")}
 
 
 def count_resized_storages(counted: LiveBytes) -> None:
     """FSDP2 frees and makes gathered weights by resizing their storage, which is no operation of torch's dispatcher."""
-    for name in ("alloc_storage", "free_storage"):
-        resize = getattr(fsdp_param, name)
+    for name, resize in RESIZING.items():
 
         def counting(tensor: torch.Tensor, resize: Any = resize) -> None:
             resize(tensor)
