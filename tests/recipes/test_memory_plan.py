@@ -185,7 +185,7 @@ def test_weights_gradients_and_moments_are_those_of_a_real_step(lora_rank: int, 
 
 # ---------------------------------------------------------------------------------------------- against verl and TRL
 
-VOCAB, SEQUENCES, TOKENS = 4000, 2, 48
+VOCAB, SEQUENCES, TOKENS = 4000, 2, 40
 
 
 @pytest.fixture(scope="module")
