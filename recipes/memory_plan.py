@@ -9,7 +9,7 @@ All sizes are bytes of one GPU, or, on a CPU, of the machine; sequences are take
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recipes.model_facts import ModelFacts
 from recipes.run_settings import GIB, MIB, EngineSettings, RolloutSettings, RunSettings
@@ -474,6 +474,16 @@ def _host_parts(facts: ModelFacts, settings: RunSettings) -> dict[str, int]:
 
 
 # ---------------------------------------------------------------------------------------------- does it fit
+
+
+def longest_fitting_tokens(facts: ModelFacts, settings: RunSettings) -> int:
+    """Tokens of the longest sequences with which the run fits, in steps of an eighth of those allowed; 0: with none."""
+    for eighths in range(8, 0, -1):
+        tokens = settings.sequence_tokens * eighths // 8
+        shorter = replace(settings, prompt_tokens=max(1, tokens - settings.answer_tokens))
+        if memory_plan(facts, shorter).fits:
+            return shorter.sequence_tokens
+    return 0
 
 
 def usable_bytes(memory_bytes: int) -> int:

@@ -164,6 +164,22 @@ def test_on_a_cpu_the_machines_own_memory_is_the_limit(
     assert "main memory: " in output
 
 
+def test_the_demo_is_let_through_on_the_eight_gib_it_is_made_for(
+    plan: ModuleType, plans: Plans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sequences have 69 tokens; all 528 would not fit."""
+    monkeypatch.setattr(plan, "machine_memory_bytes", lambda: 8 * 10**9)
+    status, output = plans("grpo", "cpu", "tiny", "actor_rollout_ref.actor.use_kl_loss=true")
+    assert status == 0
+    tokens = re.search(r"FITS as long as no sequence has more than about (\d+) tokens", output)
+    assert tokens is not None and 132 <= int(tokens[1]) < 528
+    assert "MICRO_BATCH=" in output
+    # a GPU does not yield: the same words there are no leave to start
+    status, output = plans("sft", "t4", "qwen2.5-0.5b", "hardware.micro_batch_size=32")
+    assert status == 2
+    assert re.search(r"\(it would, as long as no sequence has more than about \d+ tokens\)", output)
+
+
 def test_main_memory_is_checked_beside_a_gpu_of_this_machine(
     plan: ModuleType, plans: Plans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
