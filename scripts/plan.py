@@ -78,13 +78,13 @@ def advice(algorithm: str, facts: ModelFacts, settings: RunSettings) -> list[str
     if here:
         heading = "To make it fit, add to your command:" if len(here) == 1 else "To make it fit, one of these:"
         return [heading, *(f"  {_as_command(remedy, command)}" for remedy in here)]
-    lines = [f"No change of the settings is enough on {_where(settings)}."]
+    lines = [f"No change of the settings alone is enough on {_where(settings)}."]
     elsewhere = find_remedies(facts, settings, most=1)
     if elsewhere:
-        lines += ["With more GPUs:", f"  {_as_command(elsewhere[0], command)}"]
+        lines += ["To make it fit, take more GPUs:", f"  {_as_command(elsewhere[0], command)}"]
     smaller = _smaller_model(facts, settings, command)
     if smaller:
-        lines += ["With a smaller model:", f"  {smaller}"]
+        lines += ["To make it fit, take a smaller model:", f"  {smaller}"]
     return lines
 
 

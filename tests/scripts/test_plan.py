@@ -108,9 +108,9 @@ def test_overrides_after_the_command_are_followed_to_the_letter(plans: Plans) ->
 def test_a_model_too_large_for_the_hardware_is_answered_with_more_gpus_and_with_a_smaller_one(plans: Plans) -> None:
     status, output = plans("grpo", "t4", "qwen2.5-7b")
     assert status == 2
-    assert "No change of the settings is enough on 1 × T4." in output
-    assert re.search(r"With more GPUs:\n +N_GPUS=\d", output)
-    smaller = re.search(r"With a smaller model:\n +MODEL_PATH=/path/to/(\S+) (.*)", output)
+    assert "No change of the settings alone is enough on 1 × T4." in output
+    assert re.search(r"take more GPUs:\n +N_GPUS=\d", output)
+    smaller = re.search(r"take a smaller model:\n +MODEL_PATH=/path/to/(\S+) (.*)", output)
     assert smaller is not None
     assert plans("grpo", "t4", smaller[1])[0] == 0
 
