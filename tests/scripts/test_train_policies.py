@@ -69,9 +69,7 @@ def test_ppo_trains_policy_and_critic_and_resumes_both(project: Any, ppo: tuple[
         assert record["data"]["critic/vf_loss"] > 0
         assert record["data"]["critic/grad_norm"] > 0
         assert record["data"]["reward/failed/sum"] == 0
-    checkpoints = project.run / "ppo/checkpoints"
-    assert [folder.name for folder in sorted(checkpoints.glob("global_step_*/critic"))] == ["critic"]
-    assert (checkpoints / "global_step_2/critic").is_dir()
+    assert (project.run / "ppo/checkpoints/global_step_2/critic").is_dir()
 
 
 def test_a_ppo_adapter_on_its_base_answers_as_the_merged_model(
