@@ -60,11 +60,14 @@ choose_paths dpo
 LEARNING_RATE=${LEARNING_RATE:-$(tiny_default 1e-3 1e-5)}
 # The labels of like states disagree; at 0.1 a tiny model turns far surer of itself than it is right.
 BETA=${BETA:-$(tiny_default 0.3 0.1)}
+number='^[0-9]*\.?[0-9]+(e-?[0-9]+)?$'
+if [[ ! $BETA =~ $number || $BETA =~ ^[0.]+$ ]]; then fail "BETA=$BETA is unknown: choose a number above 0, e.g. 0.1"; fi
+[[ $MARGIN_SCALE =~ $number ]] || fail "MARGIN_SCALE=$MARGIN_SCALE is unknown: choose a number of at least 0, e.g. 1.0"
 balance=$(tiny_default sft all)
 pairs=$trained/pairs
 CHECK=(
     --hardware "$HARDWARE" --n-gpus "$N_GPUS" --batch-prompts "$BATCH_PROMPTS" --micro-batch 1 --lora-rank "$LORA_RANK"
-    --learning-rate "$LEARNING_RATE" --steps "$STEPS" --kl "$BETA"
+    --learning-rate "$LEARNING_RATE" --steps "$STEPS"
 )
 if [[ -n $MODEL_PATH && $MODEL_PATH != smollm2 && $DRY_RUN != 1 ]]; then CHECK+=(--model "$MODEL_PATH"); fi
 "$PYTHON" recipes/check_run.py "${CHECK[@]}"
