@@ -24,7 +24,7 @@ def dry_run(repo_root: Path, runs: Path, script: str, **knobs: str) -> subproces
         ("grpo", "t4", "qwen2.5-1.5b"),
         ("gspo", "l4", "qwen2.5-1.5b"),
         ("ppo", "h100", "qwen2.5-1.5b"),
-        ("sft", "a100_40g", "qwen2.5-7b"),
+        ("sft", "a100_80g", "qwen2.5-7b"),
         ("dpo", "a10g", "qwen2.5-3b"),
     ],
 )
