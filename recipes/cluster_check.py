@@ -301,12 +301,12 @@ def facts_of_all(ray: Any, nodes: Sequence[Node], wanted: Wanted) -> dict[str, F
         for node in nodes
     }
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_TIMEOUT_S)
-    found: dict[str, Facts | str] = {asked[one]: f"no answer within {NODE_TIMEOUT_S} s" for one in late}
+    found: dict[str, Facts | str] = {asked[one]: f"within {NODE_TIMEOUT_S} s" for one in late}
     for one in ready:
         try:
             found[asked[one]] = Facts(**ray.get(one))
         except ray.exceptions.RayError as error:
-            found[asked[one]] = str(error).strip().splitlines()[-1]
+            found[asked[one]] = type(error).__name__
     return found
 
 
@@ -397,7 +397,9 @@ def main() -> int:
         if mark is not None:
             mark.unlink()
     problems = {
-        id: problems_of(seen, here, wanted, states) if isinstance(seen, Facts) else [f"does not answer: {seen}"]
+        id: problems_of(seen, here, wanted, states)
+        if isinstance(seen, Facts)
+        else [f"does not answer ({seen}): stop its node, then start it again (scripts/ray_cluster.sh)"]
         for id, seen in facts.items()
     }
     print(table(nodes, facts, here, problems), flush=True)

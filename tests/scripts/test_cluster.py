@@ -323,7 +323,10 @@ def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_goes_o
         # Without the node the same command says so before it does anything.
         status, output = train(cluster, tmp_path, parquet).ends_within(60)
         assert status == 2
-        assert "2 nodes with 1 free GPUs each are asked for, and 1 of the cluster's 1 have them" in output
+        # Ray's head takes some 20 s to find that the node is lost; until then it is a node that does not answer
+        assert re.search(r"and 1 of the cluster's 1 have them|node \S+ \([0-9a-f]{8}\): does not answer", output), (
+            output
+        )
 
         cluster.start_worker()
         saved = int((checkpoints / "latest_checkpointed_iteration.txt").read_text())
