@@ -116,8 +116,13 @@ plan() {
     local -a options=(--algorithm "$1" --hardware "$HARDWARE" --model "$2")
     shift 3
     if [[ ${PLANNED:-no} == yes ]]; then return; fi
+    case $FIT in
+        check) ;;
+        ignore) options+=(--ignore-fit) ;;
+        *) fail "FIT=$FIT is unknown: choose check or ignore" ;;
+    esac
     if [[ $DRY_RUN == 1 ]]; then options+=(--dry-run --out "$folder/dry_run"); fi
-    if [[ -f scripts/plan.py ]]; then "$PYTHON" scripts/plan.py "${options[@]}" -- "$@"; fi
+    "$PYTHON" scripts/plan.py "${options[@]}" -- "$@"
     if [[ $DRY_RUN == 1 || ${ONLY_PLAN:-no} == yes ]]; then exit 0; fi
 }
 

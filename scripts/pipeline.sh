@@ -106,7 +106,7 @@ choose_sft() {
     SFT_KNOBS=(
         MODEL_PATH="$base" PLANNED_MODEL="$planned_model" DATA="$parquet" HARDWARE="$HARDWARE" N_GPUS="$N_GPUS"
         LEARNING_RATE="${SFT_LEARNING_RATE:-$rate}" EPOCHS="${SFT_EPOCHS:-$(tiny_default 6 1)}"
-        BATCH_CHATS="${SFT_BATCH_CHATS:-$(tiny_default 16 64)}" MICRO_BATCH="$MICRO_BATCH"
+        BATCH_CHATS="${SFT_BATCH_CHATS:-$(tiny_default 16 64)}" MICRO_BATCH="$MICRO_BATCH" FIT="$FIT"
         LORA_RANK="$rank" LORA_ALPHA="$LORA_ALPHA" LORA_TARGETS="$LORA_TARGETS"
         RUN_NAME="$RUN_NAME" RUNS="$RUNS" WANDB="$WANDB" WANDB_PROJECT="$WANDB_PROJECT"
     )

@@ -19,6 +19,7 @@ EPISODES=${EPISODES:-16}                # simulated hours to draw training data 
 HARDWARE=${HARDWARE:-auto}              # auto (from nvidia-smi), or the name of a file in configs/hardware: cpu, t4, a100_80g, h100, …
 N_GPUS=${N_GPUS:-}                      # GPUs of this machine; empty: all that HARDWARE=auto finds, else 1. Each holds the whole model
 DRY_RUN=${DRY_RUN:-0}                   # 1: compose and check the configuration, write it, print the plan, and stop; needs no GPU
+FIT=${FIT:-check}                      # check: stop where the plan says that the run does not fit; ignore: try it all the same
 # ---- DPO
 STEPS=${STEPS:-60}                      # training steps in all; raise it and run again to train on
 BATCH_PROMPTS=${BATCH_PROMPTS:-128}     # pairs a step, one to a prompt

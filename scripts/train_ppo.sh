@@ -21,6 +21,7 @@ NNODES=${NNODES:-1}                     # machines; more than one with RAY_ADDRE
 RAY_ADDRESS=${RAY_ADDRESS:-}            # IP:PORT of a Ray cluster to join, see scripts/ray_cluster.sh; empty: a Ray of its own on this machine
 TENSOR_PARALLEL=${TENSOR_PARALLEL:-1}   # GPUs that share one vLLM; divides N_GPUS
 DRY_RUN=${DRY_RUN:-0}                   # 1: compose and check the configuration, write it, print the plan, and stop; needs no GPU
+FIT=${FIT:-check}                      # check: stop where the plan says that the run does not fit; ignore: try it all the same
 # ---- PPO
 STEPS=${STEPS:-40}                      # training steps in all; raise it and run again to train on
 BATCH_PROMPTS=${BATCH_PROMPTS:-512}     # prompts a step

@@ -15,6 +15,7 @@ DATA=${DATA:-data/four_way/parquet}     # folder with sft_train.parquet and sft_
 HARDWARE=${HARDWARE:-auto}              # auto (from nvidia-smi), or the name of a file in configs/hardware: cpu, t4, a100_80g, h100, …
 N_GPUS=${N_GPUS:-}                      # GPUs of each machine; empty: all that HARDWARE=auto finds, else 1
 DRY_RUN=${DRY_RUN:-0}                   # 1: compose and check the configuration, write it, print the plan, and stop; needs no GPU
+FIT=${FIT:-check}                      # check: stop where the plan says that the run does not fit; ignore: try it all the same
 # ---- how
 LEARNING_RATE=${LEARNING_RATE:-1e-3}    # peak; cosine decay to 0. About 1e-3 for a tiny new model, 2e-5 for a pretrained one
 EPOCHS=${EPOCHS:-3}                     # passes over the data

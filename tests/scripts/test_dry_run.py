@@ -56,6 +56,13 @@ def test_what_does_not_fit_ends_the_run_with_what_to_type_instead(repo_root: Pat
     assert "bash scripts/train_grpo.sh" in remedy
 
 
+def test_a_plan_can_be_ignored(repo_root: Path, tmp_path: Path) -> None:
+    done = dry_run(repo_root, tmp_path, "sft", HARDWARE="t4", MODEL_PATH="qwen2.5-3b", FIT="ignore")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "DOES NOT FIT" in done.stdout
+    assert "FIT=ignore: going on" in done.stdout
+
+
 def test_a_profile_without_its_gpu_only_runs_dry(repo_root: Path, tmp_path: Path) -> None:
     done = dry_run(repo_root, tmp_path, "grpo", HARDWARE="t4", DRY_RUN="0")
     assert done.returncode == 2
