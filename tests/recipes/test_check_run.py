@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from recipes.check_run import check_batches, check_number, check_parquet
+from recipes.check_run import check_batches, check_decisions, check_number, check_parquet
 from tsc.errors import ConfigError
 
 
@@ -71,3 +72,37 @@ def test_the_launcher_stops_at_once_on_a_bad_knob(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert "==" not in done.stdout
+
+
+def ground_truth_rows(folder: Path, texts: list[str]) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = folder / "train.parquet"
+    pq.write_table(pa.table({"reward_model": [{"style": "rule", "ground_truth": text} for text in texts]}), file)
+    return file
+
+
+def test_rows_that_no_stretch_can_be_played_from_are_named_before_the_run(tmp_path: Path) -> None:
+    request = {
+        "sample_id": "one", "dataset_dir": str(tmp_path), "junction_id": "A0", "state_file": "one.xml.gz",
+        "state_sha256": None, "current_green_elapsed_s": 10.0, "min_green_s": 10, "max_green_s": 60,
+        "green_extension_s": 5,
+    }  # fmt: skip
+    there = json.dumps({"request": request})
+    missing = json.dumps({"request": request | {"state_file": "two.xml.gz"}})
+    (tmp_path / "one.xml.gz").touch()
+    check_decisions("4", ground_truth_rows(tmp_path, [there, there]))
+    with pytest.raises(ConfigError, match=r"that of row 1 of .*two\.xml\.gz, does not exist"):
+        check_decisions("4", ground_truth_rows(tmp_path, [there, missing]))
+    with pytest.raises(ConfigError, match="row 0 of .* does not say how: ground_truth has no object 'request'"):
+        check_decisions("4", ground_truth_rows(tmp_path, ['{"outcomes": null}']))
+    check_decisions("1", ground_truth_rows(tmp_path, ['{"outcomes": null}']))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("33", "too large: .* at most 32"), ("0", "too small"), ("x", "not a number")]
+)
+def test_a_wrong_number_of_decisions_is_told_its_bounds(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_decisions(text, None)
