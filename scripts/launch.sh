@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # What the launchers share; sourced by them, not run. Sets: PYTHON, HARDWARE, HARDWARE_OVERRIDES and the environment of a
 # run. Gives: prepare, find_model, fetch_model, check_adapter, plan, stage, stage_done, run, total_time, choose_loggers, check_cluster, choose_ray.
 
