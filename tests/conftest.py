@@ -14,6 +14,21 @@ from tsc.simulation import SumoFiles
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# One after the other, for each of their runs takes 6.5 GiB and more, and first, for together they take longest.
+TRAININGS = ("test_train_grpo", "test_train_policies", "test_train_decisions", "test_train_sft", "test_cluster")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share fixtures, so they stay on one of xdist's workers; those that train stay on one, too."""
+
+    def group(item: pytest.Item) -> str:
+        return "trainings" if item.path.stem in TRAININGS else str(item.path)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: group(item) != "trainings")
+
+
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     return Path(__file__).resolve().parents[1]

@@ -54,7 +54,7 @@ class Project:
             "STEPS": str(steps), "SAVE_EVERY": "1", "BATCH_PROMPTS": "8", "ROLLOUT_N": "4", "MICRO_BATCH": "8",
             "SFT_BATCH_CHATS": "8", "SFT_EPOCHS": "4", "LEARNING_RATE": "1e-2", "EVAL_SEEDS": "0",
         } | knobs  # fmt: skip
-        output = self.runs / f"output-{script}-{steps}-{time.monotonic_ns()}.txt"
+        output = self.runs / f"output-{environment['RUN_NAME']}-{script}-{steps}-{time.monotonic_ns()}.txt"
         metrics = self.runs / environment["RUN_NAME"] / script / "metrics"
         before = set(metrics.glob("*.jsonl"))
         with output.open("w") as file:

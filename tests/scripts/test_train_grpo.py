@@ -1,4 +1,4 @@
-"""One real GRPO run on the CPU through scripts/train_grpo.sh: trained, killed, resumed, and with a dead worker."""
+"""One real GRPO run on the CPU through scripts/train_grpo.sh: trained, killed, resumed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_training_changed_the_weights_and_the_merged_model_equals_base_and_adapt
 
 
 def test_the_stages_say_what_they_did_and_where_it_lies(project: Any) -> None:
-    output = next(project.runs.glob("output-grpo-2-*.txt")).read_text()
+    output = next(project.runs.glob("output-test-grpo-2-*.txt")).read_text()
     for text in ("== Parquet", "== Model", "== SFT", "== GRPO", "== Merge", "Finished in", "grpo/merged", "wandb sync"):
         assert text in output
     assert "Traceback" not in output
@@ -91,18 +91,3 @@ def test_sigterm_leaves_no_process_and_the_same_command_resumes(project: Any) ->
     assert [process.cmdline() for process in alive] == []
     assert records(project, "grpo")[: len(before)] == before
     assert "the same command goes on from here" in launch.output.read_text()
-
-
-def test_a_dead_worker_ends_the_run_with_its_cause_within_a_minute(project: Any) -> None:
-    launch = project.launch(steps=1000)
-    launch.wait_for("a step", lambda: len(launch.records()) >= 1)
-    assert launch.records()[0]["step"] > 2
-    started = launch.descendants()
-    worker = next(process for process in started if process.cmdline()[:1] == ["VLLM::Worker"])
-    worker.kill()
-    assert launch.process.wait(timeout=60) == 1
-    output = launch.output.read_text()
-    assert f"VLLM::Worker (process {worker.pid}) died" in output
-    assert "grpo/train.log" in output
-    _, alive = psutil.wait_procs(started, timeout=5)
-    assert [process.cmdline() for process in alive] == []

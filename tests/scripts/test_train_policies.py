@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -53,28 +54,29 @@ def test_algorithms_of_one_run_name_share_the_model_of_the_sft(gspo: Any) -> Non
     assert "== SFT: already done" in gspo.output.read_text()
 
 
+PPO = {"BATCH_PROMPTS": "16", "ROLLOUT_N": "1"}
+
+
 @pytest.fixture(scope="module")
-def ppo(project: Any) -> tuple[list[dict], list[dict]]:
-    """What the first step reports, and what the same command reports that goes on to the second."""
-    knobs = {"BATCH_PROMPTS": "16", "ROLLOUT_N": "1"}
-    first = steps_of(project.train(1, "ppo", **knobs))
-    return first, steps_of(project.train(2, "ppo", **knobs))
+def ppo(project: Any) -> list[dict]:
+    """What a run of one step reports."""
+    return steps_of(project.train(1, "ppo", **PPO))
 
 
-def test_ppo_trains_policy_and_critic_and_resumes_both(project: Any, ppo: tuple[list[dict], list[dict]]) -> None:
-    first, second = ppo
-    assert [record["step"] for record in first] == [1]
-    assert [record["step"] for record in second] == [2]
-    for record in [*first, *second]:
-        assert record["data"]["critic/vf_loss"] > 0
-        assert record["data"]["critic/grad_norm"] > 0
-        assert record["data"]["reward/failed/sum"] == 0
-    assert (project.run / "ppo/checkpoints/global_step_2/critic").is_dir()
+def check_ppo(step: dict) -> None:
+    assert step["data"]["critic/vf_loss"] > 0
+    assert step["data"]["critic/grad_norm"] > 0
+    assert step["data"]["reward/failed/sum"] == 0
 
 
-def test_a_ppo_adapter_on_its_base_answers_as_the_merged_model(
-    project: Any, ppo: tuple[list[dict], list[dict]]
-) -> None:
+def test_ppo_trains_a_critic_beside_the_policy_and_keeps_both(project: Any, ppo: list[dict]) -> None:
+    assert [record["step"] for record in ppo] == [1]
+    check_ppo(ppo[0])
+    assert (project.run / "ppo/checkpoints/global_step_1/critic").is_dir()
+    assert (project.run / "ppo/checkpoints/global_step_1/actor").is_dir()
+
+
+def test_a_ppo_adapter_on_its_base_answers_as_the_merged_model(project: Any, ppo: Any) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -88,6 +90,22 @@ def test_a_ppo_adapter_on_its_base_answers_as_the_merged_model(
         with_adapter = PeftModel.from_pretrained(start, project.run / "ppo/adapter")(tokens).logits
     assert (from_merged - from_start).abs().max() > 1e-4
     torch.testing.assert_close(from_merged, with_adapter, atol=1e-4, rtol=1e-4)
+
+
+def test_ppo_goes_on_and_a_dead_worker_ends_it_with_its_cause_within_a_minute(project: Any, ppo: list[dict]) -> None:
+    launch = project.launch(1000, "ppo", **PPO)
+    launch.wait_for("a step", lambda: len(steps_of(launch)) >= 1)
+    assert steps_of(launch)[0]["step"] == 2
+    check_ppo(steps_of(launch)[0])
+    started = launch.descendants()
+    worker = next(process for process in started if process.cmdline()[:1] == ["VLLM::Worker"])
+    worker.kill()
+    assert launch.process.wait(timeout=60) == 1
+    output = launch.output.read_text()
+    assert f"VLLM::Worker (process {worker.pid}) died" in output
+    assert "ppo/train.log" in output
+    _, alive = psutil.wait_procs(started, timeout=5)
+    assert [process.cmdline() for process in alive] == []
 
 
 def test_variants_of_grpo_reach_verl_and_train(project: Any) -> None:

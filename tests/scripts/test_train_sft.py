@@ -1,0 +1,58 @@
+"""SFT of an adapter through scripts/train_sft.sh: stopped, gone on with, and exported."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("verl")
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def sft(project: Any) -> tuple[list[dict], list[dict]]:
+    """What a stopped SFT had reported, and what the same command reported that ended it."""
+    knobs = {
+        "RUN_NAME": "sft-adapter", "MODEL_PATH": str(project.run / "tiny"), "DATA": str(project.run / "parquet"),
+        "LORA_RANK": "4", "LORA_ALPHA": "8", "BATCH_CHATS": "8", "EPOCHS": str(EPOCHS),
+    }  # fmt: skip
+    launch = project.launch(0, "sft", **knobs)
+    launch.wait_for("a step", lambda: len(launch.records()) >= 1)
+    started = launch.descendants()
+    launch.process.send_signal(signal.SIGTERM)
+    assert launch.process.wait(timeout=60) == 143
+    _, alive = psutil.wait_procs(started, timeout=5)
+    assert [process.cmdline() for process in alive] == []
+    stopped = launch.records()
+    return stopped, project.train(0, "sft", **knobs).records()
+
+
+def test_the_same_command_goes_on_after_the_last_checkpoint(project: Any, sft: tuple[list[dict], list[dict]]) -> None:
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.ParquetFile(project.run / "parquet/sft_train.parquet").metadata.num_rows
+    stopped, resumed = ([record["step"] for record in records if "train/loss" in record["data"]] for records in sft)
+    assert stopped[0] == 1
+    assert 1 < resumed[0] <= stopped[-1] + 1
+    assert resumed == list(range(resumed[0], rows // 8 * EPOCHS + 1))
+
+
+def test_its_adapter_on_the_base_answers_as_the_merged_model(project: Any, sft: tuple[list[dict], list[dict]]) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    out = project.runs / "sft-adapter/sft"
+    start = AutoModelForCausalLM.from_pretrained(project.run / "tiny", dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(out / "merged", dtype=torch.float32)
+    tokens = torch.arange(10, 60)[None]
+    with torch.no_grad():
+        from_start = start(tokens).logits
+        from_merged = merged(tokens).logits
+        with_adapter = PeftModel.from_pretrained(start, out / "adapter")(tokens).logits
+    assert (from_merged - from_start).abs().max() > 1e-3
+    torch.testing.assert_close(from_merged, with_adapter, atol=1e-4, rtol=1e-4)
