@@ -18,6 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 TRAININGS = ("test_train_grpo", "test_train_policies", "test_train_decisions", "test_train_sft", "test_cluster")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests share fixtures, so they stay on one of xdist's workers; those that train stay on one, too."""
 
