@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tsc.scenario import build_demand, build_net, load_scenario
 from tsc.simulation import SumoFiles
@@ -18,16 +20,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 TRAININGS = ("test_train_grpo", "test_train_policies", "test_train_decisions", "test_train_sft", "test_cluster")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in TRAININGS)
+
+
+class OneWorkerForTrainings(LoadFileScheduling):
     """A file's tests share fixtures, so they stay on one of xdist's workers; those that train stay on one, too."""
 
-    def group(item: pytest.Item) -> str:
-        return "trainings" if item.path.stem in TRAININGS else str(item.path)
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "trainings" if Path(file).stem in TRAININGS else file
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: group(item) != "trainings")
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneWorkerForTrainings:
+    return OneWorkerForTrainings(config, log)
 
 
 @pytest.fixture(scope="session")
