@@ -22,6 +22,10 @@ TRAININGS = ("test_train_grpo", "test_train_policies", "test_train_decisions", "
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in TRAININGS)
+    for item in items:
+        if item.path.stem in TRAININGS and item.get_closest_marker("timeout") is None:
+            # the first of a file waits for the training that they share; beside other tests that takes minutes
+            item.add_marker(pytest.mark.timeout(900))
 
 
 class OneWorkerForTrainings(LoadFileScheduling):
