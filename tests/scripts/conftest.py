@@ -72,7 +72,7 @@ class Project:
         """A launch that has ended well."""
         launch = self.launch(steps, script, **knobs)
         try:
-            status = launch.process.wait(timeout=400)
+            status = launch.process.wait(timeout=800)
         finally:
             launch.process.terminate()
         log = launch.metrics.parent / "train.log"
