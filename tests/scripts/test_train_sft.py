@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("verl")
 
-EPOCHS = 3
+EPOCHS = 12
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,8 @@ def sft(project: Any) -> tuple[list[dict], list[dict]]:
         "LORA_RANK": "4", "LORA_ALPHA": "8", "BATCH_CHATS": "8", "EPOCHS": str(EPOCHS),
     }  # fmt: skip
     launch = project.launch(0, "sft", **knobs)
-    launch.wait_for("a step", lambda: len(launch.records()) >= 1)
+    tracker = project.runs / "sft-adapter/sft/checkpoints/latest_checkpointed_iteration.txt"
+    launch.wait_for("a checkpoint", tracker.is_file)
     started = launch.descendants()
     launch.process.send_signal(signal.SIGTERM)
     assert launch.process.wait(timeout=60) == 143
