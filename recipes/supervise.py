@@ -40,6 +40,7 @@ TERMINATION_S = 10.0
 POLL_S = 0.5
 
 # Ray names its actors ray::Class or ray::Class.method, idle workers ray::IDLE; vLLM names its processes VLLM::….
+# A process that one of them starts bears its name until it becomes another program.
 WORKER_NAME = re.compile(r"^(ray::(?!IDLE|Spill|Restore)\w+|VLLM::\w+)")
 RAY_DAEMONS = ("raylet", "gcs_server")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -48,11 +49,22 @@ RAISED = re.compile(r"^(?:\(.*?\) )?((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Excepti
 
 def worker_name(process: psutil.Process) -> str | None:
     """`ray::WorkerDict`, `VLLM::Worker`, `raylet`, …; None for anything that may come and go."""
-    command = " ".join(process.cmdline())
-    match = WORKER_NAME.match(command)
-    if match:
-        return match.group(1)
-    return process.name() if process.name() in RAY_DAEMONS else None
+    match = WORKER_NAME.match(_command_line(process))
+    if not match:
+        return process.name() if process.name() in RAY_DAEMONS else None
+    name = match.group(1)
+    parent = process.parent()
+    started_by = _command_line(parent) if parent else ""
+    kind = "ray::" if name.startswith("ray::") else name  # Ray's workers come from the raylet, and change their titles
+    return None if started_by.startswith(kind) else name
+
+
+def _command_line(process: psutil.Process) -> str:
+    """Empty for a process that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @dataclass

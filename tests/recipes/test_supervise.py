@@ -91,6 +91,9 @@ class Seen:
     def name(self) -> str:
         return "python"
 
+    def parent(self) -> None:
+        return None
+
 
 def test_a_worker_that_is_seen_in_the_middle_of_its_end_counts_as_dead() -> None:
     watch = WorkerWatch()
@@ -100,6 +103,19 @@ def test_a_worker_that_is_seen_in_the_middle_of_its_end_counts_as_dead() -> None
     watch.look([other], now_s=2.0)
     assert watch.dead == ["VLLM::Worker (process 1)"]
     assert watch.dead_since == 1.0
+
+
+@pytest.mark.parametrize(
+    ("parent", "child"),
+    [("ray::WorkerDict", "ray::WorkerDict"), ("ray::IDLE", "ray::work"), ("VLLM::Worker", "VLLM::Worker")],
+)
+def test_a_process_that_a_worker_starts_may_end(repo_root: Path, tmp_path: Path, parent: str, child: str) -> None:
+    # Between fork and exec it still has the worker's title.
+    start_both = "bash -c '(exec -a {child} sleep 2) & exec -a {parent} sleep 6' & exec -a VLLM::EngineCore sleep 7"
+    command = ["bash", "-c", start_both.format(parent=parent, child=child)]
+    supervisor = start(repo_root, "--watch-workers", "--grace", "1", "--log", str(tmp_path / "log"), command=command)
+    _, errors = supervisor.communicate(timeout=30)
+    assert (supervisor.returncode, errors) == (0, "")
 
 
 def test_a_command_without_output_for_too_long_is_ended(repo_root: Path, tmp_path: Path) -> None:
