@@ -123,6 +123,8 @@ VARIANTS = (
     _stretch("2_decisions", "64 prompts × 4 answers of two: as many decisions", decisions=2, batch_prompts=64),
     _stretch("4_decisions", "32 prompts × 4 answers of four: as many decisions", decisions=4, batch_prompts=32),
     _stretch("1_decision_std", "one decision, divided by the group's std", normalise_std=True),
+    _stretch("1_decision_kl_0.05", "one decision, KL loss of weight 0.05", kl=0.05),
+    _stretch("4_decisions_kl_0.05", "four decisions, KL loss of weight 0.05", kl=0.05, decisions=4, batch_prompts=32),
     _stretch("4_decisions_std", "four decisions, divided by std", normalise_std=True, decisions=4, batch_prompts=32),
     _whole("format_graded", "exact 0.1, embedded 0.05, unreadable −1", 0.1, 0.05),
     _whole("format_flat", "exact 0, embedded 0, unreadable −1", 0.0, 0.0),
