@@ -8,7 +8,8 @@ By itself verl also trains on when a reward fails: the answer is missing from it
 the run ends.
 
 verl gives algorithm.filter_groups to its own replay buffer and not to a custom one, where the key would do nothing and
-say nothing; recipes/grpo.yaml hands it on in sampler_kwargs.
+say nothing; recipes/policy_gradient.yaml hands it on in sampler_kwargs. The bound in it, which verl's V1 trainer
+ignores, holds here.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class FastReplayBuffer(ReplayBuffer):
     """Polls every 0.1 s instead of verl's 2 s, which is longer than a whole step of a small model.
 
     sampler_kwargs: `filter_groups` and `train_batch_size`, as algorithm.filter_groups and data.train_batch_size. With
-    filter_groups.enable, groups whose answers all have the same filter_groups.metric are replaced, as in DAPO.
+    filter_groups.enable, groups whose answers all have the same filter_groups.metric are replaced, as in DAPO. A step
+    that has thrown away filter_groups.max_num_gen_batches batches of them (0: no bound) raises ReplayError.
 
     Beside the parts of the reward it reports `reward/one_sided_steps`: how many steps in a row, this one included,
     were one-sided. The count starts anew with the process.
@@ -76,6 +78,8 @@ class FastReplayBuffer(ReplayBuffer):
                 "max_inflight_gen_batches": filter_groups["max_inflight_gen_batches"],
             }
         super().__init__(*args, sampler_kwargs=sampler_kwargs, poll_interval=poll_interval, **filtering, **kwargs)
+        self._most_filtered = filter_groups["max_num_gen_batches"] * sampler_kwargs["train_batch_size"]
+        self._num_filtered = 0
         self._one_sided_steps = 0
 
     def _sync_metadata_from_transfer_queue(self) -> None:
@@ -88,7 +92,19 @@ class FastReplayBuffer(ReplayBuffer):
                 "on from the last checkpoint"
             )
 
+    def _evict_terminal_groups(self, *args: Any, **kwargs: Any) -> tuple[set[str], int, int, dict[str, Any]]:
+        evicted = super()._evict_terminal_groups(*args, **kwargs)
+        self._num_filtered += evicted[2]
+        if self._most_filtered and self._num_filtered >= self._most_filtered:
+            raise ReplayError(
+                f"all answers to {self._num_filtered} prompts of a step had the same {self.filter_groups_metric}, and "
+                "nothing can be learnt from them. Begin with a model that gives both answers, more KL or a higher "
+                "TEMPERATURE; or FILTER_GROUPS=False, or more algorithm.filter_groups.max_num_gen_batches"
+            )
+        return evicted
+
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
+        self._num_filtered = 0
         batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
         if partition_id == "train":
             metrics.update(self._reward_metrics(_reward_parts(batch)))

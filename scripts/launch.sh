@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2034
 # What the launchers share; sourced by them, not run. Sets: PYTHON, HARDWARE, HARDWARE_OVERRIDES and the environment of a
-# run. Gives: prepare, find_model, fetch_model, check_adapter, plan, stage, stage_done, run, total_time, choose_loggers, check_cluster, choose_ray.
+# run. Gives: prepare, find_model, fetch_model, check_adapter, plan, stage, stage_done, run, total_time, choose_loggers,
+# check_cluster, remove_older_checkpoints, choose_ray.
 
 LAUNCH_START=$SECONDS
 PYTHON=.venv/bin/python
@@ -82,9 +83,7 @@ prepare() {
     fi
     HARDWARE_OVERRIDES=()
     if [[ -n $N_GPUS ]]; then
-        HARDWARE_OVERRIDES+=("hardware.num_devices=$N_GPUS")
-        # verl reserves 3 of Ray's CPUs for each worker; the profiles of small machines count them for one or two
-        case $HARDWARE in cpu | t4 | l4 | a10g) HARDWARE_OVERRIDES+=("hardware.ray_num_cpus=$((3 * N_GPUS + 2))") ;; esac
+        HARDWARE_OVERRIDES+=("hardware.num_devices=$N_GPUS" "hardware.ray_num_cpus=$((3 * N_GPUS + 2))")
     fi
     if [[ ${TENSOR_PARALLEL:-1} != 1 ]]; then HARDWARE_OVERRIDES+=("hardware.tensor_parallel=$TENSOR_PARALLEL"); fi
     if [[ -n ${MICRO_BATCH:-} ]]; then HARDWARE_OVERRIDES+=("hardware.micro_batch_size=$MICRO_BATCH"); fi
@@ -190,6 +189,18 @@ WORKER_VARIABLES=(
     OMP_NUM_THREADS OMP_WAIT_POLICY VLLM_CPU_OMP_THREADS_BIND VLLM_NO_USAGE_STATS DO_NOT_TRACK HF_HUB_OFFLINE
     TRANSFORMERS_OFFLINE WANDB_MODE WANDB_RUN_ID WANDB_RESUME WANDB_DIR WANDB_SILENT
 )
+
+# remove_older_checkpoints FOLDER OVERRIDE...: verl counts what it keeps within a process, and so leaves the checkpoint that
+# a resumed training began from. Nothing goes where an override says how many to keep.
+remove_older_checkpoints() {
+    local folder=$1 last older
+    shift
+    last=$(<"$folder/latest_checkpointed_iteration.txt")
+    if [[ " $*" == *ckpt_to_keep=* ]]; then return; fi
+    for older in "$folder"/global_step_*; do
+        if [[ $older != "$folder/global_step_$last" ]]; then rm -rf "$older"; fi
+    done
+}
 
 # choose_ray: sets RAY_OVERRIDES and DRIVER, the start of the driver's command line, for a Ray of this run's own or the cluster
 choose_ray() {

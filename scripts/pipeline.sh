@@ -191,6 +191,7 @@ train_policy() {
     run --name "verl ($title)" --log "$trained/train.log" --metrics "$METRICS_FILE" --watch-workers -- \
         "${DRIVER[@]}" -u -m verl.trainer.main_ppo --config-path "$PWD/recipes" --config-name "$algorithm" \
         "${OVERRIDES[@]}" "${now[@]}" "${RAY_OVERRIDES[@]}" "$@"
+    remove_older_checkpoints "$checkpoints" "$@"
     stage_done "checkpoints in $checkpoints"
 }
 

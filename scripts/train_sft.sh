@@ -96,6 +96,7 @@ run --name 'verl (SFT)' --log "$out/train.log" --metrics "$METRICS_FILE" -- \
     torchrun --standalone --nnodes=1 --nproc_per_node="$num_devices" -m verl.trainer.sft_trainer \
     --config-path "$PWD/recipes" --config-name sft \
     "${OVERRIDES[@]}" "$@"
+remove_older_checkpoints "$checkpoints" "$@"
 
 run --name 'the export' -- "$PYTHON" scripts/export_model.py --checkpoints "$checkpoints" --base "$base" --out "$out"
 stage_done "model in $out/merged"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("verl")
 
+import torch
 import transfer_queue
 from hydra import compose, initialize_config_dir
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
@@ -92,3 +93,41 @@ def test_a_prompt_whose_answers_could_not_all_be_scored_ends_the_training(
         return
     with pytest.raises(ReplayError, match="the answers to 1 prompts could not all be generated and scored"):
         buffer.sample(global_steps=1, partition_id="train", batch_size=1)
+
+
+def test_a_policy_that_says_one_thing_is_not_asked_for_ever(repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its groups come back with the same score as often as they are replaced; here two of two prompts at a time."""
+    buffer = built_by_verl(
+        repo_root,
+        monkeypatch,
+        "algorithm.filter_groups.enable=true",
+        "algorithm.filter_groups.metric=reward",
+        "algorithm.filter_groups.max_num_gen_batches=3",
+        "data.train_batch_size=2",
+    )
+    queue: dict[str, dict[str, Any]] = {}
+    asked = 0
+
+    def ask(num_prompts: int) -> None:
+        nonlocal asked
+        for _ in range(num_prompts):
+            asked += 1
+            queue[f"{asked}"] = {"is_prompt": True, "status": "finished", "global_steps": 1}
+            queue.update({f"{asked}_{answer}_0": {"status": "success", "global_steps": 1} for answer in range(4)})
+
+    def clear(keys: Sequence[str], partition_id: str) -> None:
+        for key in keys:
+            del queue[key]
+
+    monkeypatch.setattr(buffer, "refill_fn", ask)
+    monkeypatch.setattr(transfer_queue, "kv_list", lambda: {"train": dict(queue)})
+    monkeypatch.setattr(transfer_queue, "kv_clear", clear)
+    monkeypatch.setattr(
+        transfer_queue, "kv_batch_get", lambda keys, **_: {"rm_scores": [torch.tensor([0.0, 0.3])] * len(keys)}
+    )
+    ask(2)
+    with pytest.raises(
+        ReplayError, match="all answers to 6 prompts of a step had the same reward.*max_num_gen_batches"
+    ):
+        buffer.sample(global_steps=1, partition_id="train", batch_size=2)
+    assert asked == 6

@@ -19,25 +19,28 @@ def dry_run(repo_root: Path, runs: Path, script: str, **knobs: str) -> subproces
 
 
 @pytest.mark.parametrize(
-    ("script", "hardware", "model"),
+    ("script", "hardware", "model", "n_gpus"),
     [
-        ("grpo", "t4", "qwen2.5-1.5b"),
-        ("gspo", "l4", "qwen2.5-1.5b"),
-        ("ppo", "h100", "qwen2.5-1.5b"),
-        ("sft", "a100_80g", "qwen2.5-7b"),
-        ("dpo", "a10g", "qwen2.5-3b"),
+        ("grpo", "t4", "qwen2.5-1.5b", "1"),
+        ("gspo", "l4", "qwen2.5-1.5b", "2"),
+        ("ppo", "h100", "qwen2.5-1.5b", "8"),
+        ("sft", "a100_80g", "qwen2.5-7b", "1"),
+        ("dpo", "a10g", "qwen2.5-3b", "1"),
     ],
 )
 def test_a_dry_run_prints_the_plan_and_writes_the_configuration(
-    repo_root: Path, tmp_path: Path, script: str, hardware: str, model: str
+    repo_root: Path, tmp_path: Path, script: str, hardware: str, model: str, n_gpus: str
 ) -> None:
-    done = dry_run(repo_root, tmp_path, script, HARDWARE=hardware, MODEL_PATH=model, LORA_RANK="32")
+    done = dry_run(repo_root, tmp_path, script, HARDWARE=hardware, MODEL_PATH=model, LORA_RANK="32", N_GPUS=n_gpus)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{script.upper()} of {model}" in done.stdout
     assert "FITS: " in done.stdout
     assert "the configuration is valid" in done.stdout
     config = yaml.safe_load((tmp_path / f"dry/{script}/dry_run/config.yaml").read_text())
     assert config["hardware"]["name"] == hardware
+    assert config["hardware"]["num_devices"] == int(n_gpus)
+    # verl would wait for ever for three a GPU and two more
+    assert config["hardware"]["ray_num_cpus"] == 3 * int(n_gpus) + 2
     # nothing was trained, and nothing else written
     assert [path.name for path in tmp_path.glob("dry/*/*")] == ["dry_run"]
 
