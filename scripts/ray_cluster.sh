@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 HEAD=${HEAD:-}                  # worker, status: where the head is, IP:PORT; empty for status: the cluster of this machine's node
 PORT=${PORT:-6379}              # head: TCP port at which the other nodes find it
-NODE_IP=${NODE_IP:-}            # address at which the other nodes reach this machine; empty: Ray's choice
+NODE_IP=${NODE_IP:-}            # address at which the other nodes reach this machine; empty: the one that it reaches the head from
 HARDWARE=${HARDWARE:-auto}      # auto, or the name of a file in configs/hardware
 N_GPUS=${N_GPUS:-}              # GPUs of this machine for training; empty: all, on a CPU one worker that Ray takes for a GPU
 NUM_CPUS=${NUM_CPUS:-}          # CPUs for Ray to count with; empty: all, on a CPU what the workers above take
@@ -58,7 +58,7 @@ print(load_hardware(sys.argv[1]).ray_object_store_memory or "")' "$HARDWARE")
 }
 
 start_node() {  # start_node OPTION OF ray start...
-    local pid deadline
+    local pid deadline found interface
     pid=$(supervisor)
     [[ -z $pid ]] || fail "a node runs here already: bash scripts/ray_cluster.sh stop, or another RAY_TMP for a second one"
     prepare
@@ -72,8 +72,11 @@ start_node() {  # start_node OPTION OF ray start...
     export RAY_COLOR_MODE=none
     local -a options
     mapfile -t options < <(resources)
-    if [[ -n $NODE_IP ]]; then options+=("--node-ip-address=$NODE_IP"); fi
-    options+=("$@" --temp-dir="$RAY_TMP" --disable-usage-stats --block)
+    found=$("$PYTHON" recipes/node_address.py ${HEAD:+--head "$HEAD"} ${NODE_IP:+--wanted "$NODE_IP"})
+    read -r NODE_IP interface <<<"$found"
+    # torch's Gloo would tell the other nodes the address that this machine's name stands for, often 127.0.1.1
+    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
+    options+=("$@" --node-ip-address="$NODE_IP" --temp-dir="$RAY_TMP" --disable-usage-stats --block)
 
     if [[ -n $(ls -A "$RAY_TMP" 2>/dev/null) && ! -e $pid_file ]]; then
         fail "RAY_TMP=$RAY_TMP holds something else: choose a folder that is not there yet"
@@ -91,7 +94,7 @@ start_node() {  # start_node OPTION OF ray start...
         sleep 0.2
         if ((SECONDS >= deadline)) || { [[ -s $pid_file ]] && [[ -z $(supervisor) ]]; }; then
             pid=$(supervisor)
-            if [[ -n $pid ]]; then kill -TERM "$pid"; fi
+            if [[ -n $pid ]]; then end_supervisor "$pid"; fi
             explain
         fi
     done
@@ -124,13 +127,17 @@ stay() {
     exit 1
 }
 
+end_supervisor() {  # end_supervisor PID
+    kill -TERM "$1"
+    # the supervisor kills after 20 s what has not ended
+    timeout 40 tail --pid="$1" -f /dev/null || fail "process $1 does not end: kill -KILL $1, then end what is left of Ray"
+}
+
 stop_node() {
     local pid
     pid=$(supervisor)
     if [[ -z $pid ]]; then return; fi
-    kill -TERM "$pid"
-    # the supervisor kills after 20 s what has not ended
-    timeout 40 tail --pid="$pid" -f /dev/null || fail "process $pid does not end: kill -KILL $pid, then end what is left of Ray"
+    end_supervisor "$pid"
     rm -rf "$RAY_TMP"
     printf 'stopped %s\n' "$name"
 }
@@ -145,6 +152,7 @@ fi
 
 case ${1:-} in
     head)
+        HEAD=
         if (: <>"/dev/tcp/${NODE_IP:-127.0.0.1}/$PORT") 2>/dev/null; then
             fail "PORT=$PORT is taken, perhaps by another Ray: choose another one"
         fi

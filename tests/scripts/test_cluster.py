@@ -154,6 +154,15 @@ def test_status_shows_nodes_resources_and_versions(cluster: Cluster) -> None:
     assert all(re.search(r" 5 +1 of 1 ", node) and " 1.28.0 " in node for node in nodes)
 
 
+def test_torch_of_a_node_uses_the_interface_of_the_nodes_own_address(cluster: Cluster) -> None:
+    ip = cluster.address.split(":")[0]
+    for machine in (cluster.head, cluster.worker):
+        (raylet,) = (process for process in machine.processes() if process.name() == "raylet")
+        assert f"--node_ip_address={ip}" in raylet.cmdline()
+        interface = raylet.environ()["GLOO_SOCKET_IFNAME"]
+        assert ip in [address.address for address in psutil.net_if_addrs()[interface]]
+
+
 def namespaces_work() -> bool:
     return shutil.which("unshare") is not None and subprocess.run(["unshare", "-rm", "true"]).returncode == 0
 
@@ -369,6 +378,25 @@ def test_a_wrong_call_is_refused_with_what_is_allowed(
     done = subprocess.run(
         ["bash", SCRIPT, action], cwd=repo_root, env=os.environ | variables, capture_output=True, text=True
     )
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"HEAD": "no-such-host.invalid:6379"}, "HEAD=no-such-host.invalid:6379: this machine knows no such name"),
+        ({"HEAD": "127.0.0.1:9", "NODE_IP": "203.0.113.7"}, "NODE_IP=203.0.113.7 is no address of this machine"),
+    ],
+)
+def test_a_worker_whose_head_or_own_address_is_wrong_says_so_before_ray_starts(
+    repo_root: Path, variables: dict[str, str], message: str
+) -> None:
+    # not pytest's folder, see above
+    with tempfile.TemporaryDirectory(prefix="tsc-", dir="/tmp") as folder:
+        machine = Machine(root=repo_root, folder=Path(folder), variables=variables)
+        done = machine.call("worker")
+        assert not machine.ray_tmp.exists()
     assert done.returncode == 2
     assert message in done.stderr
 
