@@ -116,3 +116,17 @@ def test_published_times_of_an_update_and_of_a_pass_forward() -> None:
         parts = step_time(model_facts(model), with_tokens(settings, tokens)).parts_s
         assert 0.5 < parts["update"] / update_s < 2
         assert 0.3 < parts["log-probs"] / passes_s < 2
+
+
+def test_published_times_of_a_generation() -> None:
+    """Its answers end one by one; the longest, of 700 to 900 tokens, says when it is over. Plans count it."""
+    measured_s = {"qwen2.5-1.5b": (2, 32, 0.1, 35, 54), "qwen2.5-7b": (8, 8, 0.2, 32, 41)}
+    for model, (gpus, micro_batch, fraction, shortest_s, longest_s) in measured_s.items():
+        settings = verls_recipe(gpus=gpus, micro_batch=micro_batch, memory_fraction=fraction, tensor_parallel=2)
+        planned_s = [
+            step_time(model_facts(model), with_tokens(settings, 100 + answer)).parts_s["generate"]
+            for answer in (700, 900)
+        ]
+        print(f"\n{model}: {planned_s[0]:.0f} to {planned_s[1]:.0f} s, measured {shortest_s} to {longest_s} s")
+        assert 0.6 < planned_s[0] / shortest_s < 1.5
+        assert 0.6 < planned_s[1] / longest_s < 1.5
