@@ -43,8 +43,12 @@ POLL_S = 0.5
 # A process that one of them starts bears its name until it becomes another program.
 WORKER_NAME = re.compile(r"^(ray::(?!IDLE|Spill|Restore)\w+|VLLM::\w+)")
 RAY_DAEMONS = ("raylet", "gcs_server")
+# verl ends these before it ends itself, whatever the reason.
+ENDED_BY_VERL = ("ray::TransferQueueController", "ray::SimpleStorageUnit")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-RAISED = re.compile(r"^(?:\(.*?\) )?((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception|Killed|Interrupt|Died)\b.*)$")
+RAISED = re.compile(
+    r"^(?:\(.*?\) )?(?!Error executing job)((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception|Killed|Interrupt|Died)\b.*)$"
+)
 
 
 def worker_name(process: psutil.Process) -> str | None:
@@ -280,8 +284,9 @@ class Supervisor:
         if cause is None:
             ended = f"signal {-own_status}" if own_status < 0 else f"exit status {own_status}"
             cause = f"{arguments.name} ended with {ended}"
-            if watch.dead:
-                cause += f" after {', '.join(watch.dead)} died"
+            dead = [worker for worker in watch.dead if not worker.startswith(ENDED_BY_VERL)]
+            if dead:
+                cause += f" after {', '.join(dead)} died"
         print(f"error: {cause}", file=sys.stderr)
         if arguments.log:
             with arguments.log.open("rb") as text:

@@ -141,6 +141,18 @@ def test_warnings_are_no_errors() -> None:
     assert raised_errors("x.py:1: UserWarning: no engine: ModuleNotFoundError('y')") == []
 
 
+def test_hydras_list_of_overrides_is_no_error() -> None:
+    assert raised_errors("Error executing job with overrides: ['a=1']\nValueError: x") == ["ValueError: x"]
+
+
+def test_what_verl_ends_before_itself_is_not_the_cause(repo_root: Path, tmp_path: Path) -> None:
+    command = "(exec -a ray::SimpleStorageUnit sleep 2) & (exec -a ray::WorkerDict sleep 9) & sleep 4; exit 1"
+    options = ["--watch-workers", "--log", str(tmp_path / "log"), "--name", "verl"]
+    supervisor = start(repo_root, *options, command=["bash", "-c", command])
+    _, errors = supervisor.communicate(timeout=30)
+    assert errors.splitlines()[0] == "error: verl ended with exit status 1"
+
+
 def test_progress_shows_a_training_step_in_one_line() -> None:
     metrics = {"reward/score/mean": 0.25, "reward/format_exact/mean": 1.0, "reward/answer_yes/mean": 0.4}
     line = progress_line(3, metrics | {"timing_s/step": 2.04})
