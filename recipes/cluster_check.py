@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.hardware import load_hardware
+from recipes.node_address import check_head
 from tsc.errors import ConfigError, run_main
 
 PACKAGES = ("ray", "verl", "vllm", "torch", "transformers", "peft", "transferqueue", "libsumo")
@@ -259,6 +260,8 @@ def connect(address: str) -> Any:
     """Ray as a client of the cluster. Raises ConfigError where it cannot be joined."""
     import ray
 
+    # Ray waits for ever where nothing answers.
+    check_head(address, wait_s=0.0)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ray.exceptions.AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:

@@ -74,11 +74,13 @@ def check_head(address: str, wait_s: float = WAIT_S) -> str:
     """Something listens there, within `wait_s` seconds; returns its IPv4 address. Raises ConfigError."""
     host, _, port = address.rpartition(":")
     if not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"HEAD={address}: give IP:PORT")
+        raise ConfigError(
+            f"{address} is no address of a head: give IP:PORT, as 'bash scripts/ray_cluster.sh head' prints it"
+        )
     try:
         ip = str(socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
     except socket.gaierror as error:
-        raise ConfigError(f"HEAD={address}: this machine knows no such name ({error.strerror}), give IP:PORT") from None
+        raise ConfigError(f"{address}: this machine knows no such name ({error.strerror}), give IP:PORT") from None
     deadline = time.monotonic() + wait_s
     while True:
         try:

@@ -385,7 +385,7 @@ def test_a_wrong_call_is_refused_with_what_is_allowed(
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"HEAD": "no-such-host.invalid:6379"}, "HEAD=no-such-host.invalid:6379: this machine knows no such name"),
+        ({"HEAD": "no-such-host.invalid:6379"}, "no-such-host.invalid:6379: this machine knows no such name"),
         ({"HEAD": "127.0.0.1:9", "NODE_IP": "203.0.113.7"}, "NODE_IP=203.0.113.7 is no address of this machine"),
     ],
 )
