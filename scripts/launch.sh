@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
 # What the launchers share; sourced by them, not run. Sets: PYTHON, HARDWARE, HARDWARE_OVERRIDES and the environment of a
-# run. Gives: prepare, find_model, fetch_model, check_adapter, plan, stage, stage_done, run, total_time, choose_loggers,
+# run. Gives: prepare, check_writable, find_model, fetch_model, check_adapter, plan, stage, stage_done, run, total_time, choose_loggers,
 # check_cluster, remove_older_checkpoints, choose_ray.
 
 LAUNCH_START=$SECONDS
@@ -107,6 +107,18 @@ prepare() {
         # vLLM would tie its threads to cores on which the trainer's run too.
         export VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-nobind}
     fi
+}
+
+# check_writable FOLDER...: it, or what there is of its path, takes new files of this user
+check_writable() {
+    local folder above
+    for folder; do
+        above=$folder
+        while [[ ! -e $above ]]; do above=$(dirname "$above"); done
+        if [[ ! -d $above || ! -w $above ]]; then
+            fail "user $(id -u) cannot write in $above, where $folder is to lie: let that user have it (an image's: on the host, see docs/docker.md), or choose another"
+        fi
+    done
 }
 
 # plan ALGORITHM MODEL FOLDER OVERRIDE...: says whether the run fits and what it will take; with DRY_RUN=1 the end

@@ -39,6 +39,9 @@ choose_paths() {
         smollm2) base=models/smollm2 planned_model=smollm2 hub_model= ;;
         *) find_model "$MODEL_PATH" ;;
     esac
+    check_writable "$out"
+    if [[ -z $DATA && ! -f $parquet/train.parquet ]]; then check_writable "$dataset"; fi
+    if [[ $MODEL_PATH == smollm2 && ! -d $base ]]; then check_writable "$base"; fi
     if [[ $SFT == auto ]]; then
         # These two do not know the answer's format.
         if [[ -z $MODEL_PATH || $MODEL_PATH == smollm2 ]]; then SFT=yes; else SFT=no; fi

@@ -36,6 +36,7 @@ source scripts/launch.sh
 prepare
 
 out=$RUNS/$RUN_NAME/sft
+check_writable "$out"
 checkpoints=$out/checkpoints
 [[ -n $MODEL_PATH ]] || fail 'MODEL_PATH is empty: give the model to start from'
 if [[ -n ${PLANNED_MODEL:-} ]]; then

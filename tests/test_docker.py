@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -161,12 +162,32 @@ def test_every_system_library_of_sumo_and_vllm_is_in_the_images() -> None:
         assert wanted <= set(re.findall(r"^(\S+?)(?::\w+)?$", depends, flags=re.MULTILINE))
 
 
-def test_the_gpu_set_has_a_build_of_every_package_for_the_images_python(tmp_path: Path) -> None:
+def test_the_gpu_set_has_a_wheel_of_every_package_for_the_images_python_and_glibc(tmp_path: Path) -> None:
     command = ["uv", "pip", "install", "--dry-run", "--no-deps", "--python-version", "3.12", "--target", str(tmp_path)]
-    command += ["--python-platform", "x86_64-manylinux_2_28", "--requirement", "requirements/gpu.txt"]
+    command += ["--python-platform", "x86_64-manylinux_2_39", "--requirement", "requirements/gpu.txt"]
+    # the one without a wheel is Python alone, so it builds without a compiler
+    command += ["--only-binary", ":all:", "--no-binary", "antlr4-python3-runtime"]
     done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert " + vllm==" in done.stderr
+
+
+def test_a_mounted_folder_of_another_user_is_told_before_anything_is_made() -> None:
+    # a user's own folder in /tmp: pytest's are closed to the other user as whom root must run this
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        shutil.copy(REPO_ROOT / "scripts/launch.sh", place)
+        (place / "runs").mkdir(mode=0o555)
+        (place / "ours").mkdir(mode=0o777)
+        (place / "ours").chmod(0o777)
+        other_user = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"] if os.getuid() == 0 else []
+        command = [*other_user, "bash", "-euo", "pipefail", "-c", 'source ./launch.sh; check_writable "$@"', "check"]
+        ours = subprocess.run([*command, "ours/demo"], cwd=place, capture_output=True, text=True)
+        assert (ours.returncode, ours.stderr) == (0, "")
+        theirs = subprocess.run([*command, "ours/demo", "runs/demo/grpo"], cwd=place, capture_output=True, text=True)
+        assert theirs.returncode == 2
+        assert "cannot write in runs, where runs/demo/grpo is to lie" in theirs.stderr
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
