@@ -97,9 +97,9 @@ class FastReplayBuffer(ReplayBuffer):
         self._num_filtered += evicted[2]
         if self._most_filtered and self._num_filtered >= self._most_filtered:
             raise ReplayError(
-                f"all answers to {self._num_filtered} prompts of a step had the same {self.filter_groups_metric}, and "
-                "nothing can be learnt from them. Begin with a model that gives both answers, more KL or a higher "
-                "TEMPERATURE; or FILTER_GROUPS=False, or more algorithm.filter_groups.max_num_gen_batches"
+                f"all answers to {self._num_filtered} prompts of a step had the same {self.filter_groups_metric}: nothing "
+                "to learn from. Begin with a model that gives both answers, more KL, a higher TEMPERATURE, or "
+                "FILTER_GROUPS=False (the bound: algorithm.filter_groups.max_num_gen_batches)"
             )
         return evicted
 
