@@ -97,8 +97,8 @@ class FastReplayBuffer(ReplayBuffer):
         self._num_filtered += evicted[2]
         if self._most_filtered and self._num_filtered >= self._most_filtered:
             raise ReplayError(
-                f"all answers to {self._num_filtered} prompts of a step had the same {self.filter_groups_metric}: nothing "
-                "to learn from. Begin with a model that gives both answers, more KL, a higher TEMPERATURE, or "
+                f"all answers to {self._num_filtered} prompts of a step had the same {self.filter_groups_metric}: "
+                "nothing to learn from. Begin with a model that gives both answers, more KL, a higher TEMPERATURE, or "
                 "FILTER_GROUPS=False (the bound: algorithm.filter_groups.max_num_gen_batches)"
             )
         return evicted
