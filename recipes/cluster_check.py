@@ -267,8 +267,8 @@ def connect(address: str) -> Any:
     except (ray.exceptions.AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         cause = str(error).strip().splitlines()[-1]
         raise ConfigError(
-            f"cannot join the Ray cluster at {address} ({cause}): is it up, is this machine a node of it "
-            "(bash scripts/ray_cluster.sh status), and is ~/.ray/auth_token the same as on its head?"
+            f"cannot join the Ray cluster at {address} ({cause}): is this machine a node of it "
+            f"(HEAD={address} bash scripts/ray_cluster.sh worker), and is ~/.ray/auth_token the same as on its head?"
         ) from None
     return ray
 
@@ -290,6 +290,22 @@ def living_nodes(ray: Any) -> list[Node]:
         if node["Alive"]
     ]
     return sorted(nodes, key=lambda node: (not node.is_here, node.ip, node.id))
+
+
+def lost_nodes(infos: Iterable[Any]) -> list[str]:
+    """Of each address without a living node its last one, where that did not end by itself, with what Ray says of it.
+    infos: Ray's GcsNodeInfo of all nodes that the cluster has had."""
+    from ray.core.generated.common_pb2 import NodeDeathInfo
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo
+
+    last: dict[str, Any] = {}
+    for info in sorted(infos, key=lambda info: (info.state == GcsNodeInfo.ALIVE, info.end_time_ms)):
+        last[info.node_manager_address] = info
+    return [
+        f"{ip} ({info.node_id.hex()[:8]}): {info.death_info.reason_message.strip()}"
+        for ip, info in last.items()
+        if info.state == GcsNodeInfo.DEAD and info.death_info.reason == NodeDeathInfo.UNEXPECTED_TERMINATION
+    ]
 
 
 def facts_of_all(ray: Any, nodes: Sequence[Node], wanted: Wanted) -> dict[str, Facts | str]:
@@ -395,6 +411,7 @@ def main() -> int:
         nodes = living_nodes(ray)
         here = Facts(**look(asdict(wanted)))
         facts = facts_of_all(ray, nodes, wanted)
+        lost = lost_nodes(ray._private.worker.global_worker.gcs_client.get_all_node_info().values())
         busy = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"] == QUEUE_ACTOR]
     finally:
         if mark is not None:
@@ -406,6 +423,12 @@ def main() -> int:
         for id, seen in facts.items()
     }
     print(table(nodes, facts, here, problems), flush=True)
+    for node_and_cause in lost:
+        print(
+            f"lost: {node_and_cause}. Start it again there; where it is lost again within a minute, a firewall may "
+            "keep the other nodes from its ports (docs/cluster.md)",
+            flush=True,
+        )
     ray.shutdown()
     lines = [f"node {node.name}: {problem}" for node in nodes for problem in problems[node.id]]
     if lines:

@@ -59,6 +59,8 @@ def choose(own: Mapping[str, str], wanted: str | None, source: str | None, head:
             raise ConfigError(f"NODE_IP={wanted} is no address of this machine: choose one of {listed}")
         return wanted
     if source in own:
+        if head is None and len(others) > 1:
+            print(f"note: of this machine's addresses ({listed}) NODE_IP chooses another one", file=sys.stderr)
         return source
     if head is not None:
         raise ConfigError(f"this machine has no route to HEAD={head}: its addresses are {listed}")

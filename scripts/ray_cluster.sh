@@ -174,7 +174,10 @@ TEXT
         ;;
     status)
         if [[ -z $HEAD ]]; then
-            [[ -n $(supervisor) ]] || fail "no node runs here: start one (bash scripts/ray_cluster.sh --help), or give the head by HEAD=IP:PORT"
+            if [[ -z $(supervisor) && -e $pid_file ]]; then
+                fail "the node that was started here has ended: start it again; where it ends again within a minute, a firewall may keep the other nodes from its ports (docs/cluster.md). Its log: $log"
+            fi
+            [[ -n $(supervisor) ]] || fail "no node of this script runs here: start one (bash scripts/ray_cluster.sh --help), or give the head by HEAD=IP:PORT where something else has started one"
             HEAD=$(address)
         fi
         prepare

@@ -20,6 +20,7 @@ from recipes.cluster_check import (
     check_resources,
     check_world_size,
     look,
+    lost_nodes,
     problems_of,
     sampled_files,
 )
@@ -185,3 +186,27 @@ def test_too_few_nodes_with_free_gpus_are_listed(tmp_path: Path) -> None:
     check_resources(nodes, 1, 8, "10.0.0.0:6379")
     with pytest.raises(ConfigError, match=r"10\.0\.0\.1 \(00000000\): 2 of 8 free.*HEAD=10\.0\.0\.0:6379"):
         check_resources(nodes, 2, 8, "10.0.0.0:6379")
+
+
+def test_a_lost_node_is_named_until_another_one_lives_or_is_stopped_at_its_address() -> None:
+    pytest.importorskip("ray")
+    from ray import NodeID
+    from ray.core.generated.common_pb2 import NodeDeathInfo
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo
+
+    def node(ip: str, digit: str, end_time_ms: int, reason: str | None) -> GcsNodeInfo:
+        info = GcsNodeInfo(node_id=NodeID.from_hex(digit * 56).binary(), node_manager_address=ip)
+        info.end_time_ms = end_time_ms
+        info.state = GcsNodeInfo.ALIVE if reason is None else GcsNodeInfo.DEAD
+        if reason is not None:
+            info.death_info.reason = NodeDeathInfo.Reason.Value(reason)
+            info.death_info.reason_message = f"ended at {end_time_ms}"
+        return info
+
+    lost, stopped = "UNEXPECTED_TERMINATION", "EXPECTED_TERMINATION"
+    nodes = [
+        node("10.0.0.1", "b", 0, None), node("10.0.0.1", "a", 9, lost),
+        node("10.0.0.2", "c", 5, lost), node("10.0.0.2", "d", 3, stopped),
+        node("10.0.0.3", "e", 5, lost), node("10.0.0.3", "f", 7, stopped),
+    ]  # fmt: skip
+    assert lost_nodes(nodes) == ["10.0.0.2 (cccccccc): ended at 5"]

@@ -23,6 +23,13 @@ def test_a_head_without_a_way_to_the_internet_takes_its_only_address() -> None:
         choose(OWN, None, None, None)
 
 
+def test_a_head_with_several_addresses_takes_the_one_towards_the_internet_and_names_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert choose(OWN, None, "10.0.0.5", None) == "10.0.0.5"
+    assert "(10.0.0.5 (eth0), 192.168.1.5 (eth1)) NODE_IP chooses another" in capsys.readouterr().err
+
+
 def test_a_machine_without_a_network_can_only_be_a_cluster_of_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert choose({"127.0.0.1": "lo"}, None, None, None) == "127.0.0.1"
     assert "no other machine can join" in capsys.readouterr().err

@@ -328,6 +328,7 @@ def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_goes_o
         assert re.search(r"NodeLostError: lost the node \S+ \(Ray node [0-9a-f]{8}\): ", output), output
         wait_for("end of the run's workers", lambda: not cluster.head.runs("ray::WorkerDict"), 30)
         assert cluster.head.runs("gcs_server")
+        assert "the node that was started here has ended: start it again" in cluster.worker.call("status").stderr
 
         # Without the node the same command says so before it does anything.
         status, output = train(cluster, tmp_path, parquet).ends_within(60)
@@ -399,6 +400,16 @@ def test_a_worker_whose_head_or_own_address_is_wrong_says_so_before_ray_starts(
         assert not machine.ray_tmp.exists()
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_training_is_told_at_once_that_no_cluster_answers_at_its_address(repo_root: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    done = subprocess.run(
+        [sys.executable, "recipes/cluster_check.py", "--address", address, "--hardware", "cpu"],
+        cwd=repo_root, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"nothing can be reached at {address} (Connection refused): is the head up" in done.stderr
 
 
 def test_a_port_in_use_is_refused(repo_root: Path) -> None:
