@@ -11,6 +11,7 @@ lacks something or does not answer, and says for each node what to do. Without -
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import json
 import logging
 import re
@@ -50,6 +51,7 @@ class Wanted:
     out: str | None = None
     mark: str = ""
     asks_gpus: bool = False
+    several_hosts: bool = False
 
 
 @dataclass(kw_only=True)
@@ -65,6 +67,8 @@ class Facts:
     model: dict[str, str] | None = None
     sees_out: bool | None = None
     gpus: str | None = None
+    # at which torch's Gloo has the other nodes connect; None where its interface is given
+    gloo_ip: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,7 @@ def look(wanted: dict[str, Any]) -> dict[str, Any]:
     import os
     import platform
     import shutil
+    import socket
     import subprocess
     from pathlib import Path
 
@@ -140,6 +145,11 @@ def look(wanted: dict[str, Any]) -> dict[str, Any]:
     if wanted["mark"]:
         mark = Path(wanted["out"], wanted["mark"])
         found["sees_out"] = mark.is_file() and os.access(mark.parent, os.W_OK)
+    if "GLOO_SOCKET_IFNAME" not in os.environ:
+        try:
+            found["gloo_ip"] = socket.gethostbyname(socket.gethostname())
+        except socket.gaierror:
+            found["gloo_ip"] = "127.0.0.1"  # as Gloo does
     if wanted["asks_gpus"]:
         smi = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         try:
@@ -226,6 +236,11 @@ def problems_of(facts: Facts, here: Facts, wanted: Wanted, states: dict[str, str
         )
     if facts.free_gib < LEAST_FREE_GIB:
         found.append(f"{facts.free_gib:.1f} GiB of free disk: free some, at least {LEAST_FREE_GIB:g} GiB")
+    if wanted.several_hosts and facts.gloo_ip is not None and ipaddress.ip_address(facts.gloo_ip).is_loopback:
+        found.append(
+            f"its name stands for {facts.gloo_ip}, where torch's Gloo would have the other nodes connect: start its "
+            "node by scripts/ray_cluster.sh, or with its network interface in GLOO_SOCKET_IFNAME"
+        )
     if wanted.asks_gpus and facts.gpus != here.gpus:
         found.append(f"GPUs: {facts.gpus or 'none'}; here: {here.gpus}: verl treats all alike, use nodes of one kind")
     return found
@@ -400,6 +415,7 @@ def main() -> int:
     ray = connect(options.address)
     mark = shared_mark(options.out) if options.out is not None else None
     try:
+        nodes = living_nodes(ray)
         wanted = Wanted(
             files=absolute([options.train, options.val]),
             states=tuple(states),
@@ -407,8 +423,8 @@ def main() -> int:
             out=str(options.out.resolve()) if options.out is not None else None,
             mark=mark.name if mark is not None else "",
             asks_gpus=hardware.device == "cuda",
+            several_hosts=len({node.ip for node in nodes}) > 1,
         )
-        nodes = living_nodes(ray)
         here = Facts(**look(asdict(wanted)))
         facts = facts_of_all(ray, nodes, wanted)
         lost = lost_nodes(ray._private.worker.global_worker.gcs_client.get_all_node_info().values())

@@ -84,6 +84,24 @@ def test_gpus_of_another_kind_are_a_problem() -> None:
     assert problem.startswith("GPUs: NVIDIA A10G; here: NVIDIA H100 80GB HBM3")
 
 
+def test_a_node_whose_name_stands_for_a_loopback_address_is_a_problem_to_others() -> None:
+    alone, debian = WANTED, replace(WANTED, several_hosts=True)
+    for loopback in ("127.0.1.1", "127.0.0.1"):
+        (problem,) = problems_of(replace(HERE, gloo_ip=loopback), HERE, debian, STATES)
+        assert f"its name stands for {loopback}" in problem and "start its node by scripts/ray_cluster.sh" in problem
+        assert problems_of(replace(HERE, gloo_ip=loopback), HERE, alone, STATES) == []
+    assert problems_of(replace(HERE, gloo_ip="10.0.0.5"), HERE, debian, STATES) == []
+
+
+def test_the_address_that_gloo_tells_others_is_none_of_a_nodes_facts_where_its_interface_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert look(asdict(Wanted()))["gloo_ip"]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    assert "gloo_ip" not in look(asdict(Wanted()))
+
+
 def test_a_node_looks_at_files_versions_and_code(tmp_path: Path, repo_root: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
