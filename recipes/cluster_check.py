@@ -275,8 +275,13 @@ def connect(address: str) -> Any:
     """Ray as a client of the cluster. Raises ConfigError where it cannot be joined."""
     import ray
 
-    # Ray waits for ever where nothing answers.
+    # Ray waits for ever where nothing answers, and a minute for a node of this machine.
     check_head(address, wait_s=0.0)
+    if not ray._private.services.find_node_ids():
+        raise ConfigError(
+            f"no Ray node runs on this machine, and the command is for nodes of the cluster at {address}: start one "
+            f"(HEAD={address} bash scripts/ray_cluster.sh worker), or give the command on another node"
+        )
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ray.exceptions.AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
