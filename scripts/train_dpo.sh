@@ -122,7 +122,7 @@ else
         export OMP_NUM_THREADS=1
     fi
     run --name 'TRL (DPO)' --log "$trained/train.log" --metrics "$METRICS_FILE" -- \
-        torchrun --standalone --nnodes=1 --nproc_per_node="${N_GPUS:-1}" recipes/train_dpo.py \
+        torchrun --standalone --local-addr=127.0.0.1 --nnodes=1 --nproc_per_node="${N_GPUS:-1}" recipes/train_dpo.py \
         "${OVERRIDES[@]}" "trainer.logger=[$LOGGERS]" "$@"
     stage_done "checkpoints in $checkpoints"
 fi

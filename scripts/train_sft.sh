@@ -94,7 +94,7 @@ OVERRIDES+=(
 )
 
 run --name 'verl (SFT)' --log "$out/train.log" --metrics "$METRICS_FILE" -- \
-    torchrun --standalone --nnodes=1 --nproc_per_node="$num_devices" -m verl.trainer.sft_trainer \
+    torchrun --standalone --local-addr=127.0.0.1 --nnodes=1 --nproc_per_node="$num_devices" -m verl.trainer.sft_trainer \
     --config-path "$PWD/recipes" --config-name sft \
     "${OVERRIDES[@]}" "$@"
 remove_older_checkpoints "$checkpoints" "$@"
