@@ -210,6 +210,8 @@ def engine_environment(model: Path) -> dict[str, str]:
             # Threads that wait by spinning, or are tied to cores, are in the way of the simulations.
             "OMP_WAIT_POLICY": "PASSIVE",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # torch compiles with a C++ compiler, which not every machine has, and here no more than the sampling.
+            "TORCH_COMPILE_DISABLE": "1",
             # Without a third process between the server and the model: a third less to start, and less to send.
             # vLLM wants that process only to set up what the two variables above have settled.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

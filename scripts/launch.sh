@@ -106,6 +106,8 @@ prepare() {
         export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
         # vLLM would tie its threads to cores on which the trainer's run too.
         export VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-nobind}
+        # torch compiles with a C++ compiler, which not every machine has; here vLLM's sampling would be all it compiles.
+        export TORCH_COMPILE_DISABLE=${TORCH_COMPILE_DISABLE:-1}
     fi
 }
 
@@ -198,8 +200,8 @@ check_cluster() {
 # What the processes of a run read from the environment: on a cluster they are no children of this one.
 WORKER_VARIABLES=(
     VERL_PLATFORM VERL_USE_EXTERNAL_MODULES VERL_FILE_LOGGER_PATH TENSORBOARD_DIR TQ_NUM_THREADS
-    OMP_NUM_THREADS OMP_WAIT_POLICY VLLM_CPU_OMP_THREADS_BIND VLLM_NO_USAGE_STATS DO_NOT_TRACK HF_HUB_OFFLINE
-    TRANSFORMERS_OFFLINE WANDB_MODE WANDB_RUN_ID WANDB_RESUME WANDB_DIR WANDB_SILENT
+    OMP_NUM_THREADS OMP_WAIT_POLICY VLLM_CPU_OMP_THREADS_BIND TORCH_COMPILE_DISABLE VLLM_NO_USAGE_STATS DO_NOT_TRACK
+    HF_HUB_OFFLINE TRANSFORMERS_OFFLINE WANDB_MODE WANDB_RUN_ID WANDB_RESUME WANDB_DIR WANDB_SILENT
 )
 
 # remove_older_checkpoints FOLDER OVERRIDE...: verl counts what it keeps within a process, and so leaves the checkpoint that

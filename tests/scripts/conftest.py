@@ -53,6 +53,7 @@ class Project:
             "RUNS": str(self.runs), "RUN_NAME": "test", "DATA": str(self.data), "HARDWARE": "cpu", "WANDB": "offline",
             "STEPS": str(steps), "SAVE_EVERY": "1", "BATCH_PROMPTS": "8", "ROLLOUT_N": "4", "MICRO_BATCH": "8",
             "SFT_BATCH_CHATS": "8", "SFT_EPOCHS": "4", "LEARNING_RATE": "1e-2", "EVAL_SEEDS": "0",
+            "CXX": "/no/compiler",  # a training on a CPU needs none
         } | knobs  # fmt: skip
         output = self.runs / f"output-{environment['RUN_NAME']}-{script}-{steps}-{time.monotonic_ns()}.txt"
         metrics = self.runs / environment["RUN_NAME"] / script / "metrics"
