@@ -214,4 +214,12 @@ def test_compose_fits_its_schema_and_names_only_knobs_of_the_launcher() -> None:
     for service in services.values():
         assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         for name in service["environment"]:
-            assert f"{name}=${{{name}:-" in knobs or name == "WANDB_API_KEY"
+            assert f"{name}=${{{name}:-" in knobs or name in ("HF_TOKEN", "WANDB_API_KEY")
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_models_from_the_hub_land_in_a_folder_of_the_host(name: str) -> None:
+    (variables,) = (rest for keyword, rest in instructions(name) if keyword == "ENV")
+    (hub,) = re.findall(r"\bHF_HOME=(\S+)", variables)
+    for service in yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"].values():
+        assert any(hub.startswith(volume.split(":")[1] + "/") for volume in service["volumes"])
