@@ -1,6 +1,6 @@
-"""Backward passes in float16 as verl's FSDP engine makes them, on the CPU with gloo; run by torchrun.
+"""Backward passes in float16 as verl's FSDP engine makes them, on the CPU with gloo; one process a worker.
 
-    torchrun --standalone --nproc_per_node=2 tests/recipes/loss_scaling.py FOLDER
+    python tests/recipes/loss_scaling.py FOLDER RANK WORKERS
 
 Writes FOLDER/<rank>.json: for a tiny loss without and with scaling, and one that overflows on the last worker, whether
 the optimiser moved the weights, the largest gradient and the scale afterwards.
@@ -9,7 +9,9 @@ the optimiser moved the weights, the largest gradient and the scale afterwards.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -20,8 +22,8 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 
 def main() -> None:
-    torch.distributed.init_process_group("gloo")
-    rank, workers = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    folder, rank, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/met", rank=rank, world_size=workers)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 1))
     policy = MixedPrecisionPolicy(
@@ -50,8 +52,12 @@ def main() -> None:
             "largest_gradient": max(gradients),
             "scale": scaler.get_scale(),
         }
-    Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(observed))
-    torch.distributed.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps(observed))
+    # The first to end would close a connection that another still reads from.
+    while not all((folder / f"{other}.json").exists() for other in range(workers)):
+        time.sleep(0.05)
+    # torch's threads can still run while Python takes it down, which then ends the process with SIGABRT now and then.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,17 @@ import pytest
 @pytest.mark.slow
 def test_small_gradients_survive_float16_and_an_overflow_on_one_worker_skips_the_update_on_all(tmp_path: Path) -> None:
     program = Path(__file__).with_name("loss_scaling.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run([*launch, str(program), str(tmp_path)], check=True, capture_output=True, timeout=120)
+    workers = [
+        subprocess.Popen([sys.executable, program, tmp_path, str(rank), "2"], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        for worker in workers:
+            _, errors = worker.communicate(timeout=120)
+            assert worker.returncode == 0, errors
+    finally:
+        for worker in workers:
+            worker.kill()
     for rank in range(2):
         observed = json.loads((tmp_path / f"{rank}.json").read_text())
         # float16's least number is 6e-8: a loss of 1e-8 an answer has no gradient
