@@ -1,11 +1,12 @@
 """Errors that name what went wrong, where, what is allowed and the remedy.
 
-Entry points catch `TscError`, print its message to standard error and exit with status 2. Anything else is a defect of
-ours and keeps its traceback.
+Entry points catch `TscError` (and what another user's file raises), print its message to standard error and exit with
+status 2. Anything else is a defect of ours and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -56,11 +57,20 @@ class UnknownJunction(TscError):
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Run an entry point; print a `TscError` as `error: …` and exit with status 2, with 130 on Ctrl-C."""
+    """Run an entry point; print a `TscError`, or that a file is not this user's, as `error: …` and exit with status 2,
+    with 130 on Ctrl-C."""
     try:
         sys.exit(main() or 0)
     except TscError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        print(
+            f"error: user {os.getuid()} may not read or write {error.filename}: give it the rights, or choose another",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
