@@ -148,9 +148,12 @@ def validate(algorithm: str, config: DictConfig) -> None:
 
 def _import_quietly(algorithm: str) -> None:
     """What the checks need. vLLM and transformers would tell of parts that this machine lacks and no check needs."""
-    levels = {"VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
-    before = {name: os.environ.get(name) for name in levels}
-    os.environ.update({name: level for name, level in levels.items() if before[name] is None})
+    from transformers.utils import logging
+
+    level = os.environ.get("VLLM_LOGGING_LEVEL")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         if algorithm == "dpo":
             importlib.import_module("recipes.train_dpo")
@@ -161,9 +164,9 @@ def _import_quietly(algorithm: str) -> None:
         if algorithm in POLICY_GRADIENT:
             importlib.import_module("verl.workers.rollout.vllm_rollout.utils")
     finally:
-        for name, level in before.items():
-            if level is None:
-                os.environ.pop(name, None)
+        logging.set_verbosity(verbosity)
+        if level is None:
+            del os.environ["VLLM_LOGGING_LEVEL"]
 
 
 def _resolved(config: DictConfig) -> DictConfig:
