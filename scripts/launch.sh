@@ -205,12 +205,12 @@ WORKER_VARIABLES=(
 )
 
 # remove_older_checkpoints FOLDER OVERRIDE...: verl counts what it keeps within a process, and so leaves the checkpoint that
-# a resumed training began from. Nothing goes where an override says how many to keep.
+# a resumed training began from. Nothing goes where an override says how many to keep, or where they lie.
 remove_older_checkpoints() {
     local folder=$1 last older
     shift
+    if [[ " $*" == *ckpt_to_keep=* || ! -f $folder/latest_checkpointed_iteration.txt ]]; then return; fi
     last=$(<"$folder/latest_checkpointed_iteration.txt")
-    if [[ " $*" == *ckpt_to_keep=* ]]; then return; fi
     for older in "$folder"/global_step_*; do
         if [[ $older != "$folder/global_step_$last" ]]; then rm -rf "$older"; fi
     done

@@ -24,3 +24,11 @@ def test_the_checkpoint_that_a_resumed_training_began_from_goes_unless_more_were
     command = 'set -euo pipefail; . scripts/launch.sh; remove_older_checkpoints "$@"'
     subprocess.run(["bash", "-c", command, "-", tmp_path, *overrides], cwd=repo_root, check=True, timeout=30)
     assert sorted(path.name for path in tmp_path.glob("global_step_*")) == left
+
+
+def test_checkpoints_elsewhere_are_left_alone(repo_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "global_step_4").mkdir()
+    command = 'set -euo pipefail; . scripts/launch.sh; remove_older_checkpoints "$@"; echo went on'
+    done = subprocess.run(["bash", "-c", command, "-", tmp_path], cwd=repo_root, capture_output=True, timeout=30)
+    assert (done.returncode, done.stdout) == (0, b"went on\n")
+    assert (tmp_path / "global_step_4").is_dir()
