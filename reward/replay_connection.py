@@ -188,10 +188,6 @@ class ServerAddress:
 @lru_cache(maxsize=1)
 def _server_name() -> str:
     """Same code, SUMO, interpreter, cores and view of the file system: same server."""
-    digest = hashlib.sha256()
-    for package in ("reward", "tsc"):
-        for path in sorted((_PACKAGE_ROOT / package).glob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     place = (
         str(_PACKAGE_ROOT),
         sys.executable,
@@ -200,5 +196,13 @@ def _server_name() -> str:
         os.readlink("/proc/self/ns/mnt"),
         sorted(os.sched_getaffinity(0)),
     )
-    digest.update(repr(place).encode())
-    return digest.hexdigest()[:12]
+    return hashlib.sha256(f"{code_digest(_PACKAGE_ROOT)} {place!r}".encode()).hexdigest()[:12]
+
+
+def code_digest(root: Path) -> str:
+    """SHA-256 over the names and contents of all modules of tsc and reward below `root`: what a replay computes with."""
+    digest = hashlib.sha256()
+    for package in ("reward", "tsc"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from reward.replay_connection import code_digest
 from reward.replay_pool import ReplayPool
 from reward.replay_server import cpu_quotas, num_cores
 from tests.reward.replay_processes import replay_processes
@@ -253,6 +255,7 @@ import json, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import psutil
+from reward.replay_connection import code_digest
 from reward.replay_pool import ReplayPool
 from reward.settings import ReplaySection
 from tsc.outcome import OutcomeSettings
@@ -408,3 +411,12 @@ def test_a_server_that_cannot_start_is_named_with_what_it_said(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ReplayError, match=r"the replay server cannot start \(status 1\)"):
         make_pool().replay(make_request("ok"), SETTINGS)
+
+
+def test_code_with_an_edited_rule_gets_a_server_of_its_own(repo_root: Path, tmp_path: Path) -> None:
+    for package in ("tsc", "reward"):
+        shutil.copytree(repo_root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    assert code_digest(tmp_path) == code_digest(repo_root)
+    with (tmp_path / "tsc/controllers/max_pressure.py").open("a") as rule:
+        rule.write("\n# another rule\n")
+    assert code_digest(tmp_path) != code_digest(repo_root)
