@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 from tsc.errors import run_main
-from tsc.scenario import Scenario, ScenarioFiles, build_demand, build_net, build_sumocfg
-from tsc.scenario_family import load_scenarios
+from tsc.scenarios.family import load_scenarios
+from tsc.scenarios.scenario import Scenario, ScenarioFiles, build_demand, build_net, build_sumocfg
 
 
 def members_table(scenarios: list[Scenario]) -> list[str]:

@@ -18,8 +18,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tsc.sample import SCHEMA_VERSION, Sample, SumoInput
-from tsc.sumocfg import SumoConfig, sumo_input
+from tsc.replays.sample import SCHEMA_VERSION, Sample, SumoInput
+from tsc.scenarios.sumocfg import SumoConfig, sumo_input
 
 _MAX_VALUE_CHARS = 80
 # SUMO writes its configuration as a comment ahead of the snapshot element

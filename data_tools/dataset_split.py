@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tsc.errors import SampleError
-from tsc.sample import Sample
+from tsc.replays.sample import Sample
 
 Group = tuple[str, str, int]
 """(scenario, episode, time block); the block is -1 where the time is unknown, so that the episode stays whole."""

@@ -29,22 +29,23 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from tqdm import tqdm
 
-from tsc.continuation import continuations_by_fork, outcomes_of
-from tsc.controllers.controller import Controller
-from tsc.controllers.random_choice import Random
-from tsc.controllers.tail import tail_controller
-from tsc.decision import Decision
+from tsc.cost.continuation import continuations_by_fork, outcomes_of
+from tsc.cost.outcome import OutcomeSettings, load_outcome_settings
 from tsc.errors import ConfigError, TscError, run_main
 from tsc.files import sha256_of, write_atomically
-from tsc.observation import observe
-from tsc.outcome import OutcomeSettings, load_outcome_settings
-from tsc.prompt import PROMPT_VERSION, messages
-from tsc.sample import DATASET_NAMES, SCHEMA_VERSION
-from tsc.scenario import Scenario, build_demand, build_net
-from tsc.scenario_family import load_scenarios
-from tsc.signal_control import SignalControl
-from tsc.simulation import Simulation, SumoFiles
-from tsc.sumo_version import installed_sumo_version
+from tsc.junction.decision import Decision
+from tsc.junction.observation import observe
+from tsc.junction.prompt import PROMPT_VERSION, messages
+from tsc.junction.signal_control import SignalControl
+from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION
+from tsc.rules.controller import Controller
+from tsc.rules.random_choice import Random
+from tsc.rules.tail import tail_controller
+from tsc.scenarios.family import load_scenarios
+from tsc.scenarios.scenario import Scenario, build_demand, build_net
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.simulation import Simulation
+from tsc.sumo.version import installed_sumo_version
 from tsc.yaml_file import load_yaml
 
 # Of SUMO's own random numbers (how drivers dawdle). The same for all episodes, which differ by their demand, so that a

@@ -31,16 +31,16 @@ from scipy import stats
 from tqdm import tqdm
 
 from tsc.controllers.lookahead import Lookahead
-from tsc.decision import Decision
-from tsc.episode import run_episode
+from tsc.cost.measures import SCOPES
+from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
+from tsc.episodes.episode import run_episode
 from tsc.errors import ConfigError, run_main
 from tsc.evaluation.statistics import interval95, paired_difference
 from tsc.files import write_atomically
-from tsc.measures import SCOPES
-from tsc.outcome import TAILS, OutcomeSettings, load_outcome_settings
-from tsc.scenario import Scenario, build_demand, build_net, load_scenario
-from tsc.simulation import SumoFiles
-from tsc.sumo_version import installed_sumo_version
+from tsc.junction.decision import Decision
+from tsc.scenarios.scenario import Scenario, build_demand, build_net, load_scenario
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.version import installed_sumo_version
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

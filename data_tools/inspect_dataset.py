@@ -21,10 +21,10 @@ from pydantic import ValidationError
 from data_tools.dataset_checks import Fault, read_objects
 from data_tools.dataset_split import episode_key
 from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
+from tsc.cost.measures import unit_of
+from tsc.cost.outcome import Outcomes
 from tsc.errors import SampleError, run_main
-from tsc.measures import unit_of
-from tsc.outcome import Outcomes
-from tsc.sample import Sample, find_dataset_files
+from tsc.replays.sample import Sample, find_dataset_files
 
 _BAR_CHARS = 40
 

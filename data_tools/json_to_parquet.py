@@ -38,13 +38,13 @@ from tqdm import tqdm
 from data_tools.dataset_checks import CheckedSample, DatasetChecker
 from data_tools.dataset_split import TRAIN, VAL, Group, Placed, chosen_groups, episode_key, joined_groups, split
 from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
-from tsc.decision import Decision
-from tsc.embedded_files import MAX_SCENARIO_BYTES, FileEmbedder
 from tsc.errors import ConfigError, SampleError, run_main
-from tsc.replay_request import ReplayRequest
-from tsc.sample import find_dataset_files
-from tsc.sumo_version import installed_sumo_version
-from tsc.sumocfg import read_sumocfg
+from tsc.junction.decision import Decision
+from tsc.replays.embedded_files import MAX_SCENARIO_BYTES, FileEmbedder
+from tsc.replays.request import ReplayRequest
+from tsc.replays.sample import find_dataset_files
+from tsc.scenarios.sumocfg import read_sumocfg
+from tsc.sumo.version import installed_sumo_version
 
 ABILITY = "traffic_signal_control"
 ERRORS_FILE = "errors.txt"

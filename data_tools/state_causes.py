@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsc.errors import StateError
-from tsc.replay_request import ReplayRequest
-from tsc.saved_state import occupied_internal_lanes, state_text, state_time_s
-from tsc.sumo_version import installed_sumo_version
+from tsc.replays.request import ReplayRequest
+from tsc.replays.saved_state import occupied_internal_lanes, state_text, state_time_s
+from tsc.sumo.version import installed_sumo_version
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,19 +41,19 @@ from tqdm import tqdm
 
 from data_tools.dataset_checks import Fault, read_objects
 from data_tools.state_causes import CAUSES, why_different, why_not_replayed
-from tsc.continuation import outcomes_of
-from tsc.decision import Decision
+from tsc.cost.continuation import outcomes_of
+from tsc.cost.measures import unit_of
+from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ConfigError, SampleError, TscError, run_main
 from tsc.files import sha256_of, write_atomically
-from tsc.measures import unit_of
-from tsc.outcome import Outcomes, OutcomeSettings
-from tsc.replay import completed, replay_continuations
-from tsc.replay_request import ReplayRequest
-from tsc.sample import Sample, SumoInput, find_dataset_files
-from tsc.saved_state import with_decimal_places
-from tsc.simulation import Simulation
-from tsc.sumo_version import installed_sumo_version
-from tsc.sumocfg import SumoConfig, read_sumocfg, sumo_input
+from tsc.junction.decision import Decision
+from tsc.replays.replay import completed, replay_continuations
+from tsc.replays.request import ReplayRequest
+from tsc.replays.sample import Sample, SumoInput, find_dataset_files
+from tsc.replays.saved_state import with_decimal_places
+from tsc.scenarios.sumocfg import SumoConfig, read_sumocfg, sumo_input
+from tsc.sumo.simulation import Simulation
+from tsc.sumo.version import installed_sumo_version
 
 SAME_ANSWER_MUST_REACH = 0.995
 SAME_OUTCOMES_MUST_REACH = 0.95
@@ -83,8 +83,8 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """verdict: see tsc.sample.ReplayMark. same_end, same_outcomes, same_answer: None where the sample does not tell.
-    gap_error: in the unit of the measure. message: of the error, where there was one."""
+    """verdict: see tsc.replays.sample.ReplayMark. same_end, same_outcomes, same_answer: None where the sample does not
+    tell. gap_error: in the unit of the measure. message: of the error, where there was one."""
 
     verdict: str
     same_end: bool | None = None

@@ -17,7 +17,7 @@ from recipes.hardware import load_hardware
 from recipes.model_folder import check_model_folder
 from reward.ground_truth import parse_ground_truth
 from tsc.errors import ConfigError, SampleError, run_main
-from tsc.stretch import MAX_DECISIONS
+from tsc.replays.stretch import MAX_DECISIONS
 
 # What verl reads of each kind of row.
 COLUMNS = {"train": {"data_source", "prompt", "reward_model"}, "sft": {"messages"}}

@@ -33,9 +33,9 @@ from verl.workers.config import FSDPActorConfig
 from reward.compute_score import settings_for
 from reward.ground_truth import GroundTruth, parse_ground_truth
 from reward.stretch_source import Found, StretchSource
-from tsc.decision import Answer, parse_answer
 from tsc.errors import ConfigError
-from tsc.stretch import MAX_DECISIONS
+from tsc.junction.decision import Answer, parse_answer
+from tsc.replays.stretch import MAX_DECISIONS
 
 
 def num_decisions_of(config: Any) -> int:
@@ -100,7 +100,7 @@ class DecisionLoop(AgentLoopBase):  # type: ignore[misc]  # verl has no types
         self._stretches = _stretches_for(self.config)
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> list[AgentLoopOutput]:
-        """kwargs: the row, of which only the ground truth is used: prompts are tsc.prompt's, the first one too.
+        """kwargs: the row. Only its ground truth is used: every prompt, the first one too, is tsc.junction.prompt's.
 
         Raises what StretchSource.play raises; verl reports it and leaves the answer out.
         """

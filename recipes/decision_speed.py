@@ -21,7 +21,7 @@ from reward.benchmarks.stopwatch import Cost, cost_of
 from reward.benchmarks.warm_process import warm_processes
 from tsc.controllers.language_model import Conversation, Reply
 from tsc.controllers.registry import LANGUAGE_MODEL
-from tsc.episode_runner import EpisodeJob, run_jobs
+from tsc.episodes.runner import EpisodeJob, run_jobs
 from tsc.errors import TscError
 from tsc.evaluation.plan import Contestant
 from tsc.evaluation.settings import LanguageModelSettings

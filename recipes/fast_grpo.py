@@ -33,9 +33,9 @@ from reward.scoring import score_answer
 from reward.settings import RewardSettings, load_settings
 from reward.stretch_scoring import score_stretch
 from reward.stretch_source import StretchSource
-from tsc.decision import Answer, AnswerForm, Decision, parse_answer
+from tsc.cost.outcome import Outcomes
 from tsc.errors import ConfigError
-from tsc.outcome import Outcomes
+from tsc.junction.decision import Answer, AnswerForm, Decision, parse_answer
 
 Conversation = Sequence[Mapping[str, str]]
 

@@ -30,10 +30,10 @@ import pyarrow.parquet as pq
 from reward.ground_truth import GroundTruth, parse_ground_truth
 from reward.scoring import score_answer
 from reward.settings import RewardSettings, load_settings
-from tsc.decision import Answer, AnswerForm, Decision
+from tsc.cost.outcome import Outcomes
 from tsc.errors import ConfigError, SampleError, run_main
 from tsc.files import write_atomically
-from tsc.outcome import Outcomes
+from tsc.junction.decision import Answer, AnswerForm, Decision
 
 SIDES = ("train", "val")
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

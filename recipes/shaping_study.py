@@ -28,15 +28,15 @@ from tqdm import tqdm
 from reward.settings import load_settings
 from tsc.controllers.language_model import Ask, ask_function
 from tsc.controllers.registry import LANGUAGE_MODEL
-from tsc.episode_runner import EpisodeJob, run_jobs
+from tsc.cost.outcome import OutcomeSettings
+from tsc.episodes.runner import EpisodeJob, run_jobs
 from tsc.errors import ConfigError, TscError, run_main
 from tsc.evaluation.statistics import interval95, paired_difference
 from tsc.files import sha256_of, write_atomically
-from tsc.outcome import OutcomeSettings
-from tsc.prompt import PROMPT_VERSION
-from tsc.scenario import Scenario, build_demand, build_net, load_scenario
-from tsc.simulation import SumoFiles
-from tsc.sumo_version import installed_sumo_version
+from tsc.junction.prompt import PROMPT_VERSION
+from tsc.scenarios.scenario import Scenario, build_demand, build_net, load_scenario
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.version import installed_sumo_version
 from tsc.yaml_file import nearest_spelling
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ class Runner:
 
     def _on_unseen_states(self, trained: TrainedPolicy) -> dict[str, float]:
         """What the greedy policy does on the validation states: share of yes, of better answers, of the gap saved."""
-        from tsc.decision import Decision, parse_answer
+        from tsc.junction.decision import Decision, parse_answer
 
         prompts = [state.prompt for state in self._unseen]
         decisions = [parse_answer(text).decision for text in trained.policy.decide(prompts)]

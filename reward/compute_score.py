@@ -15,7 +15,7 @@ from reward.ground_truth import parse_ground_truth
 from reward.outcome_source import FoundOutcomes, OutcomeSource
 from reward.scoring import score_answer
 from reward.settings import DEFAULT_SETTINGS_FILE, RewardSettings, load_settings
-from tsc.decision import parse_answer
+from tsc.junction.decision import parse_answer
 
 # what verl's reward managers pass besides the configured reward_kwargs
 _VERL_KWARGS = frozenset({"reward_router_address", "reward_model_tokenizer"})
@@ -43,7 +43,7 @@ def compute_score(
 ) -> dict[str, float]:
     """The reward of one answer, with its parts: the same keys for every input, all finite floats.
 
-    solution_str: what the model said. Whatever it is, it is scored: see tsc.decision.parse_answer.
+    solution_str: what the model said. Whatever it is, it is scored: see tsc.junction.decision.parse_answer.
     ground_truth: the JSON string that json_to_parquet writes: how to replay the decision point, and its outcomes.
     kwargs: `settings_file` (default configs/reward.yaml) and any key of that file, which it then overrides.
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import SampleError
-from tsc.outcome import Outcomes, OutcomeSettings
-from tsc.replay_request import ReplayRequest
-from tsc.sample import SampleOutcomes
-from tsc.sumo_version import installed_sumo_version
+from tsc.replays.request import ReplayRequest
+from tsc.replays.sample import SampleOutcomes
+from tsc.sumo.version import installed_sumo_version
 
 
 @dataclass(frozen=True, kw_only=True)

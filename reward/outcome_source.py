@@ -12,8 +12,8 @@ from reward.outcome_cache import OutcomeCache
 from reward.outcome_store import OutcomeStore
 from reward.replay_pool import ReplayPool
 from reward.settings import ReplaySection, RewardSettings
-from tsc.measures import MEASURES
-from tsc.outcome import Outcomes
+from tsc.cost.measures import MEASURES
+from tsc.cost.outcome import Outcomes
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from typing import Literal, TypeVar
 import diskcache
 
 from reward.settings import CacheSection
-from tsc.outcome import Outcomes, OutcomeSettings
-from tsc.replay_request import REPLAY_VERSION
-from tsc.sumo_version import installed_sumo_version
+from tsc.cost.outcome import Outcomes, OutcomeSettings
+from tsc.replays.request import REPLAY_VERSION
+from tsc.sumo.version import installed_sumo_version
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tsc.errors import ReplayError
-from tsc.sumo_version import installed_sumo_version
+from tsc.sumo.version import installed_sumo_version
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 # Start of Python, which may take long on a busy machine or a slow disk
@@ -200,7 +200,7 @@ def _server_name() -> str:
 
 
 def code_digest(root: Path) -> str:
-    """SHA-256 over the names and contents of all modules of tsc and reward below `root`: what a replay computes with."""
+    """SHA-256 over the names and contents of all modules of tsc and reward below `root`, with which replays compute."""
     digest = hashlib.sha256()
     for package in ("reward", "tsc"):
         for path in sorted((root / package).rglob("*.py")):

@@ -16,9 +16,9 @@ from typing import Any
 import tsc.errors
 from reward.replay_connection import Connection, ServerAddress, ServerEnded
 from reward.settings import ReplaySection
+from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ReplayError, TscError
-from tsc.outcome import Outcomes, OutcomeSettings
-from tsc.replay_request import ReplayRequest
+from tsc.replays.request import ReplayRequest
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
 

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable
 from typing import IO, Any, Protocol
 
-from tsc.embedded_files import UnpackedFiles
+from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import (
     ConfigError,
     ReplayError,
@@ -34,8 +34,8 @@ from tsc.errors import (
     TscError,
     UnknownJunction,
 )
-from tsc.outcome import OutcomeSettings
-from tsc.replay_request import ReplayRequest
+from tsc.replays.embedded_files import UnpackedFiles
+from tsc.replays.request import ReplayRequest
 
 _GRACE_S = 5.0
 # what is raised while files are checked, or by SUMO itself ahead of the first step: the next load starts afresh

@@ -20,9 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reward.settings import RewardSettings
-from tsc.decision import Answer, AnswerForm, Decision
-from tsc.measures import USER_PREFIX
-from tsc.outcome import Outcomes
+from tsc.cost.measures import USER_PREFIX
+from tsc.cost.outcome import Outcomes
+from tsc.junction.decision import Answer, AnswerForm, Decision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from pydantic import (
     model_validator,
 )
 
+from tsc.cost.measures import SCOPES, check_measure_name
+from tsc.cost.outcome import MAX_HORIZON_S, TAILS, OutcomeSettings
 from tsc.errors import ConfigError
-from tsc.measures import SCOPES, check_measure_name
-from tsc.outcome import MAX_HORIZON_S, TAILS, OutcomeSettings
 from tsc.yaml_file import load_yaml, validate_values
 
 DEFAULT_SETTINGS_FILE = Path(__file__).resolve().parents[1] / "configs" / "reward.yaml"
@@ -32,7 +32,7 @@ class _Section(BaseModel):
 
 
 class OutcomeSection(_Section):
-    """See tsc.outcome.OutcomeSettings."""
+    """See tsc.cost.outcome.OutcomeSettings."""
 
     horizon_s: int = Field(default=45, ge=1, le=MAX_HORIZON_S)
     tail: str = "max_pressure"
@@ -59,7 +59,7 @@ class WeightsSection(_Section):
 
 
 class FormatSection(_Section):
-    """Score of each form of an answer, see tsc.decision.AnswerForm."""
+    """Score of each form of an answer, see tsc.junction.decision.AnswerForm."""
 
     exact: float = 0.1
     embedded: float = 0.05
@@ -67,13 +67,13 @@ class FormatSection(_Section):
 
 
 class ReplaySection(_Section):
-    """function: what replays, "module:function" with the signature of tsc.replay.replay, imported in the workers only;
-    another one is for tests and other simulators, so the file does not show it."""
+    """function: what replays, "module:function" with the signature of tsc.replays.replay.replay, imported in the
+    workers only; another one is for tests and other simulators, so the file does not show it."""
 
     workers: int | None = Field(default=None, ge=1, le=1024)
     timeout_s: float = Field(default=60.0, gt=0)
     retries: int = Field(default=2, ge=0, le=10)
-    function: str = Field(default="tsc.replay:replay", pattern=r"^[\w.]+:\w+$")
+    function: str = Field(default="tsc.replays.replay:replay", pattern=r"^[\w.]+:\w+$")
 
     @property
     def num_workers(self) -> int:

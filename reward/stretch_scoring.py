@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from reward.scoring import format_score, term_key, term_score, traffic_score
 from reward.settings import RewardSettings
-from tsc.decision import Answer, AnswerForm, Decision
-from tsc.outcome import Outcomes
-from tsc.stretch import Stretch
+from tsc.cost.outcome import Outcomes
+from tsc.junction.decision import Answer, AnswerForm, Decision
+from tsc.replays.stretch import Stretch
 
 
 def score_stretch(answers: Sequence[Answer], stretch: Stretch, settings: RewardSettings) -> dict[str, float]:

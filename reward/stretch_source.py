@@ -10,10 +10,10 @@ from reward.outcome_cache import OutcomeCache
 from reward.replay_pool import ReplayPool
 from reward.settings import RewardSettings
 from reward.stretch_scoring import score_stretch
-from tsc.decision import Answer
-from tsc.stretch import Played, Stretch
+from tsc.junction.decision import Answer
+from tsc.replays.stretch import Played, Stretch
 
-FUNCTION = "tsc.stretch_replay:play"
+FUNCTION = "tsc.replays.stretch_replay:play"
 
 # some 1 kB each, and a batch asks for a few thousand at most
 _NUM_KEPT = 20_000
@@ -37,7 +37,7 @@ class StretchSource:
     """
 
     def __init__(self, settings: RewardSettings, num_decisions: int) -> None:
-        """num_decisions: of the policy, 1 to tsc.stretch.MAX_DECISIONS."""
+        """num_decisions: of the policy, 1 to tsc.replays.stretch.MAX_DECISIONS."""
         self._settings = settings
         self._outcome_settings = settings.outcome_settings
         self._num_decisions = num_decisions

@@ -29,7 +29,7 @@ from tsc.yaml_file import nearest_spelling, validate_values
 
 if TYPE_CHECKING:
     from recipes.model_choice import ModelChoice
-    from tsc.episode_runner import EpisodeJob
+    from tsc.episodes.runner import EpisodeJob
     from tsc.evaluation.episodes_file import EpisodesFile
     from tsc.evaluation.facts import ControllerFacts
     from tsc.evaluation.settings import EvaluationSettings
@@ -117,7 +117,7 @@ def run_missing(
     from tqdm import tqdm
 
     from recipes.model_choice import answering
-    from tsc.episode_runner import run_jobs
+    from tsc.episodes.runner import run_jobs
 
     done = {record["fingerprint"] for record in file.episodes}
     missing = [job for job in jobs if job.fingerprint not in done]
@@ -186,12 +186,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    from tsc.cost.outcome import load_outcome_settings
     from tsc.evaluation.episodes_file import EpisodesFile
     from tsc.evaluation.facts import ScenarioFacts
     from tsc.evaluation.plan import Contestant, plan_jobs
     from tsc.evaluation.scenarios import check, evaluation_scenarios
     from tsc.evaluation.settings import EvaluationSettings, load_evaluation_settings
-    from tsc.outcome import load_outcome_settings
 
     settings = load_evaluation_settings(arguments.config)
     named = ("begin_s", "end_s", "warm_up_s", "time_to_teleport_s")

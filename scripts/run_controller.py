@@ -22,16 +22,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from tsc.controllers.controller import Controller
 from tsc.controllers.language_model import LanguageModelController
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, rule_controller
-from tsc.decision import Decision
+from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ConfigError, EndpointError, ScenarioError, SimulationClosed, UnknownJunction, run_main
 from tsc.evaluation.settings import LanguageModelSettings, load_evaluation_settings
-from tsc.outcome import OutcomeSettings
-from tsc.signal_control import SignalControl
-from tsc.signal_program import SignalProgram
-from tsc.simulation import AttachedSimulation
+from tsc.junction.decision import Decision
+from tsc.junction.signal_control import SignalControl
+from tsc.rules.controller import Controller
+from tsc.sumo.attached import AttachedSimulation
+from tsc.sumo.signal_program import SignalProgram
 from tsc.yaml_file import nearest_spelling
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-from tsc.scenario import build_demand, build_net, load_scenario
-from tsc.simulation import SumoFiles
+from tsc.scenarios.scenario import build_demand, build_net, load_scenario
+from tsc.sumo.running import SumoFiles
 
 # A shell starts background jobs with SIGINT ignored, which the processes that tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)

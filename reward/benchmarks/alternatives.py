@@ -17,15 +17,16 @@ from typing import Any
 
 from reward.benchmarks.datasets import REPO_ROOT
 from reward.benchmarks.stopwatch import Cost, cost_of
-from tsc.controllers.max_pressure import MaxPressure
-from tsc.decision import Decision
 from tsc.errors import ReplayError
-from tsc.replay import sumo_files
-from tsc.replay_request import ReplayRequest
-from tsc.signal_control import SignalControl
-from tsc.simulation import Simulation, SumoFiles
-from tsc.sumo_programs import sumo_binary
-from tsc.timing import Timing
+from tsc.junction.decision import Decision
+from tsc.junction.signal_control import SignalControl
+from tsc.junction.timing import Timing
+from tsc.replays.replay import sumo_files
+from tsc.replays.request import ReplayRequest
+from tsc.rules.max_pressure import MaxPressure
+from tsc.sumo.binaries import sumo_binary
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.simulation import Simulation
 
 
 def bare_step_cpu_s(files: SumoFiles, duration_s: int, timing: Timing) -> list[float]:

@@ -14,15 +14,16 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 from reward.benchmarks.stopwatch import Cost, cost_of
-from tsc.controllers.controller import Controller
 from tsc.controllers.registry import CONTROLLERS, rule_controller
-from tsc.decision import Decision
-from tsc.episode import run_episode
-from tsc.episode_runner import EpisodeJob
+from tsc.controllers.signal_plans import plan_files, running_plans
+from tsc.episodes.episode import run_episode
+from tsc.episodes.runner import EpisodeJob
 from tsc.errors import ReplayError
-from tsc.signal_control import SignalControl
-from tsc.signal_plans import plan_files, running_plans
-from tsc.simulation import SumoFiles, libsumo
+from tsc.junction.decision import Decision
+from tsc.junction.signal_control import SignalControl
+from tsc.rules.controller import Controller
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.simulation import libsumo
 
 
 @dataclass(frozen=True, kw_only=True)

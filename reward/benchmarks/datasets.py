@@ -10,16 +10,17 @@ from typing import Any
 
 import sumo
 
-from tsc.controllers.max_pressure import MaxPressure
 from tsc.errors import ScenarioError, TscError
 from tsc.files import sha256_of, strip_generated_comment, write_atomically
-from tsc.replay_request import ReplayRequest
-from tsc.sample import Sample
-from tsc.signal_control import SignalControl
-from tsc.simulation import Simulation, SumoFiles
-from tsc.sumo_programs import sumo_binary
-from tsc.sumo_version import installed_sumo_version
-from tsc.timing import Timing
+from tsc.junction.signal_control import SignalControl
+from tsc.junction.timing import Timing
+from tsc.replays.request import ReplayRequest
+from tsc.replays.sample import Sample
+from tsc.rules.max_pressure import MaxPressure
+from tsc.sumo.binaries import sumo_binary
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.simulation import Simulation
+from tsc.sumo.version import installed_sumo_version
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_SCENARIO = REPO_ROOT / "configs/scenarios/four_way.yaml"

@@ -12,11 +12,11 @@ from reward.benchmarks.effort import Effort
 from reward.benchmarks.rows import Bound, Row
 from reward.benchmarks.stopwatch import Cost, cost_of, in_turn
 from reward.benchmarks.warm_process import warm_processes
-from tsc.episode_runner import EpisodeJob, run_job, run_jobs
+from tsc.cost.outcome import OutcomeSettings
+from tsc.episodes.runner import EpisodeJob, run_job, run_jobs
 from tsc.evaluation.plan import Contestant, plan_jobs
 from tsc.evaluation.scenarios import evaluation_scenarios
 from tsc.evaluation.settings import EvaluationSettings
-from tsc.outcome import OutcomeSettings
 
 CONTROLLERS = ("static", "actuated", "gap_out", "max_pressure", "longest_queue")
 # what W cores have to give of W times the work of one; the rest is for the start of the workers and the end of the last

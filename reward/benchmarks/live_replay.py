@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reward.benchmarks.stopwatch import Cost, cost_of
-from tsc.outcome import OutcomeSettings
-from tsc.replay import replay
-from tsc.replay_request import ReplayRequest
-from tsc.stretch_replay import play
+from tsc.cost.outcome import OutcomeSettings
+from tsc.replays.replay import replay
+from tsc.replays.request import ReplayRequest
+from tsc.replays.stretch_replay import play
 
 
 def live_cost(requests: Sequence[ReplayRequest], settings: OutcomeSettings) -> Cost:
-    """tsc.replay.replay in this process, both answers of each, after one that warms it up."""
+    """tsc.replays.replay.replay in this process, both answers of each, after one that warms it up."""
     replay(requests[0], settings)
     return cost_of(lambda: [replay(request, settings) for request in requests], len(requests))
 

@@ -12,10 +12,10 @@ from reward.benchmarks.live_replay import live_cost, replay_in_circles, stretch_
 from reward.benchmarks.rows import Bound, Row
 from reward.benchmarks.stopwatch import Cost, in_turn
 from reward.benchmarks.warm_process import warm_processes
-from tsc.outcome import load_outcome_settings
-from tsc.replay import sumo_files
-from tsc.replay_request import ReplayRequest
-from tsc.scenario import load_scenario
+from tsc.cost.outcome import load_outcome_settings
+from tsc.replays.replay import sumo_files
+from tsc.replays.request import ReplayRequest
+from tsc.scenarios.scenario import load_scenario
 
 REWARD_SETTINGS = DEFAULT_SCENARIO.parents[1] / "reward.yaml"
 # decisions

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, Literal
 
 from tsc.files import write_atomically
-from tsc.sumo_version import installed_sumo_version
+from tsc.sumo.version import installed_sumo_version
 
 # a load average of more than this many processes a core leaves no core free for a measurement
 BUSY_LOAD_PER_CORE = 0.25

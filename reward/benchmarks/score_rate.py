@@ -13,9 +13,9 @@ from reward.benchmarks.effort import Effort
 from reward.benchmarks.rows import Bound, Row
 from reward.benchmarks.stopwatch import Cost, cost_of, in_turn
 from reward.benchmarks.warm_process import warm_processes
-from tsc.decision import Decision
-from tsc.replay_request import ReplayRequest
-from tsc.sample import Sample
+from tsc.junction.decision import Decision
+from tsc.replays.request import ReplayRequest
+from tsc.replays.sample import Sample
 
 NUM_THREADS = 8
 # states whose outcomes are replayed, and so cached, before the measurement

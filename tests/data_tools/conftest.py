@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tsc.sumo_version import installed_sumo_version
+from tsc.sumo.version import installed_sumo_version
 
 Samples = list[dict[str, Any]]
 

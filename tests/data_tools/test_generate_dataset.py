@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tsc.sample import Sample
+from tsc.replays.sample import Sample
 
 BASE = ["--episodes", "2", "--validation-episodes", "1"]
 

@@ -20,8 +20,8 @@ from data_tools.horizon_study import (
     squeezed,
     tables,
 )
-from tsc.outcome import OutcomeSettings
-from tsc.scenario import load_scenario
+from tsc.cost.outcome import OutcomeSettings
+from tsc.scenarios.scenario import load_scenario
 
 
 def episode(scenario: str, controller: str, seed: int, queue_veh: float) -> dict[str, Any]:

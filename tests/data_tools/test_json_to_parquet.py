@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 
 from data_tools import json_to_parquet
 from data_tools.dataset_split import Placed, joined_groups, split
-from tsc.decision import Decision, parse_answer
-from tsc.embedded_files import MAX_SCENARIO_BYTES, UnpackedFiles
+from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ConfigError, SampleError, ScenarioError
-from tsc.outcome import OutcomeSettings
-from tsc.replay_request import ReplayRequest
-from tsc.sumo_version import installed_sumo_version
+from tsc.junction.decision import Decision, parse_answer
+from tsc.replays.embedded_files import MAX_SCENARIO_BYTES, UnpackedFiles
+from tsc.replays.request import ReplayRequest
+from tsc.sumo.version import installed_sumo_version
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 NET = '<net><tlLogic id="A0" type="static" programID="0"/><tlLogic type="static" id="B&amp;0" programID="0"/></net>\n'
@@ -514,9 +514,9 @@ def replayed(truths):
     """Costs of both answers, replayed in a process of its own: libsumo and pyarrow do not share one."""
     program = (
         "import json, sys\n"
-        "from tsc.outcome import OutcomeSettings\n"
-        "from tsc.replay import replay\n"
-        "from tsc.replay_request import ReplayRequest\n"
+        "from tsc.cost.outcome import OutcomeSettings\n"
+        "from tsc.replays.replay import replay\n"
+        "from tsc.replays.request import ReplayRequest\n"
         "requests = [ReplayRequest.from_json(truth['request']) for truth in json.load(sys.stdin)]\n"
         "print(json.dumps([replay(request, OutcomeSettings()).as_dict() for request in requests]))\n"
     )

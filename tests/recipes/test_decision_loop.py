@@ -87,7 +87,7 @@ def test_what_cannot_be_trained_with_several_decisions_is_named(override: str, m
 STAND_IN = """
 import time
 from pathlib import Path
-from tsc.stretch import Played, Question
+from tsc.replays.stretch import Played, Question
 
 def play(request, settings, *, decisions, num_decisions):
     Path(request.dataset_dir, "played").open("a").write("x")

@@ -40,10 +40,10 @@ from reward.scoring import score_answer, traffic_score
 from reward.settings import RewardSettings, load_settings
 from reward.stretch_scoring import score_stretch
 from reward.stretch_source import StretchSource
-from tsc.decision import INVALID_ANSWER, Answer, AnswerForm, Decision, parse_answer
-from tsc.outcome import Outcomes
-from tsc.replay_request import ReplayRequest
-from tsc.sample import Sample
+from tsc.cost.outcome import Outcomes
+from tsc.junction.decision import INVALID_ANSWER, Answer, AnswerForm, Decision, parse_answer
+from tsc.replays.request import ReplayRequest
+from tsc.replays.sample import Sample
 
 
 def prompt(queue_veh: int, red_veh: int) -> list[dict[str, str]]:

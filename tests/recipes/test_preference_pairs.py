@@ -14,9 +14,9 @@ import pytest
 from recipes.preference_pairs import preference, write_pairs
 from reward.compute_score import compute_score
 from reward.settings import load_settings
-from tsc.decision import Decision
+from tsc.cost.outcome import Outcomes
 from tsc.errors import ConfigError
-from tsc.outcome import Outcomes
+from tsc.junction.decision import Decision
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from recipes.export_model import export, latest_step
 from recipes.preference_pairs import SCHEMA
 from recipes.tiny_model import TinyModelSize, build_tiny_model
 from recipes.train_dpo import answer_log_probs, check_trl_fields, offset_loss, passes, train
-from tsc.decision import Decision
 from tsc.errors import ConfigError
+from tsc.junction.decision import Decision
 
 NUM_PAIRS = 48
 BATCH = 16

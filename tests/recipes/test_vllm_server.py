@@ -24,11 +24,12 @@ from recipes.tiny_model import TinyModelSize, build_tiny_model
 from recipes.vllm_server import VllmServer
 from tests.tsc.sumo_process import in_new_process
 from tsc.controllers.language_model import Conversation, LanguageModelController
-from tsc.decision import parse_answer
 from tsc.errors import ConfigError, EndpointError
-from tsc.signal_control import SignalControl
-from tsc.simulation import Simulation, SumoFiles
-from tsc.timing import Timing
+from tsc.junction.decision import parse_answer
+from tsc.junction.signal_control import SignalControl
+from tsc.junction.timing import Timing
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.simulation import Simulation
 
 pytest.importorskip("vllm")
 torch = pytest.importorskip("torch")

@@ -15,8 +15,8 @@ import reward.compute_score
 from reward.replay_pool import ReplayPool
 from reward.settings import ReplaySection
 from tests.reward.replay_processes import replay_processes
-from tsc.outcome import Outcomes, OutcomeSettings
-from tsc.replay_request import ReplayRequest
+from tsc.cost.outcome import Outcomes, OutcomeSettings
+from tsc.replays.request import ReplayRequest
 
 MakeRequest = Callable[..., ReplayRequest]
 

@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ReplayError, ReplayProcessDied, StateError
-from tsc.outcome import Outcomes, OutcomeSettings
-from tsc.replay_request import ReplayRequest
-from tsc.stretch import Played, Question
+from tsc.replays.request import ReplayRequest
+from tsc.replays.stretch import Played, Question
 
 
 def costs_of(state_file: str, settings: OutcomeSettings) -> Outcomes:

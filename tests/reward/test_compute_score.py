@@ -16,8 +16,8 @@ import pytest
 import reward.compute_score as module
 from reward.compute_score import compute_score
 from reward.settings import RewardSettings
+from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ConfigError, ReplayError, SampleError, StateError
-from tsc.outcome import Outcomes, OutcomeSettings
 
 GroundTruthText = Callable[..., str]
 

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from reward.scoring import score_answer
 from reward.settings import RewardSettings
-from tsc.decision import INVALID_ANSWER, Answer, AnswerForm, Decision
-from tsc.outcome import Outcomes
+from tsc.cost.outcome import Outcomes
+from tsc.junction.decision import INVALID_ANSWER, Answer, AnswerForm, Decision
 
 READABLE = (AnswerForm.EXACT, AnswerForm.EMBEDDED)
 ROUNDING = 1e-6

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from reward.compute_score import compute_score
 from reward.settings import RewardSettings, load_settings
-from tsc.outcome import Outcomes, OutcomeSettings
+from tsc.cost.outcome import Outcomes, OutcomeSettings
 
 GroundTruthText = Callable[..., str]
 

@@ -18,9 +18,9 @@ import pytest
 
 import reward.compute_score as module
 from reward.compute_score import compute_score
-from tsc.outcome import OutcomeSettings
-from tsc.replay_request import ReplayRequest
-from tsc.sample import Sample
+from tsc.cost.outcome import OutcomeSettings
+from tsc.replays.request import ReplayRequest
+from tsc.replays.sample import Sample
 
 YES = '{"extend": "yes"}'
 REPLAY = {"workers": 2, "timeout_s": 60.0}

@@ -20,13 +20,13 @@ import pytest
 
 import reward.compute_score as module
 from reward.compute_score import compute_score
-from tsc.decision import Decision
-from tsc.embedded_files import FileEmbedder
 from tsc.errors import ScenarioError, StateError, TscError, UnknownJunction
-from tsc.replay_request import ReplayRequest
-from tsc.sample import Sample
-from tsc.saved_state import state_time_s
-from tsc.scenario import build_net, load_scenario
+from tsc.junction.decision import Decision
+from tsc.replays.embedded_files import FileEmbedder
+from tsc.replays.request import ReplayRequest
+from tsc.replays.sample import Sample
+from tsc.replays.saved_state import state_time_s
+from tsc.scenarios.scenario import build_net, load_scenario
 
 YES, NO = '{"extend": "yes"}', '{"extend": "no"}'
 REPLAY = {"workers": 2, "timeout_s": 60.0}

@@ -12,8 +12,8 @@ import pytest
 from reward.outcome_cache import OutcomeCache
 from reward.outcome_store import OutcomeStore
 from reward.settings import CacheSection
+from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ReplayError
-from tsc.outcome import Outcomes, OutcomeSettings
 
 SOME = Outcomes(yes=1.0, no=2.0)
 

@@ -25,7 +25,7 @@ import pytest
 import reward.outcome_store as module
 from reward.outcome_store import OutcomeStore
 from reward.settings import CacheSection
-from tsc.outcome import Outcomes, OutcomeSettings
+from tsc.cost.outcome import Outcomes, OutcomeSettings
 
 SOME = Outcomes(yes=90.5, no=1 / 3)
 

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from reward.replay_pool import ReplayPool
+from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ReplayError, StateError
-from tsc.outcome import Outcomes, OutcomeSettings
-from tsc.replay_request import ReplayRequest
+from tsc.replays.request import ReplayRequest
 
 MakePool = Callable[..., ReplayPool]
 MakeRequest = Callable[[str], ReplayRequest]
@@ -219,8 +219,8 @@ import json, os, signal, sys, threading, time
 from pathlib import Path
 from reward.replay_pool import ReplayPool
 from reward.settings import ReplaySection
-from tsc.outcome import OutcomeSettings
-from tsc.replay_request import ReplayRequest
+from tsc.cost.outcome import OutcomeSettings
+from tsc.replays.request import ReplayRequest
 
 if __name__ == "__main__":
     requests = [ReplayRequest.from_json(values) for values in json.loads(sys.argv[1])]

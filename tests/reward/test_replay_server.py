@@ -24,9 +24,9 @@ from reward.replay_connection import code_digest
 from reward.replay_pool import ReplayPool
 from reward.replay_server import cpu_quotas, num_cores
 from tests.reward.replay_processes import replay_processes
+from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ReplayError
-from tsc.outcome import Outcomes, OutcomeSettings
-from tsc.replay_request import ReplayRequest
+from tsc.replays.request import ReplayRequest
 
 MakePool = Callable[..., ReplayPool]
 MakeRequest = Callable[[str], ReplayRequest]
@@ -258,8 +258,8 @@ import psutil
 from reward.replay_connection import code_digest
 from reward.replay_pool import ReplayPool
 from reward.settings import ReplaySection
-from tsc.outcome import OutcomeSettings
-from tsc.replay_request import ReplayRequest
+from tsc.cost.outcome import OutcomeSettings
+from tsc.replays.request import ReplayRequest
 
 if __name__ == "__main__":
     requests = [ReplayRequest.from_json(values) for values in json.loads(sys.argv[1])]
@@ -417,6 +417,6 @@ def test_code_with_an_edited_rule_gets_a_server_of_its_own(repo_root: Path, tmp_
     for package in ("tsc", "reward"):
         shutil.copytree(repo_root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     assert code_digest(tmp_path) == code_digest(repo_root)
-    with (tmp_path / "tsc/controllers/max_pressure.py").open("a") as rule:
+    with (tmp_path / "tsc/rules/max_pressure.py").open("a") as rule:
         rule.write("\n# another rule\n")
     assert code_digest(tmp_path) != code_digest(repo_root)

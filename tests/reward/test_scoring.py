@@ -9,8 +9,8 @@ import pytest
 
 from reward.scoring import score_answer, traffic_score
 from reward.settings import RewardSettings, load_settings
-from tsc.decision import Answer, AnswerForm, Decision, parse_answer
-from tsc.outcome import Outcomes
+from tsc.cost.outcome import Outcomes
+from tsc.junction.decision import Answer, AnswerForm, Decision, parse_answer
 
 NORMALISATIONS = ("relative", "sign", "clipped")
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from reward.settings import DEFAULT_SETTINGS_FILE, RewardSettings, load_settings
+from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ConfigError
-from tsc.outcome import OutcomeSettings
 
 
 def test_the_shipped_file_says_what_the_defaults_say() -> None:
@@ -60,5 +60,5 @@ def test_an_override_of_one_key_keeps_the_rest_of_its_section(tmp_path: Path) ->
         "workers": 3,
         "timeout_s": 60.0,
         "retries": 1,
-        "function": "tsc.replay:replay",
+        "function": "tsc.replays.replay:replay",
     }

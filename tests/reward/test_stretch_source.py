@@ -23,11 +23,11 @@ from reward.stretch_scoring import score_stretch
 from reward.stretch_source import StretchSource
 from tests.reward.replay_processes import replay_processes
 from tests.reward.test_replay_pool import is_running, wait_until_gone
-from tsc.decision import Answer, parse_answer
 from tsc.errors import ReplayError, StateError
-from tsc.replay_request import ReplayRequest
-from tsc.sample import Sample
-from tsc.stretch import Stretch
+from tsc.junction.decision import Answer, parse_answer
+from tsc.replays.request import ReplayRequest
+from tsc.replays.sample import Sample
+from tsc.replays.stretch import Stretch
 
 YES, NO, UNREADABLE = (parse_answer(text) for text in ('{"extend": "yes"}', '{"extend": "no"}', "maybe"))
 EMBEDDED = parse_answer('So: {"extend": "no"}')
@@ -200,7 +200,7 @@ import json, sys, threading
 from reward.compute_score import settings_for
 from reward.ground_truth import parse_ground_truth
 from reward.stretch_source import StretchSource
-from tsc.decision import parse_answer
+from tsc.junction.decision import parse_answer
 
 source = StretchSource(settings_for({"replay": {"workers": 2}, "cache": {"size_limit_mb": 0}}), 32)
 yes = parse_answer('{"extend": "yes"}')

@@ -18,13 +18,13 @@ from reward.ground_truth import parse_ground_truth
 from reward.scoring import score_answer
 from reward.settings import RewardSettings, load_settings
 from tests.tsc.sumo_process import in_new_process
-from tsc.decision import Answer, AnswerForm, Decision
+from tsc.cost.measures import MEASURES
+from tsc.cost.outcome import Outcomes, OutcomeSettings, load_outcome_settings
 from tsc.errors import ConfigError
-from tsc.measures import MEASURES
-from tsc.outcome import Outcomes, OutcomeSettings, load_outcome_settings
-from tsc.replay import replay
-from tsc.replay_request import ReplayRequest
-from tsc.sample import Sample
+from tsc.junction.decision import Answer, AnswerForm, Decision
+from tsc.replays.replay import replay
+from tsc.replays.request import ReplayRequest
+from tsc.replays.sample import Sample
 
 YES, NO = '{"extend": "yes"}', '{"extend": "no"}'
 REPLAY = {"workers": 1, "timeout_s": 60.0}

@@ -28,12 +28,12 @@ from reward.benchmarks.timed_score import CACHED, LIVE, mode_of_step, timed_scor
 from reward.benchmarks.warm_process import WarmProcess
 from reward.ground_truth import parse_ground_truth
 from tests.tsc.sumo_process import in_new_process
-from tsc.decision import Decision
+from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ReplayProcessDied
-from tsc.outcome import OutcomeSettings
-from tsc.replay import sumo_files
-from tsc.replay_request import ReplayRequest
-from tsc.simulation import Simulation
+from tsc.junction.decision import Decision
+from tsc.replays.replay import sumo_files
+from tsc.replays.request import ReplayRequest
+from tsc.sumo.simulation import Simulation
 
 FIELDS = ["name", "value", "unit", "beside", "ratio", "must_reach", "ok"]
 

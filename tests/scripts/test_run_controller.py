@@ -22,12 +22,14 @@ import pytest
 from traci.main import connect
 
 from tests.tsc.sumo_process import in_new_process
-from tsc.controllers.max_pressure import MaxPressure
 from tsc.errors import ConfigError, ScenarioError
-from tsc.signal_control import SignalControl
-from tsc.simulation import AttachedSimulation, Simulation, SumoFiles
-from tsc.sumo_programs import sumo_binary
-from tsc.timing import Timing
+from tsc.junction.signal_control import SignalControl
+from tsc.junction.timing import Timing
+from tsc.rules.max_pressure import MaxPressure
+from tsc.sumo.attached import AttachedSimulation
+from tsc.sumo.binaries import sumo_binary
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.simulation import Simulation
 
 JUNCTION = "A0"
 END_S = 200

@@ -8,8 +8,8 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ConfigError
-from tsc.outcome import OutcomeSettings
 from tsc.yaml_file import load_yaml
 
 

@@ -1,1 +1,1 @@
-"""Controllers: what decides at the decision points of the junctions, within the same minimum and maximum green."""
+"""What the evaluation can put in charge of the junctions, by name."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from tsc.signal_program import SignalPlan
-from tsc.timing import Timing
+from tsc.junction.timing import Timing
+from tsc.sumo.signal_program import SignalPlan
 
 DetectorControl = Literal["actuated", "delay_based"]
 

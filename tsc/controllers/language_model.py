@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tsc.controllers.controller import Controller
-from tsc.controllers.static import Static
-from tsc.decision import Decision, parse_answer
-from tsc.observation import observe
-from tsc.prompt import messages
-from tsc.signal_control import SignalControl
+from tsc.junction.decision import Decision, parse_answer
+from tsc.junction.observation import observe
+from tsc.junction.prompt import messages
+from tsc.junction.signal_control import SignalControl
+from tsc.rules.controller import Controller
+from tsc.rules.static import Static
 
 Conversation = list[dict[str, str]]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from tsc.continuation import outcomes_by_fork
-from tsc.decision import Decision
-from tsc.outcome import OutcomeSettings
-from tsc.signal_control import SignalControl
+from tsc.cost.continuation import outcomes_by_fork
+from tsc.cost.outcome import OutcomeSettings
+from tsc.junction.decision import Decision
+from tsc.junction.signal_control import SignalControl
 
 
 class Lookahead:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from tsc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tsc.controllers.controller import Controller
-    from tsc.outcome import OutcomeSettings
+    from tsc.cost.outcome import OutcomeSettings
+    from tsc.rules.controller import Controller
 
 LANGUAGE_MODEL = "llm"
 
@@ -18,7 +18,8 @@ LANGUAGE_MODEL = "llm"
 @dataclass(frozen=True, kw_only=True)
 class ControllerKind:
     """description, bounds: for users; bounds says how far it keeps to the common minimum and maximum green.
-    by_sumo: SUMO switches by its program (tsc.signal_plans.plan_files); False: it decides at our decision points."""
+    by_sumo: SUMO switches by its program (tsc.controllers.signal_plans.plan_files); False: it decides at our decision
+    points."""
 
     name: str
     description: str
@@ -99,19 +100,19 @@ def rule_controller(name: str, *, seed: int, lookahead: OutcomeSettings) -> Cont
     # imported here, as they start libsumo, which a list of names can do without
     match name:
         case "gap_out":
-            from tsc.controllers.gap_out import GapOut
+            from tsc.rules.gap_out import GapOut
 
             return GapOut()
         case "max_pressure":
-            from tsc.controllers.max_pressure import MaxPressure
+            from tsc.rules.max_pressure import MaxPressure
 
             return MaxPressure()
         case "longest_queue":
-            from tsc.controllers.longest_queue import LongestQueue
+            from tsc.rules.longest_queue import LongestQueue
 
             return LongestQueue()
         case "random":
-            from tsc.controllers.random_choice import Random
+            from tsc.rules.random_choice import Random
 
             return Random(seed)
         case "lookahead":

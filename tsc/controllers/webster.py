@@ -17,10 +17,10 @@ from typing import IO, cast
 import sumo
 
 from tsc.errors import NotApplicable
-from tsc.signal_program import Phase, SignalPlan
-from tsc.simulation import SumoFiles
-from tsc.sumo_programs import sumo_binary
-from tsc.timing import Timing
+from tsc.junction.timing import Timing
+from tsc.sumo.binaries import sumo_binary
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.signal_program import Phase, SignalPlan
 
 _TOOL = Path(sumo.SUMO_HOME, "tools", "tlsCycleAdaptation.py")
 

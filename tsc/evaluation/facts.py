@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tsc.controllers.registry import LANGUAGE_MODEL
-from tsc.timing import Timing
+from tsc.junction.timing import Timing
 
 
 @dataclass(frozen=True, kw_only=True)

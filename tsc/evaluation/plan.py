@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tsc.controllers.registry import LANGUAGE_MODEL
-from tsc.episode_runner import EpisodeJob
+from tsc.cost.outcome import OutcomeSettings
+from tsc.episodes.runner import EpisodeJob
 from tsc.evaluation.scenarios import EvaluationScenario
 from tsc.evaluation.settings import EvaluationSettings
 from tsc.evaluation.traces import decisions_file, trace_file
-from tsc.outcome import OutcomeSettings
-from tsc.prompt import PROMPT_VERSION
-from tsc.sumo_version import installed_sumo_version
+from tsc.junction.prompt import PROMPT_VERSION
+from tsc.sumo.version import installed_sumo_version
 
 # Stands in every fingerprint; change it with any change of what an episode measures.
 RECORD_VERSION = 2

@@ -48,7 +48,7 @@ from tsc.evaluation.wording import (
     text_tables,
 )
 from tsc.files import write_atomically
-from tsc.sumo_version import installed_sumo_version
+from tsc.sumo.version import installed_sumo_version
 
 TEMPLATE = "report.html.jinja"
 _NUM_INVALID_SHOWN = 5

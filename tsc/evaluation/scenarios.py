@@ -33,12 +33,13 @@ import sumo
 from tsc.errors import ConfigError, ScenarioError
 from tsc.evaluation.settings import EvaluationSettings
 from tsc.files import sha256_of, write_atomically
-from tsc.scenario import Scenario, build_demand, build_net
-from tsc.scenario_family import load_scenarios
-from tsc.signal_control import controllable_programs
-from tsc.simulation import Simulation, SumoFiles
-from tsc.sumocfg import SUMO_DEFAULT_TIME_TO_TELEPORT_S, SumoConfig, read_sumocfg
-from tsc.timing import Timing
+from tsc.junction.signal_control import controllable_programs
+from tsc.junction.timing import Timing
+from tsc.scenarios.family import load_scenarios
+from tsc.scenarios.scenario import Scenario, build_demand, build_net
+from tsc.scenarios.sumocfg import SUMO_DEFAULT_TIME_TO_TELEPORT_S, SumoConfig, read_sumocfg
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.simulation import Simulation
 from tsc.yaml_file import nearest_spelling
 
 # how long a sumocfg without an end is run

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tsc.timing import Timing
+from tsc.junction.timing import Timing
 from tsc.yaml_file import load_yaml
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """As tsc.episode_trace writes it: T seconds from begin_s, L lanes, J junctions. stage_lanes: of each junction, the
+    """As tsc.episodes.trace writes it: T seconds from begin_s, L lanes, J junctions. stage_lanes: of each junction, the
     incoming lanes of each stage."""
 
     begin_s: int

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.tsc.sumo_process import in_new_process
-from tsc.signal_plans import plan_files
-from tsc.simulation import Simulation, SumoFiles
-from tsc.timing import Timing
+from tsc.controllers.signal_plans import plan_files
+from tsc.junction.timing import Timing
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.simulation import Simulation
 
 TIMING = Timing(min_green_s=7, max_green_s=25)
 # the first stage serves top and bottom, the second right and left

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.tsc.sumo_process import in_new_process
+from tsc.controllers.signal_plans import plan_files, running_plans, static_copy
 from tsc.controllers.webster import webster_plans
 from tsc.errors import NotApplicable
-from tsc.signal_plans import plan_files, running_plans, static_copy
-from tsc.signal_program import SignalPlan
-from tsc.simulation import Simulation, SumoFiles
-from tsc.timing import Timing
+from tsc.junction.timing import Timing
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.signal_program import SignalPlan
+from tsc.sumo.simulation import Simulation
 
 
 def _plans(files: SumoFiles, timing: Timing, folder: Path) -> list[SignalPlan]:

@@ -15,15 +15,15 @@ import pandas as pd
 import pytest
 
 from tests.tsc.sumo_process import in_new_process
-from tsc.episode_runner import EpisodeJob, run_job
+from tsc.cost.outcome import OutcomeSettings
+from tsc.episodes.runner import EpisodeJob, run_job
 from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
 from tsc.evaluation.figures import busiest_window, smoothed
 from tsc.evaluation.metrics import METRICS
 from tsc.evaluation.report import write_results
 from tsc.evaluation.traces import decisions_file, load_trace, trace_file
-from tsc.outcome import OutcomeSettings
-from tsc.simulation import SumoFiles
-from tsc.timing import Timing
+from tsc.junction.timing import Timing
+from tsc.sumo.running import SumoFiles
 
 SEEDS = (1001, 1002)
 RULES = ("static", "max_pressure", "gap_out")

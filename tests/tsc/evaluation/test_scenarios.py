@@ -19,9 +19,10 @@ from tsc.evaluation.scenarios import (
     evaluation_scenarios,
 )
 from tsc.evaluation.settings import EvaluationSettings
-from tsc.signal_control import SignalControl
-from tsc.simulation import Simulation, SumoFiles
-from tsc.timing import Timing
+from tsc.junction.signal_control import SignalControl
+from tsc.junction.timing import Timing
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.simulation import Simulation
 
 SETTINGS = EvaluationSettings()
 # signals with two stages, counted in SUMO's own reading of the nets

@@ -7,7 +7,7 @@ import pytest
 from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
 from tsc.evaluation.statistics import QUEUE, records, summarise
 from tsc.evaluation.wording import Summary, findings, printable, seed_numbers, signed, text_tables
-from tsc.timing import Timing
+from tsc.junction.timing import Timing
 
 SCENARIO = ScenarioFacts(
     name="four_way", note="", begin_s=0, end_s=3600, warm_up_s=300, timing=Timing(), junctions=["A0"]

@@ -1,0 +1,54 @@
+import re
+
+from tsc.junction.observation import Observation, StageObservation
+from tsc.junction.prompt import SYSTEM_MESSAGE, messages, user_message
+
+
+def observation(num_stages: int, space_veh: int = 99) -> Observation:
+    """Every count as large as a busy junction of three lanes has it."""
+    return Observation(
+        junction_id="J",
+        elapsed_green_s=55,
+        min_green_s=10,
+        max_green_s=60,
+        green_extension_s=5,
+        stages=tuple(
+            StageObservation(
+                stage=number,
+                queue_veh=24 + number,
+                moving_near_veh=12,
+                moving_mid_veh=13,
+                moving_far_veh=25,
+                longest_wait_s=138,
+                downstream_space_veh=space_veh,
+            )
+            for number in range(num_stages)
+        ),
+    )
+
+
+def qwen_tokens_at_most(text: str) -> int:
+    """An upper bound for Qwen's tokenizer: it splits text into words with the blank before them, single digits, and
+    runs of other signs; the words used here are each one token of its vocabulary (it counts 192 for four stages)."""
+    return len(re.findall(r"[^\r\n\w]?[^\W\d_]+|\d| ?[^\s\w]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s", text))
+
+
+def test_four_stages_take_at_most_200_tokens() -> None:
+    chat = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages(observation(4)))
+    chat = re.sub(r"<\|im_\w+\|>", "@", chat + "<|im_start|>assistant\n")
+    assert qwen_tokens_at_most(chat) <= 200
+
+
+def test_the_current_stage_comes_first_and_every_number_is_there() -> None:
+    lines = user_message(observation(3)).splitlines()
+    assert lines[0].startswith("Green for 55 s (10 to 60 s). Extend by 5 s?")
+    assert [line.split(":")[0] for line in lines[1:]] == ["green", "next", "red"]
+    assert lines[2] == "next: queue 25 moving near 12 mid 13 far 25 wait 138 s space 99"
+
+
+def test_the_system_message_shows_both_answers() -> None:
+    assert '{"extend": "yes"}' in SYSTEM_MESSAGE and '{"extend": "no"}' in SYSTEM_MESSAGE
+
+
+def test_much_room_downstream_is_cut_to_two_digits() -> None:
+    assert user_message(observation(2, space_veh=368)) == user_message(observation(2, space_veh=99))

@@ -1,0 +1,112 @@
+"""What an answer leads to: the simulation continued with that answer for the horizon, and its cost.
+
+One function for the forked simulation and for the replayed state, so that both mean the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from tsc.cost.measures import Scene, measure_named
+from tsc.cost.outcome import Outcomes, OutcomeSettings, import_measures
+from tsc.errors import ReplayError
+from tsc.junction.decision import Decision
+from tsc.junction.signal_control import SignalControl
+from tsc.rules.tail import tail_controller
+from tsc.sumo.fork import ForkedCall
+from tsc.sumo.simulation import detach_outputs_of_fork
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """costs: over the horizon, of the measure, then of the terms in the order of settings.terms.
+    end: digest of the traffic at the end of the horizon (Simulation.traffic_digest)."""
+
+    costs: tuple[float, ...]
+    end: str
+
+
+class CostMeter:
+    """The costs of a running simulation from now on: of the measure, then of the terms."""
+
+    def __init__(self, control: SignalControl, junction_id: str, settings: OutcomeSettings) -> None:
+        """Raises ConfigError for a measure that cannot be imported."""
+        measures = [measure_named(name) for name in settings.measures]
+        scene = Scene(control, junction_id, settings.scope)
+        self._meters = [(number, measure.begin(scene), measure.combine) for number, measure in enumerate(measures)]
+        self._costs = [0.0] * len(measures)
+
+    def read(self) -> None:
+        """To be called after each simulated second."""
+        costs = self._costs
+        for number, read, combine in self._meters:
+            costs[number] = combine(costs[number], read())
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        return tuple(self._costs)
+
+
+def check_decision_point(control: SignalControl, junction_id: str) -> None:
+    """Raises ReplayError where the junction has nothing to decide now, UnknownJunction."""
+    control.program(junction_id)
+    clock = control.clocks[junction_id]
+    timing = control.timing
+    # datasets of other generators may decide off our grid of extensions, but never outside the bounds
+    if not (clock.green and timing.min_green_s <= clock.elapsed_green_s < timing.max_green_s):
+        raise ReplayError(
+            f"junction {junction_id!r} has nothing to decide at {control.simulation.time_s:g} s "
+            f"({'green' if clock.green else 'clearing'}, {clock.elapsed_green_s:g} s of green): a decision lies in a "
+            f"green, from {timing.min_green_s} s to below {timing.max_green_s} s"
+        )
+
+
+def continue_with(
+    control: SignalControl, junction_id: str, decision: Decision, settings: OutcomeSettings
+) -> Continuation:
+    """Apply `decision` to the due junction and let the tail decide everything else and everything after. The
+    simulation moves on by horizon_s.
+
+    Raises ReplayError where the junction is at no decision point, ConfigError for a measure that cannot be imported.
+    """
+    check_decision_point(control, junction_id)
+    due = control.due_junctions()
+    tail = tail_controller(settings.tail)
+    meter = CostMeter(control, junction_id, settings)
+    decisions = {**tail.decide(control, [name for name in due if name != junction_id]), junction_id: decision}
+    for second in range(settings.horizon_s):
+        if second:
+            due = control.due_junctions()
+            decisions = tail.decide(control, due) if due else {}
+        control.advance(decisions)
+        meter.read()
+    return Continuation(costs=meter.costs, end=control.simulation.traffic_digest())
+
+
+def continuations_by_fork(
+    control: SignalControl, junction_id: str, settings: OutcomeSettings
+) -> dict[Decision, Continuation]:
+    """Both continuations, each in a forked copy of the running simulation, which itself stays where it is.
+
+    A fork continues bit-exactly (tests hold this). Only for processes without other threads. Raises ReplayError, and
+    ConfigError for a measure that cannot be imported.
+    """
+    import_measures(settings)
+
+    def continuation(decision: Decision) -> Continuation:
+        detach_outputs_of_fork()
+        return continue_with(control, junction_id, decision, settings)
+
+    calls = {decision: ForkedCall(partial(continuation, decision)) for decision in Decision}
+    return {decision: call.result() for decision, call in calls.items()}
+
+
+def outcomes_of(continuations: Mapping[Decision, Continuation], settings: OutcomeSettings) -> Outcomes:
+    return Outcomes.from_costs(settings, continuations[Decision.YES].costs, continuations[Decision.NO].costs)
+
+
+def outcomes_by_fork(control: SignalControl, junction_id: str, settings: OutcomeSettings) -> Outcomes:
+    """See continuations_by_fork."""
+    return outcomes_of(continuations_by_fork(control, junction_id, settings), settings)

@@ -1,0 +1,1 @@
+"""Whole episodes in closed loop, and their traces."""

@@ -1,0 +1,197 @@
+"""One episode: a scenario's demand from begin to end under one controller, and what came of it."""
+
+from __future__ import annotations
+
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from tsc.cost.measures import edge_of
+from tsc.episodes.trace import EpisodeTrace, TraceRecorder, greens
+from tsc.junction.signal_control import SignalControl, controllable_programs
+from tsc.junction.timing import Timing
+from tsc.rules.controller import Controller
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.simulation import Simulation
+
+# Called after each round of decisions, before they are applied.
+OnRound = Callable[[SignalControl, Sequence[str]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """metrics: docs/evaluation.md defines each. A metric without anything to measure is None, never 0."""
+
+    metrics: dict[str, Any]
+    trace: EpisodeTrace
+
+
+def run_episode(
+    files: SumoFiles,
+    *,
+    end_s: int,
+    timing: Timing,
+    controller: Controller | None,
+    warm_up_s: int = 0,
+    on_round: OnRound | None = None,
+) -> Episode:
+    """From files.begin_s to end_s; what happens in the first warm_up_s counts in no metric but `decisions`.
+
+    controller None: SUMO switches the signals by the programs that run. Raises ScenarioError.
+    """
+    begin_s = int(files.begin_s)
+    with tempfile.TemporaryDirectory(prefix="tsc-episode-") as name:
+        outputs = _Outputs(Path(name))
+        simulation = Simulation(
+            replace(files, additional_files=(*files.additional_files, outputs.additional_file)),
+            outputs=outputs.options(begin_s + warm_up_s),
+        )
+        if controller is None:
+            programs = controllable_programs(simulation, switched_by_sumo=True)
+            control = None
+        else:
+            control = SignalControl(simulation, timing)
+            programs = control.programs
+            control.start()
+        lanes = tuple(dict.fromkeys(lane for program in programs.values() for lane in program.approach_lanes))
+        recorder = TraceRecorder(simulation, lanes, programs, begin_s)
+        decisions = teleports = 0
+        for second in range(begin_s, end_s):
+            if control is None or controller is None:
+                simulation.step()
+            else:
+                due = control.due_junctions()
+                if due:
+                    answers = controller.decide(control, due)
+                    if on_round is not None:
+                        on_round(control, due)
+                    control.advance(answers)
+                    decisions += len(due)
+                else:
+                    control.advance({})
+            recorder.record()
+            if second >= begin_s + warm_up_s:
+                teleports += simulation.teleports_veh()
+        simulation.close()
+        trace = recorder.trace()
+        metrics = {
+            **_queues(trace, warm_up_s),
+            **outputs.trips(begin_s + warm_up_s, end_s),
+            **_worst_approach(trace, warm_up_s, outputs.vehicles_by_edge()),
+            "teleports": teleports,
+            **_greens(trace, warm_up_s, timing),
+            "decisions": decisions,
+        }
+    return Episode(metrics=metrics, trace=trace)
+
+
+def _queues(trace: EpisodeTrace, warm_up_s: int) -> dict[str, float]:
+    queue_veh = trace.queue_veh[warm_up_s:]
+    return {"mean_queue_veh": float(queue_veh.mean()), "p95_queue_veh": float(np.percentile(queue_veh, 95))}
+
+
+def _greens(trace: EpisodeTrace, warm_up_s: int, timing: Timing) -> dict[str, Any]:
+    found = greens(trace.stage, warm_up_s)
+    junction_hours = (trace.stage.shape[0] - warm_up_s) * trace.stage.shape[1] / 3600
+    length_s = found.length_s
+    outside = (length_s < timing.min_green_s) | (length_s > timing.max_green_s)
+    return {
+        "switches_per_h": found.num_ended / junction_hours,
+        "mean_green_s": float(length_s.mean()) if len(length_s) else None,
+        "greens": len(length_s),
+        "greens_outside_bounds": int(outside.sum()),
+    }
+
+
+class _Outputs:
+    """SUMO's own output files of one episode."""
+
+    def __init__(self, folder: Path) -> None:
+        self.additional_file = folder / "outputs.add.xml"
+        self._trips = folder / "trips.xml"
+        self._edges = folder / "edges.xml"
+
+    def options(self, measured_from_s: int) -> list[str]:
+        self.additional_file.write_text(
+            f'<additional><edgeData id="approaches" file={quoteattr(str(self._edges))} begin="{measured_from_s}" '
+            'withInternal="false" excludeEmpty="true" writeAttributes="entered departed"/></additional>\n'
+        )
+        return [
+            *("--tripinfo-output", str(self._trips)),
+            *("--tripinfo-output.write-unfinished", "--tripinfo-output.write-undeparted"),
+            *("--device.emissions.probability", "1"),
+        ]
+
+    def trips(self, measured_from_s: int, end_s: int) -> dict[str, Any]:
+        """Of the vehicles whose departure came between measured_from_s and end_s, by SUMO's tripinfo."""
+        entered: list[Mapping[str, str]] = []
+        co2_mg = depart_delay_s = 0.0
+        not_inserted = 0
+        for _, element in ElementTree.iterparse(self._trips):
+            if element.tag != "tripinfo":
+                continue
+            trip = element.attrib
+            depart_s, delay_s = float(trip["depart"]), float(trip["departDelay"])
+            has_entered = depart_s >= 0
+            due_s = depart_s - delay_s if has_entered else end_s - delay_s
+            if measured_from_s <= due_s < end_s:
+                depart_delay_s += delay_s
+                if has_entered:
+                    entered.append(dict(trip))
+                    emissions = element.find("emissions")
+                    assert emissions is not None, "every vehicle has SUMO's emission device"
+                    co2_mg += float(emissions.attrib["CO2_abs"])
+                else:
+                    not_inserted += 1
+            element.clear()
+
+        def total(attribute: str) -> float:
+            return sum(float(trip[attribute]) for trip in entered)
+
+        def mean(attribute: str) -> float | None:
+            return total(attribute) / len(entered) if entered else None
+
+        finished = sum(float(trip["arrival"]) >= 0 for trip in entered)
+        due_veh = len(entered) + not_inserted
+        driven_km = total("routeLength") / 1000
+        return {
+            "waiting_time_s": mean("waitingTime"),
+            "time_loss_s": mean("timeLoss"),
+            "trip_duration_s": mean("duration"),
+            "stops": mean("waitingCount"),
+            "depart_delay_s": depart_delay_s / due_veh if due_veh else None,
+            "delay_s": (total("timeLoss") + depart_delay_s) / due_veh if due_veh else None,
+            "throughput_veh_per_h": finished / (end_s - measured_from_s) * 3600,
+            "co2_g_per_km": co2_mg / 1000 / driven_km if driven_km else None,
+            "finished_veh": finished,
+            "unfinished_veh": len(entered) - finished,
+            "not_inserted_veh": not_inserted,
+        }
+
+    def vehicles_by_edge(self) -> dict[str, int]:
+        """Vehicles that came onto each edge in the measured time, by SUMO's edgeData."""
+        edges = ElementTree.parse(self._edges).getroot().iter("edge")
+        return {edge.attrib["id"]: int(edge.attrib["entered"]) + int(edge.attrib["departed"]) for edge in edges}
+
+
+def _worst_approach(trace: EpisodeTrace, warm_up_s: int, vehicles: Mapping[str, int]) -> dict[str, Any]:
+    """The edge with the longest wait a vehicle. vehicles: that came onto each edge."""
+    halting_veh_s: dict[str, int] = {}
+    for lane, seconds in zip(trace.lanes, trace.halting_veh[warm_up_s:].sum(axis=0), strict=True):
+        if lane.startswith(":"):  # inside a node, where SUMO counts no vehicles for us
+            continue
+        halting_veh_s[edge_of(lane)] = halting_veh_s.get(edge_of(lane), 0) + int(seconds)
+    # a queue that a warm-up left behind and that nobody joins waits as one vehicle
+    waits_s = {
+        edge: seconds / max(1, vehicles.get(edge, 0))
+        for edge, seconds in halting_veh_s.items()
+        if seconds or vehicles.get(edge, 0)
+    }
+    worst = max(waits_s, key=waits_s.__getitem__, default=None)
+    return {"worst_approach_wait_s": waits_s[worst] if worst else None, "worst_approach": worst}

@@ -1,0 +1,244 @@
+"""Runs evaluation episodes in worker processes, and answers those that ask a language model in common batches."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsc.controllers.language_model import Ask, Conversation, LanguageModelController, Reply
+from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, rule_controller
+from tsc.controllers.signal_plans import plan_files
+from tsc.cost.continuation import outcomes_by_fork
+from tsc.cost.outcome import OutcomeSettings
+from tsc.episodes.episode import OnRound, run_episode
+from tsc.errors import NotApplicable, ReplayError, TscError
+from tsc.files import write_atomically
+from tsc.junction.signal_control import SignalControl
+from tsc.junction.timing import Timing
+from tsc.rules.controller import Controller
+from tsc.sumo.fork import die_with_parent
+from tsc.sumo.running import SumoFiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeJob:
+    """One episode of one controller. `kind` is one of tsc.controllers.registry.CONTROLLERS or LANGUAGE_MODEL;
+    `controller` is the name it is reported under.
+
+    fingerprint: of everything that decides the result; stands in the record.
+    trace_file, decisions_file: where to write them, None for nowhere. The decisions of a language model are each
+    compared with what lookahead finds in forks of the simulation.
+    """
+
+    scenario: str
+    controller: str
+    kind: str
+    seed: int
+    fingerprint: str
+    files: SumoFiles
+    end_s: int
+    warm_up_s: int
+    timing: Timing
+    lookahead: OutcomeSettings
+    trace_file: Path | None = None
+    decisions_file: Path | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.controller} on {self.scenario}, seed {self.seed}"
+
+
+def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
+    """The episode's record. Writes its trace and decisions. A controller that does not apply to the net gives a record
+    with the reason in `not_applicable`, and no metrics. Raises ScenarioError and what `ask` raises."""
+    begin = time.monotonic()
+    record: dict[str, Any] = {
+        "scenario": job.scenario,
+        "controller": job.controller,
+        "kind": job.kind,
+        "seed": job.seed,
+        "fingerprint": job.fingerprint,
+        "begin_s": int(job.files.begin_s),
+        "end_s": job.end_s,
+        "warm_up_s": job.warm_up_s,
+    }
+    controller = _controller(job, ask)
+    model = controller if isinstance(controller, LanguageModelController) else None
+    decisions: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="tsc-plans-") as folder:
+        try:
+            plans = plan_files(job.kind, job.files, job.timing, job.end_s, Path(folder))
+        except NotApplicable as error:
+            return {**record, "not_applicable": str(error)}
+        episode = run_episode(
+            replace(job.files, additional_files=(*job.files.additional_files, *plans)),
+            end_s=job.end_s,
+            timing=job.timing,
+            controller=controller,
+            warm_up_s=job.warm_up_s,
+            on_round=_compare_with_lookahead(model, job.lookahead, decisions) if model and job.decisions_file else None,
+        )
+    if job.trace_file is not None:
+        episode.trace.write(job.trace_file)
+    if job.decisions_file is not None and model is not None:
+        job.decisions_file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(job.decisions_file, "".join(json.dumps(each) + "\n" for each in decisions).encode())
+    return {**record, **episode.metrics, **_asking(model), "wall_s": round(time.monotonic() - begin, 2)}
+
+
+def _controller(job: EpisodeJob, ask: Ask | None) -> Controller | None:
+    if job.kind == LANGUAGE_MODEL:
+        assert ask is not None, "a language model is asked through run_jobs(…, ask)"
+        return LanguageModelController(ask)
+    if CONTROLLERS[job.kind].by_sumo:
+        return None
+    return rule_controller(job.kind, seed=job.seed, lookahead=job.lookahead)
+
+
+def _compare_with_lookahead(
+    model: LanguageModelController, settings: OutcomeSettings, decisions: list[dict[str, Any]]
+) -> OnRound:
+    """Puts every decision, with the costs of both answers, into `decisions`."""
+
+    def on_round(control: SignalControl, junction_ids: Sequence[str]) -> None:
+        for asked in model.last_round:
+            clock = control.clocks[asked.junction_id]
+            outcomes = outcomes_by_fork(control, asked.junction_id, settings.without_terms())
+            decisions.append(
+                {
+                    "time_s": control.simulation.time_s,
+                    "junction_id": asked.junction_id,
+                    "stage": clock.stage,
+                    "elapsed_green_s": clock.elapsed_green_s,
+                    "prompt": asked.prompt,
+                    "answer": asked.reply.text,
+                    "decision": asked.decision.value,
+                    "fallback": asked.fallback,
+                    "latency_s": asked.reply.latency_s,
+                    "prompt_tokens": asked.reply.prompt_tokens,
+                    "completion_tokens": asked.reply.completion_tokens,
+                    "outcomes": outcomes.as_dict(),
+                }
+            )
+
+    return on_round
+
+
+def _asking(model: LanguageModelController | None) -> dict[str, Any]:
+    """Counts, percentiles of the latency, and tokens a decision; None where nobody was asked."""
+
+    def percentile(share: float) -> float | None:
+        return float(np.percentile(model.latencies_s, share)) if model and model.latencies_s else None
+
+    def mean(counts: Sequence[float | None]) -> float | None:
+        known = [count for count in counts if count is not None]
+        return sum(known) / len(known) if known else None
+
+    return {
+        "invalid_answers": model.invalid_answers if model else None,
+        "late_answers": model.late_answers if model else None,
+        "latency_p50_s": percentile(50),
+        "latency_p95_s": percentile(95),
+        "latency_p99_s": percentile(99),
+        "prompt_tokens": mean(model.prompt_tokens) if model else None,
+        "completion_tokens": mean(model.completion_tokens) if model else None,
+    }
+
+
+def _work(connection: Connection) -> None:
+    """In a worker process: runs the jobs it is sent, until None. Sends ("ask", conversations), and for each job
+    ("done", record) or ("failed", message, trace)."""
+    die_with_parent()
+
+    def ask(conversations: list[Conversation]) -> list[Reply]:
+        connection.send(("ask", conversations))
+        replies: list[Reply] = connection.recv()
+        return replies
+
+    try:
+        while (job := connection.recv()) is not None:
+            try:
+                connection.send(("done", run_job(job, ask)))
+            except TscError as error:
+                connection.send(("failed", str(error), ""))
+            except Exception as error:
+                connection.send(("failed", repr(error), traceback.format_exc()))
+    except KeyboardInterrupt:
+        pass  # the parent has been interrupted as well and reports it
+
+
+def run_jobs(jobs: Sequence[EpisodeJob], workers: int, ask: Ask | None = None) -> Iterator[dict[str, Any]]:
+    """Yield each episode's record as it ends; at most `workers` run at once.
+
+    A language model is asked once every running episode waits for it, so that the decisions of all junctions and all
+    running episodes share one batch, and the batches are the same in every run.
+    Raises ReplayError with what an episode raises, and what `ask` raises; no process is left behind.
+    """
+    # a process that has loaded this module, of which each worker is a fork
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    waiting = list(jobs)
+    running: dict[Connection, EpisodeJob] = {}
+    asked: dict[Connection, list[Conversation]] = {}
+    processes: dict[Connection, ForkServerProcess] = {}
+    try:
+        for _ in range(min(workers, len(jobs))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            processes[ours] = process
+            running[ours] = waiting.pop(0)
+            ours.send(running[ours])
+        while running:
+            for connection in wait([connection for connection in running if connection not in asked]):
+                assert isinstance(connection, Connection)
+                job = running[connection]
+                try:
+                    kind, *content = connection.recv()
+                except EOFError:
+                    processes[connection].join()
+                    raise ReplayError(
+                        f"the process of {job.title} died with exit status {processes[connection].exitcode}: "
+                        "run the same command again, it continues"
+                    ) from None
+                if kind == "ask":
+                    asked[connection] = content[0]
+                    continue
+                del running[connection]
+                if kind == "failed":
+                    message, trace = content
+                    raise ReplayError(f"{job.title} failed: {message}\n{trace}".rstrip())
+                if waiting:
+                    running[connection] = waiting.pop(0)
+                    connection.send(running[connection])
+                yield content[0]
+            if asked and len(asked) == len(running):
+                assert ask is not None, "a job with a language model needs `ask`"
+                _answer(asked, list(running), ask)
+    finally:
+        for process in processes.values():
+            process.terminate()
+            process.join()
+
+
+def _answer(asked: dict[Connection, list[Conversation]], order: Sequence[Connection], ask: Ask) -> None:
+    """Answer all waiting episodes with one call, in the order in which they were started."""
+    waiting = [connection for connection in order if connection in asked]
+    replies = ask([conversation for connection in waiting for conversation in asked[connection]])
+    for connection in waiting:
+        count = len(asked[connection])
+        connection.send(replies[:count])
+        replies = replies[count:]
+    asked.clear()

@@ -1,0 +1,1 @@
+"""Samples, and the replay of their saved states."""

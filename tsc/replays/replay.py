@@ -1,0 +1,256 @@
+"""Replays a saved state with each of the two answers. Runs in a process of its own: libsumo has one simulation each.
+
+The process keeps one simulation that has only read its net. A replay is a forked copy of it that loads the state, and a
+further fork for the second answer; so the net is read once. A small net is read anew for each answer instead, which
+takes less than two forks of a process with libsumo. Either way nothing is left over from one replay to the next.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tsc.cost.continuation import Continuation, continue_with, outcomes_of
+from tsc.cost.outcome import Outcomes, OutcomeSettings, import_measures
+from tsc.errors import ReplayError, ScenarioError, StateError, TscError
+from tsc.junction.decision import Decision
+from tsc.junction.signal_control import SignalControl, controllable_programs
+from tsc.replays.request import ReplayRequest
+from tsc.replays.saved_state import (
+    demand_until_s,
+    occupied_internal_lanes,
+    state_text,
+    state_time_s,
+    with_junctions_last,
+    with_repeated_loader_second,
+    with_right_of_way,
+    without_departures_after,
+)
+from tsc.sumo.fork import in_fork
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.signal_program import SignalProgram
+from tsc.sumo.simulation import Simulation
+from tsc.sumo.version import installed_sumo_version
+
+Result = TypeVar("Result")
+
+# Digests of files by path, size and time of change; kept for the life of a worker.
+_checked_files: dict[tuple[Path, int, int], str] = {}
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A simulation that has only read its net, and its programs. Never stepped: replays are forks of it, except where
+    the net is small; then replays take its place, with the same net."""
+
+    key: tuple[Any, ...]
+    simulation: Simulation
+    programs: dict[str, SignalProgram]
+    is_small: bool
+
+
+# Reading such a net (an isolated junction) takes 3 ms, a fork of a process with libsumo and its end 5 to 10 ms.
+_SMALL_NET_BYTES = 65_536
+
+# libsumo has one simulation a process
+_template: _Template | None = None
+
+
+def _template_for(files: SumoFiles, net_sha256: str | None) -> _Template:
+    """Opens the net, unless the present template already is of the same. Raises ScenarioError."""
+    global _template
+    files = replace(files, route_files=())
+    status = files.net_file.stat() if files.net_file.is_file() else None
+    key = (files, net_sha256, status and (status.st_size, status.st_mtime_ns))
+    if _template is None or _template.key != key:
+        _template = None
+        simulation = Simulation(files)
+        is_small = files.net_file.stat().st_size <= _SMALL_NET_BYTES
+        _template = _Template(key, simulation, controllable_programs(simulation), is_small)
+        # the collector of a fork would go over everything there is, and so copy it page by page
+        gc.freeze()
+    return _template
+
+
+def _forget_template() -> None:
+    global _template
+    _template = None
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file; read again only when its size or time of change differs from the last look."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise ScenarioError(f"{path} does not exist: generate the dataset again, or move it back") from None
+    key = (path, status.st_size, status.st_mtime_ns)
+    if key not in _checked_files:
+        _checked_files[key] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return _checked_files[key]
+
+
+def sumo_files(sumo: dict[str, Any], dataset_dir: Path) -> SumoFiles:
+    return SumoFiles(
+        net_file=dataset_dir / sumo["net_file"],
+        route_files=tuple(dataset_dir / name for name in sumo["route_files"]),
+        additional_files=tuple(dataset_dir / name for name in sumo.get("additional_files", [])),
+        seed=sumo.get("seed", 0),
+        step_length_s=sumo.get("step_length_s", 1.0),
+        time_to_teleport_s=sumo.get("time_to_teleport_s", -1.0),
+    )
+
+
+def checked_state(request: ReplayRequest) -> str:
+    """The text of the state. Raises StateError or ScenarioError where a file is missing, changed, or made by another
+    SUMO."""
+    path = request.state_path
+    if not path.is_file():
+        raise StateError(f"state {path} does not exist: generate the dataset again, or move it back")
+    data = path.read_bytes()
+    if request.state_sha256 is not None:
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != request.state_sha256:
+            raise StateError(
+                f"state {path} has SHA-256 {digest[:12]}…, but the sample says {request.state_sha256[:12]}…: "
+                "the file was changed or damaged; generate the dataset again"
+            )
+    sumo, dataset_dir = request.sumo, Path(request.dataset_dir)
+    names = [sumo["net_file"], *sumo["route_files"]]
+    digests = [sumo.get("net_sha256"), *(sumo.get("route_sha256") or [])]
+    for name, expected in zip(names, digests, strict=False):  # a foreign dataset has no digests of its routes
+        if expected is not None and file_sha256(dataset_dir / name) != expected:
+            raise ScenarioError(
+                f"{dataset_dir / name} is not the file that state {path} was saved with (its SHA-256 differs): "
+                "generate the dataset again"
+            )
+    made_by, installed = request.sumo.get("version"), installed_sumo_version()
+    if made_by is not None and made_by.split(".")[:2] != installed.split(".")[:2]:
+        raise StateError(
+            f"state {path} was saved by SUMO {made_by}, but {installed} is installed: install libsumo {made_by} or "
+            "generate the dataset again"
+        )
+    return state_text(data, path)
+
+
+@contextmanager
+def _in_memory(text: str) -> Iterator[Path]:
+    """A file of this process and its forks that no disk sees and nobody has to remove."""
+    descriptor = os.memfd_create("state.xml")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(text.encode())
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _continued(
+    request: ReplayRequest,
+    functions: Sequence[Callable[[SignalControl], Result]],
+    files: SumoFiles,
+    template: _Template,
+    text: str,
+) -> list[Result]:
+    """files: without route files where the state holds its demand up to the end."""
+
+    def result(simulation: Simulation, function: Callable[[SignalControl], Result]) -> Result:
+        return function(_restore(request, simulation, template.programs))
+
+    def all_in_fork(state_file: Path) -> list[Result]:
+        if files == template.simulation.files:
+            simulation = template.simulation
+            simulation.load_state(state_file)
+        else:
+            simulation = Simulation(files, state_file=state_file)
+        *first, last = functions
+        results = [in_fork(partial(result, simulation, function)) for function in first]
+        return [*results, result(simulation, last)]
+
+    with _in_memory(text) as state_file:
+        try:
+            if not template.is_small:
+                return in_fork(lambda: all_in_fork(state_file))
+            try:
+                return [result(Simulation(files, state_file=state_file), function) for function in functions]
+            except BaseException:
+                _forget_template()  # wherever SUMO stands now
+                raise
+        except StateError as error:
+            raise StateError(str(error).replace(str(state_file), str(request.state_path))) from error
+
+
+def _restore(request: ReplayRequest, simulation: Simulation, programs: dict[str, SignalProgram]) -> SignalControl:
+    """Take over the signals at the second of the decision."""
+    control = SignalControl(simulation, request.timing, programs)
+    control.restore(request.clocks)
+    program = control.program(request.junction_id)
+    clock = control.clocks[request.junction_id]
+    if not clock.green:
+        raise ReplayError(
+            f"junction {request.junction_id!r} is in no stage of program {program.program_id!r} in state "
+            f"{request.state_path}: only a junction in green has something to decide"
+        )
+    clock.elapsed_green_s = request.current_green_elapsed_s
+    return control
+
+
+def completed(text: str, net: Simulation) -> str:
+    """The state with all that SUMO left out and that can be put back (tsc.replays.saved_state)."""
+    lanes = {lane: net.next_lane(lane) for lane in occupied_internal_lanes(text)}
+    text = with_right_of_way(text, {lane: to for lane, to in lanes.items() if to is not None})
+    return with_repeated_loader_second(with_junctions_last(text))
+
+
+def continue_state(
+    request: ReplayRequest,
+    functions: Sequence[Callable[[SignalControl], Result]],
+    *,
+    length_s: float,
+    prepare: Callable[[str, Simulation], str] = completed,
+) -> list[Result]:
+    """What each function returns when it is called with the saved simulation, each from the same state.
+
+    length_s: the most seconds that a function moves the simulation on.
+    prepare: what is done to the text of the state before it is loaded, given a simulation of the net.
+
+    Raises StateError, ScenarioError or ReplayError, always naming the state, and ReplayProcessDied where the process of
+    the replay ended without an answer; never returns a number instead.
+    """
+    text = checked_state(request)
+    files = sumo_files(request.sumo, Path(request.dataset_dir))
+    try:
+        template = _template_for(files, request.sumo.get("net_sha256"))
+        end_s = state_time_s(text) + length_s
+        if demand_until_s(text) >= end_s:
+            text, files = without_departures_after(text, end_s), template.simulation.files
+        text = prepare(text, template.simulation)
+        return _continued(request, functions, files, template, text)
+    except TscError as error:
+        if str(request.state_path) in str(error):
+            raise
+        raise type(error)(f"replay of state {request.state_path} (sample {request.sample_id}): {error}") from error
+
+
+def replay_continuations(
+    request: ReplayRequest, settings: OutcomeSettings, prepare: Callable[[str, Simulation], str] = completed
+) -> dict[Decision, Continuation]:
+    """Load the state and continue it with each answer. For `prepare` and what is raised, see continue_state."""
+    import_measures(settings)
+    functions = [
+        partial(continue_with, junction_id=request.junction_id, decision=decision, settings=settings)
+        for decision in Decision
+    ]
+    continuations = continue_state(request, functions, length_s=settings.horizon_s, prepare=prepare)
+    return dict(zip(Decision, continuations, strict=True))
+
+
+def replay(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
+    """The outcomes of replay_continuations."""
+    return outcomes_of(replay_continuations(request, settings), settings)

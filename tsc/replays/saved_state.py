@@ -1,0 +1,138 @@
+"""The XML text of a saved SUMO state: read, and completed with what SUMO leaves out of it.
+
+SUMO 1.28 writes states that go on differently from the simulation they were saved from, for four reasons that were
+found by comparing every vehicle, second by second, with the simulation that ran on:
+
+* The registration of vehicles inside a junction at the link they are about to take is left out, except at rail
+  junctions; but a vehicle waiting inside the junction yields only to registered ones, so it drives off. SUMO reads
+  these registrations wherever they are written: with_right_of_way writes them.
+* Vehicles that depart in the very second up to which the route files were read are lost, unless they were read
+  already. with_repeated_loader_second lets SUMO read that second again; it skips whom it knows.
+* Vehicles are put onto the lanes one lane after the other, in the order of the net, those inside junctions first. A
+  vehicle inside a junction counts the vehicles on the road ahead in that moment only, and so counts none; later it
+  picks another lane. with_junctions_last lets it see them.
+* Numbers are written with as many decimal places as asked for, and SUMO's default moves every vehicle a little; with
+  21 a number reads back as it was.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+
+from tsc.errors import StateError
+
+_DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.])")
+_SNAPSHOT = re.compile(r'<snapshot\b[^>]*\btime="([\d.]+)"')
+_VEHICLE = re.compile(r'\s*<vehicle id="([^"]*)"[^>]*? depart="([\d.]+)"')
+_OWN_ROUTE = re.compile(r'\s*<route id="!([^"]*)"')
+_OCCUPIED_INTERNAL_LANE = re.compile(r'<lane id="(:[^"]*)">\s*<vehicles value="([^"]*)"/>(?!\s*<link\b)')
+_INTERNAL_LANE = re.compile(r'\s*<lane id=":[^"]*">.*?</lane>', re.DOTALL)
+_BEYOND_VEHICLES = ("<flowState", "<person", "<container", "<transportables")
+_LOADER_TIME = re.compile(r'loaderTime="(\d+)"')
+
+
+def state_text(data: bytes, path: Path) -> str:
+    """The XML of a state file's bytes, which may be compressed. `path` is for messages. Raises StateError."""
+    try:
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise StateError(f"state {path} is damaged ({error}): generate the dataset again") from error
+    if _SNAPSHOT.search(text) is None or "</snapshot>" not in text[-200:]:
+        raise StateError(f"state {path} is no complete SUMO state: generate the dataset again")
+    return text
+
+
+def state_time_s(text: str) -> float:
+    """The simulated second that the state was saved at."""
+    match = _SNAPSHOT.search(text)
+    assert match is not None  # state_text has checked it
+    return float(match.group(1))
+
+
+def demand_until_s(text: str) -> float:
+    """The second before which every vehicle that departs is in the state itself: how far SUMO had read the route files;
+    infinity where it had read all. With flows or persons, whose future is in the route files alone, the state's own."""
+    if any(tag in text for tag in _BEYOND_VEHICLES):
+        return state_time_s(text)
+    match = _LOADER_TIME.search(text)
+    return int(match.group(1)) / 1000 if match is not None else math.inf
+
+
+def occupied_internal_lanes(text: str) -> list[str]:
+    """Lanes inside junctions with vehicles on them for which the state says nothing of the link ahead."""
+    return [match.group(1) for match in _OCCUPIED_INTERNAL_LANE.finditer(text)]
+
+
+def with_right_of_way(text: str, next_lanes: Mapping[str, str]) -> str:
+    """Registers every vehicle on a lane inside a junction at the one link that leads on from there.
+
+    next_lanes: for each lane of occupied_internal_lanes, the lane that its link leads to, where there is one. The
+    times and speeds of a registration do not matter: the first step replaces them before they are read. That the
+    vehicle is registered, and means to drive on, does.
+    """
+    now_ms = round(state_time_s(text) * 1000)
+
+    def registered(match: re.Match[str]) -> str:
+        lane, vehicles = match.groups()
+        if lane not in next_lanes:
+            return match.group(0)
+        approaching = "".join(
+            f'<approaching id="{vehicle}" arrivalTime="{now_ms}" arrivalSpeed="0" departSpeed="0" request="1" '
+            f'arrivalTimeBraking="{now_ms}" arrivalSpeedBraking="0" waitingTime="0" distance="0"/>'
+            for vehicle in vehicles.split()
+        )
+        return f'{match.group(0)}<link to="{next_lanes[lane]}">{approaching}</link>'
+
+    return _OCCUPIED_INTERNAL_LANE.sub(registered, text)
+
+
+def with_junctions_last(text: str) -> str:
+    """Puts the lanes inside junctions after all others, so that SUMO fills them last."""
+    first = text.find("<lane ")
+    if first < 0:
+        return text
+    begin = len(text[:first].rstrip())
+    before, lanes = text[:begin], text[begin:]
+    inside = "".join(_INTERNAL_LANE.findall(lanes))
+    others, end, rest = _INTERNAL_LANE.sub("", lanes).rpartition("</lane>")
+    return f"{before}{others}{end}{inside}{rest}"
+
+
+def with_repeated_loader_second(text: str) -> str:
+    """Lets SUMO go on reading the route files one millisecond before where it had stopped."""
+    return _LOADER_TIME.sub(lambda match: f'loaderTime="{max(0, int(match.group(1)) - 1)}"', text)
+
+
+def with_decimal_places(text: str, places: int) -> str:
+    """As SUMO would have written it with that --save-state.precision."""
+    return _DECIMAL.sub(lambda match: f"{Decimal(match.group(0)):.{places}f}", text)
+
+
+def without_departures_after(text: str, time_s: float) -> str:
+    """Leaves out vehicles that depart later than `time_s`, with the routes that are theirs alone."""
+    lines = text.split("\n")
+    vehicles = (match for line in lines if (match := _VEHICLE.match(line)) is not None)
+    late = {vehicle.group(1) for vehicle in vehicles if float(vehicle.group(2)) > time_s}
+    if not late:
+        return text
+    kept = []
+    inside_late = False
+    for line in lines:
+        if inside_late:
+            inside_late = "</vehicle>" not in line
+            continue
+        vehicle = _VEHICLE.match(line)
+        if vehicle is not None and vehicle.group(1) in late:
+            inside_late = not line.rstrip().endswith("/>")
+            continue
+        route = _OWN_ROUTE.match(line)
+        if route is not None and route.group(1) in late:
+            continue
+        kept.append(line)
+    return "\n".join(kept)

@@ -1,0 +1,19 @@
+"""What every controller is: a decision for each junction that is due."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from tsc.junction.decision import Decision
+from tsc.junction.signal_control import SignalControl
+
+
+class Controller(Protocol):
+    """Decides for the due junctions of one second, so that one that asks a model can ask for all at once."""
+
+    def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]: ...
+
+
+def yes_if(condition: bool) -> Decision:
+    return Decision.YES if condition else Decision.NO

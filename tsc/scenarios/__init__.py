@@ -1,0 +1,1 @@
+"""Which net, which demand, which signals: scenario files, families of junctions, and any sumocfg."""

@@ -1,0 +1,1 @@
+"""The running simulation: the only room that imports libsumo and traci, and that starts programs of eclipse-sumo."""

@@ -1,0 +1,95 @@
+"""A SUMO that someone else started, over TraCI."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import traci.main  # noqa: F401  a connection has the parts of TraCI that are loaded by then
+from traci.connection import Connection, FatalTraCIError, TraCIException
+
+from tsc.errors import ScenarioError, SimulationClosed
+from tsc.sumo.running import RunningSumo, SumoFiles
+
+
+class AttachedSimulation(RunningSumo):
+    """A SUMO or sumo-gui that someone else started with --remote-port. Not a simulation of this process.
+
+    Each call raises SimulationClosed from when SUMO has closed the connection.
+    """
+
+    def __init__(self, port: int, *, host: str = "localhost", order: int | None = None, wait_s: float = 0.0) -> None:
+        """order: among several TraCI clients, each with a number of its own. wait_s: for SUMO to listen.
+
+        Waits until all clients are there that SUMO's --num-clients asks for. Raises ScenarioError where nobody listens
+        on the port, or with a step length of which no multiple is one second.
+        """
+        where = f"{host}:{port}"
+        sumo = _connection(where, host, port, wait_s)
+        try:
+            if order is not None:
+                sumo.setOrder(order)
+            self.sumo_version = str(sumo.getVersion()[1])
+            step_length_s = float(sumo.simulation.getDeltaT())
+            net_file = Path(sumo.simulation.getOption("net-file"))
+            begin_s = float(sumo.simulation.getTime())
+            self._end_s = float(sumo.simulation.getEndTime())
+        except TraCIException as error:
+            sumo.close()
+            raise ScenarioError(f"{where} does not answer like SUMO 1.28: {error}") from error
+        except SimulationClosed:
+            raise ScenarioError(
+                f"what listens on {where} closed the connection: let it be SUMO, and where several clients connect to "
+                "it (--num-clients), give each an --order of its own"
+            ) from None
+        if 1000 % round(1000 * step_length_s) != 0:  # SUMO counts in milliseconds
+            sumo.close()
+            raise ScenarioError(
+                f"the step length is {step_length_s:g} s: decisions fall on whole seconds, start SUMO with a "
+                "--step-length that divides 1 s, for example 1, 0.5 or 0.1"
+            )
+        super().__init__(sumo, SumoFiles(net_file=net_file, route_files=(), begin_s=begin_s))
+
+    def close(self) -> None:
+        """Leave it; a SUMO without other clients ends."""
+        self._sumo.close()
+
+    def step(self) -> None:
+        """One second, of as many simulation steps as that takes. Raises SimulationClosed, and ScenarioError where SUMO
+        stops with an error."""
+        time_s = self.time_s
+        try:
+            self._sumo.simulationStep(time_s + 1.0)
+        except TraCIException as error:
+            raise ScenarioError(f"SUMO stopped after {time_s:g} s in {self.files.net_file}: {error}") from error
+
+    def is_over(self) -> bool:
+        """Whether SUMO's --end is reached, or without one, no vehicle is in the net or still to depart. SUMO goes on
+        until its clients leave."""
+        if self._end_s >= 0:
+            return self.time_s >= self._end_s
+        return int(self._sumo.simulation.getMinExpectedNumber()) == 0
+
+
+class _Connection(Connection):  # type: ignore[misc]  # traci has no types
+    def _sendExact(self) -> Any:  # all that goes to SUMO and comes back
+        try:
+            return super()._sendExact()
+        except (FatalTraCIError, OSError) as error:
+            self._socket = None
+            raise SimulationClosed("SUMO closed the connection") from error
+
+
+def _connection(where: str, host: str, port: int, wait_s: float) -> Any:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return _Connection(host, port, None, None, True)
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise ScenarioError(
+                    f"nobody listens on {where} ({error}): start SUMO with --remote-port {port} first, and with "
+                    "--num-clients where others connect to it, too"
+                ) from error
+        time.sleep(0.1)

@@ -1,0 +1,308 @@
+"""What is read of a running SUMO, and what its signals are told: the same for a simulation of this process and for one
+that someone else started."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tsc.errors import ScenarioError
+from tsc.sumo.signal_program import APPROACH_M, ApproachLane, Phase, SignalPlan, SignalProgram, build_program
+
+# setPhaseDuration sets the remaining time; a held green ends when we say so
+HOLD_S = 1e6
+
+# SUMO's numbers for the programs of rail signals, of rail crossings, and of signals that are off
+_TYPES_WITHOUT_STAGES = (1, 2, 13)
+
+# how SUMO names the edges inside a node: `:NODE_3`, and with c or w before the number crossings and walking areas
+_INNER_EDGE = re.compile(r":(?P<node>.+)_(?P<kind>[cw]?)\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumoFiles:
+    """What a simulation is started from; paths are absolute or relative to the working folder.
+
+    more_options: further words of SUMO's command line, as a sumocfg may have them.
+    """
+
+    net_file: Path
+    route_files: tuple[Path, ...]
+    additional_files: tuple[Path, ...] = ()
+    seed: int = 0
+    step_length_s: float = 1.0
+    time_to_teleport_s: float = -1.0
+    begin_s: float = 0.0
+    more_options: tuple[str, ...] = ()
+
+    def options(self) -> list[str]:
+        options = ["--net-file", str(self.net_file), "--seed", str(self.seed)]
+        if self.route_files:
+            options += ["--route-files", ",".join(map(str, self.route_files))]
+        if self.additional_files:
+            options += ["--additional-files", ",".join(map(str, self.additional_files))]
+        options += ["--step-length", f"{self.step_length_s:g}", "--time-to-teleport", f"{self.time_to_teleport_s:g}"]
+        if self.begin_s:
+            options += ["--begin", f"{self.begin_s:g}"]
+        return [*options, *self.more_options]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approaching:
+    """A vehicle on a lane: distance to the lane's end (m), speed (m/s), present wait (s, SUMO's waiting time)."""
+
+    distance_m: float
+    speed_m_per_s: float
+    waiting_time_s: float
+
+
+class RunningSumo(ABC):
+    """A simulation that runs, by SUMO's API: libsumo's module or a connection of TraCI, which offer the same calls."""
+
+    def __init__(self, sumo: Any, files: SumoFiles) -> None:
+        self._sumo = sumo
+        self.files = files
+
+    @property
+    def time_s(self) -> float:
+        return float(self._sumo.simulation.getTime())
+
+    @abstractmethod
+    def step(self) -> None:
+        """One second on. Raises ScenarioError where SUMO stops with an error."""
+
+    def arrived_veh(self) -> int:
+        """Vehicles that reached their destination in the last step."""
+        return int(self._sumo.simulation.getArrivedNumber())
+
+    def teleports_veh(self) -> int:
+        """Vehicles that SUMO began to teleport in the last step."""
+        return int(self._sumo.simulation.getStartingTeleportNumber())
+
+    def traffic_digest(self) -> str:
+        """16 hexadecimal digits that two simulations share only where every vehicle is on the same lane, at the same
+        position and speed, to the last bit."""
+        vehicle = self._sumo.vehicle
+        traffic = sorted(
+            (name, vehicle.getLaneID(name), vehicle.getLanePosition(name), vehicle.getSpeed(name))
+            for name in vehicle.getIDList()
+        )
+        return hashlib.sha256(repr(traffic).encode()).hexdigest()[:16]
+
+    # Signals
+
+    def junction_ids(self) -> tuple[str, ...]:
+        return tuple(self._sumo.trafficlight.getIDList())
+
+    def program(self, junction_id: str, *, switched_by_sumo: bool = False) -> SignalProgram:
+        """The running program; without stages where the signal is a railway's, or off.
+
+        Raises ScenarioError for a program with two stages that SUMO itself switches by detectors, unless
+        switched_by_sumo says that nobody else will.
+        """
+        program_id = self._sumo.trafficlight.getProgram(junction_id)
+        logic = next(
+            logic for logic in self._sumo.trafficlight.getAllProgramLogics(junction_id) if logic.programID == program_id
+        )
+        phases = [Phase(state=phase.state, duration_s=phase.duration) for phase in logic.phases]
+        if logic.type in _TYPES_WITHOUT_STAGES:
+            phases = []
+        links = [
+            [(incoming, outgoing) for incoming, outgoing, _ in group]
+            for group in self._sumo.trafficlight.getControlledLinks(junction_id)
+        ]
+        incoming_lanes = dict.fromkeys(incoming for group in links for incoming, _ in group)
+        upstream = {lane: self._upstream(lane) for lane in incoming_lanes if not lane.startswith(":")}
+        program = build_program(junction_id, program_id, phases, links, upstream)
+        if program.is_controllable and logic.type != 0 and not switched_by_sumo:
+            raise ScenarioError(
+                f"the program {program_id!r} of junction {junction_id!r} is not of type static, so SUMO switches it: "
+                "give the junction a static program (netconvert --tls.default-type static)"
+            )
+        return program
+
+    def _upstream(self, incoming_lane: str) -> list[ApproachLane]:
+        """What continues an incoming lane that is shorter than APPROACH_M, nearest first."""
+        found: list[ApproachLane] = []
+        seen = {incoming_lane}
+        ahead = deque([ApproachLane(lane=incoming_lane, distance_m=0.0)])
+        while ahead:
+            part = ahead.popleft()
+            begin_m = part.distance_m + float(self._sumo.lane.getLength(part.lane))
+            if begin_m < APPROACH_M:
+                before = [lane for lane in self._lanes_before.get(part.lane, ()) if lane not in seen]
+                seen.update(before)
+                parts = [ApproachLane(lane=lane, distance_m=begin_m) for lane in before]
+                found += parts
+                ahead += parts
+        return sorted(found, key=lambda part: part.distance_m)
+
+    @cached_property
+    def _lanes_before(self) -> Mapping[str, Sequence[str]]:
+        """By lane, the lanes that lead onto it, those inside nodes too, but not past a signal and not by turning
+        around."""
+        junction_ids = self.junction_ids()
+        signal_nodes = self._nodes(junction_ids)
+        controlled = {
+            (incoming, outgoing)
+            for junction_id in junction_ids
+            for group in self._sumo.trafficlight.getControlledLinks(junction_id)
+            for incoming, outgoing, _ in group
+        }
+        before: dict[str, list[str]] = {}
+        for lane in self._sumo.lane.getIDList():
+            inside = _INNER_EDGE.fullmatch(lane.rpartition("_")[0])
+            if inside and (inside["node"] in signal_nodes or inside["kind"]):
+                continue
+            for outgoing, _, _, _, inner, _, direction, _ in self._sumo.lane.getLinks(lane):
+                if (lane, outgoing) not in controlled and direction != "t":
+                    before.setdefault(inner or outgoing, []).append(lane)
+        return before
+
+    def signal_plan(self, junction_id: str) -> SignalPlan:
+        """The running program, of any type, as it would stand in a file."""
+        light = self._sumo.trafficlight
+        program_id = light.getProgram(junction_id)
+        logic = next(logic for logic in light.getAllProgramLogics(junction_id) if logic.programID == program_id)
+        return SignalPlan(
+            junction_id=junction_id,
+            program_id=program_id,
+            type=light.getParameter(junction_id, "typeName"),
+            offset_s=float(light.getParameter(junction_id, "offset")),
+            phases=tuple(
+                Phase(
+                    state=phase.state,
+                    duration_s=phase.duration,
+                    min_duration_s=phase.minDur,
+                    max_duration_s=phase.maxDur,
+                    next_phases=tuple(phase.next),
+                )
+                for phase in logic.phases
+            ),
+        )
+
+    def phase_index(self, junction_id: str) -> int:
+        return int(self._sumo.trafficlight.getPhase(junction_id))
+
+    def phase_indices(self, junction_ids: Sequence[str]) -> list[int]:
+        return list(map(self._sumo.trafficlight.getPhase, junction_ids))
+
+    def phase_remaining_s(self, junction_id: str) -> float:
+        return float(self._sumo.trafficlight.getNextSwitch(junction_id)) - self.time_s
+
+    def set_phase_remaining(self, junction_id: str, remaining_s: float) -> None:
+        """0 ends the phase with the next step; the program's own next phase follows."""
+        self._sumo.trafficlight.setPhaseDuration(junction_id, remaining_s)
+
+    # Lanes
+
+    def queue_veh(self, lanes: Sequence[str]) -> int:
+        """Halting vehicles (speed < 0.1 m/s) on the lanes."""
+        halting = self._sumo.lane.getLastStepHaltingNumber
+        return sum(halting(lane) for lane in lanes)
+
+    def halting_veh(self, lanes: Sequence[str]) -> list[int]:
+        """The same for each lane, in their order."""
+        return list(map(self._sumo.lane.getLastStepHaltingNumber, lanes))
+
+    def vehicles_veh(self, lanes: Sequence[str]) -> int:
+        count = self._sumo.lane.getLastStepVehicleNumber
+        return sum(count(lane) for lane in lanes)
+
+    def free_space_veh(self, lanes: Sequence[str]) -> int:
+        """How many more vehicles of 7.5 m (5 m and SUMO's default gap of 2.5 m) fit on the lanes."""
+        free = 0
+        for lane in lanes:
+            room = int(self._sumo.lane.getLength(lane) // 7.5)
+            free += max(0, room - self._sumo.lane.getLastStepVehicleNumber(lane))
+        return free
+
+    def approaching(self, lane: str) -> list[Approaching]:
+        """The vehicles on a lane, in SUMO's order (from the lane's begin)."""
+        length_m = self._sumo.lane.getLength(lane)
+        vehicle = self._sumo.vehicle
+        return [
+            Approaching(
+                distance_m=length_m - vehicle.getLanePosition(name),
+                speed_m_per_s=vehicle.getSpeed(name),
+                waiting_time_s=vehicle.getWaitingTime(name),
+            )
+            for name in self._sumo.lane.getLastStepVehicleIDs(lane)
+        ]
+
+    def time_loss_s(self, lanes: Sequence[str]) -> float:
+        """Time lost in the last second: over the vehicles on the lanes, the sum of 1 - speed / allowed speed.
+
+        As SUMO's timeLoss: the allowed speed is the vehicle's own on its lane, and a scheduled stop loses nothing. But
+        a vehicle that still brakes from a faster lane loses nothing, where SUMO counts a gain.
+        """
+        vehicle = self._sumo.vehicle
+        loss_s = 0.0
+        for lane in lanes:
+            for name in self._sumo.lane.getLastStepVehicleIDs(lane):
+                speed, allowed = vehicle.getSpeed(name), vehicle.getAllowedSpeed(name)
+                if allowed > 0 and (speed > 0 or not vehicle.isStopped(name)):
+                    loss_s += max(0.0, 1.0 - speed / allowed)
+        return loss_s
+
+    def longest_wait_s(self, lanes: Sequence[str], *, at_least_s: float = 0.0) -> float:
+        """Longest present wait (speed < 0.1 m/s without interruption) of a vehicle on the lanes; not below
+        at_least_s."""
+        longest_s = at_least_s
+        for lane in lanes:
+            # all waits of a lane together bound each of them, and most lanes are done with that one call
+            if self._sumo.lane.getWaitingTime(lane) > longest_s:
+                waits_s = map(self._sumo.vehicle.getWaitingTime, self._sumo.lane.getLastStepVehicleIDs(lane))
+                longest_s = max(longest_s, *waits_s)
+        return float(longest_s)
+
+    def co2_g_per_s(self, lanes: Sequence[str]) -> float:
+        """CO2 of the vehicles on the lanes, by the emission model of their vehicle types."""
+        return float(sum(map(self._sumo.lane.getCO2Emission, lanes)) / 1000)
+
+    def waiting_to_enter_veh(self, edges: Sequence[str]) -> int:
+        """Vehicles whose departure on these edges has come but that have found no room there."""
+        return sum(len(self._sumo.edge.getPendingVehicles(edge)) for edge in edges)
+
+    def waiting_persons(self, edges: Sequence[str]) -> int:
+        """Persons on foot on the edges that do not move (speed < 0.1 m/s)."""
+        person = self._sumo.person
+        return sum(
+            person.getWaitingTime(name) > 0 for edge in edges for name in self._sumo.edge.getLastStepPersonIDs(edge)
+        )
+
+    # The inside of junctions
+
+    def inner_lanes(self, junction_ids: Sequence[str]) -> tuple[str, ...]:
+        """The lanes on which vehicles cross the junctions, in the net's order; none in a net without internal links."""
+        nodes = self._nodes(junction_ids)
+        lanes = self._sumo.lane.getIDList()
+        return tuple(lane for lane in lanes if _place_inside(lane.rpartition("_")[0], nodes) == "")
+
+    def pedestrian_edges(self, junction_ids: Sequence[str]) -> tuple[str, ...]:
+        """The crossings and walking areas of the junctions, in the net's order."""
+        nodes = self._nodes(junction_ids)
+        return tuple(edge for edge in self._sumo.edge.getIDList() if _place_inside(edge, nodes) in ("c", "w"))
+
+    def _nodes(self, junction_ids: Sequence[str]) -> set[str]:
+        """The net's nodes whose links the junctions control: a signal may control several."""
+        inner_lanes = (
+            lane
+            for junction_id in junction_ids
+            for group in self._sumo.trafficlight.getControlledLinks(junction_id)
+            for _, _, lane in group
+        )
+        return {found["node"] for lane in inner_lanes if (found := _INNER_EDGE.fullmatch(lane.rpartition("_")[0]))}
+
+
+def _place_inside(edge: str, nodes: set[str]) -> str | None:
+    """For an edge inside one of the nodes: "" where vehicles cross, c a crossing, w a walking area; else None."""
+    found = _INNER_EDGE.fullmatch(edge)
+    return found["kind"] if found and found["node"] in nodes else None
