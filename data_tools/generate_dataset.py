@@ -32,7 +32,7 @@ from tqdm import tqdm
 from tsc.cost.continuation import continuations_by_fork, outcomes_of
 from tsc.cost.outcome import OutcomeSettings, load_outcome_settings
 from tsc.errors import ConfigError, TscError, run_main
-from tsc.files import sha256_of, write_atomically
+from tsc.files import REPO_ROOT, sha256_of, write_atomically
 from tsc.junction.decision import Decision
 from tsc.junction.observation import observe
 from tsc.junction.prompt import PROMPT_VERSION, messages
@@ -52,7 +52,7 @@ from tsc.yaml_file import load_yaml
 # replay worker can keep one simulation for the states of all of them.
 SUMO_SEED = 1
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = REPO_ROOT / "configs"
 
 
 class DatasetConfig(BaseModel):

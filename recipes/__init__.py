@@ -1,1 +1,1 @@
-"""What verl is told: one Hydra file per algorithm, and the plug-ins they name."""
+"""What verl is told: one Hydra file per algorithm, and the Python around them."""

@@ -12,15 +12,15 @@ from __future__ import annotations
 import argparse
 import difflib
 
-from recipes.model_facts import ALL_LINEAR, model_facts
+from recipes.models.model_facts import ALL_LINEAR, model_facts
 from tsc.errors import ConfigError, run_main
 
 
 def lora_targets(model: str, text: str) -> str | list[str]:
     """What `text` names: "all-linear" (every linear layer but the head, as PEFT takes it), or the names in it.
 
-    model: as recipes.model_facts takes it. Names are the last parts of the layers' names, between commas; those of the
-    decoder's layers only, for neither verl's vLLM nor TRL trains an adapter on the head. Raises ConfigError.
+    model: as recipes.models.model_facts takes it. Names are the last parts of the layers' names, between commas: those
+    of the decoder's layers only, for neither verl's vLLM nor TRL trains an adapter on the head. Raises ConfigError.
     """
     if text == ALL_LINEAR:
         return ALL_LINEAR

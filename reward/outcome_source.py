@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from reward.ground_truth import GroundTruth
 from reward.outcome_cache import OutcomeCache
 from reward.outcome_store import OutcomeStore
-from reward.replay_pool import ReplayPool
 from reward.settings import ReplaySection, RewardSettings
+from reward.workers.pool import ReplayPool
 from tsc.cost.measures import MEASURES
 from tsc.cost.outcome import Outcomes
 

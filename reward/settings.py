@@ -22,9 +22,10 @@ from pydantic import (
 from tsc.cost.measures import SCOPES, check_measure_name
 from tsc.cost.outcome import MAX_HORIZON_S, TAILS, OutcomeSettings
 from tsc.errors import ConfigError
+from tsc.files import REPO_ROOT
 from tsc.yaml_file import load_yaml, validate_values
 
-DEFAULT_SETTINGS_FILE = Path(__file__).resolve().parents[1] / "configs" / "reward.yaml"
+DEFAULT_SETTINGS_FILE = REPO_ROOT / "configs" / "reward.yaml"
 
 
 class _Section(BaseModel):

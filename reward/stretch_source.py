@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from reward.ground_truth import GroundTruth
 from reward.outcome_cache import OutcomeCache
-from reward.replay_pool import ReplayPool
 from reward.settings import RewardSettings
 from reward.stretch_scoring import score_stretch
+from reward.workers.pool import ReplayPool
 from tsc.junction.decision import Answer
 from tsc.replays.stretch import Played, Stretch
 
@@ -30,7 +30,7 @@ class Found:
 
 
 class StretchSource:
-    """A client of the machine's replay workers (reward.replay_pool), which all stretches share with all replays. Safe
+    """A client of the machine's replay workers (reward.workers.pool), which all stretches share with all replays. Safe
     from many threads. What it finds never depends on the order of the calls, nor on the worker.
 
     Nothing runs between two calls, so a stretch that is given up needs no end.
@@ -77,7 +77,7 @@ class StretchSource:
 
     @property
     def counts(self) -> dict[str, int]:
-        """See reward.replay_pool.ReplayPool.counts."""
+        """See reward.workers.pool.ReplayPool.counts."""
         return self._pool.counts
 
     def worker_pids(self) -> list[int]:

@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from recipes.decision_speed import smollm2_rows, tiny_rows
-from reward.benchmarks.effort import FULL, QUICK, Effort
-from reward.benchmarks.episode_speed import CONTROLLERS, episode_rows, worker_rows
-from reward.benchmarks.grpo_step import step_rows
-from reward.benchmarks.replay_speed import bare_rows, city_rows, memory_rows, stretch_rows, traci_rows
-from reward.benchmarks.rows import Machine, Row, table, write_rows
-from reward.benchmarks.score_rate import score_rows
+from benchmarks.decision_speed import smollm2_rows, tiny_rows
+from benchmarks.effort import FULL, QUICK, Effort
+from benchmarks.episode_speed import CONTROLLERS, episode_rows, worker_rows
+from benchmarks.grpo_step import step_rows
+from benchmarks.replay_speed import bare_rows, city_rows, memory_rows, stretch_rows, traci_rows
+from benchmarks.rows import Machine, Row, table, write_rows
+from benchmarks.score_rate import score_rows
 from tsc.errors import ConfigError, run_main
 from tsc.yaml_file import nearest_spelling
 

@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL
 from tsc.errors import ConfigError, run_main
+from tsc.files import REPO_ROOT
 from tsc.yaml_file import nearest_spelling, validate_values
 
 if TYPE_CHECKING:
-    from recipes.model_choice import ModelChoice
+    from recipes.serving.model_choice import ModelChoice
     from tsc.episodes.runner import EpisodeJob
     from tsc.evaluation.episodes_file import EpisodesFile
     from tsc.evaluation.facts import ControllerFacts
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 # More is imported where it is used: every worker process imports this file, and needs little of it.
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = REPO_ROOT / "configs"
 
 
 def chosen_models(words: Sequence[str], base_url: str | None) -> dict[str, ModelChoice | None]:
@@ -44,7 +45,7 @@ def chosen_models(words: Sequence[str], base_url: str | None) -> dict[str, Model
 
     Raises ConfigError for an unknown controller, and for a model that cannot be had.
     """
-    from recipes.model_choice import checked, parse_model_choice
+    from recipes.serving.model_choice import checked, parse_model_choice
 
     chosen: dict[str, ModelChoice | None] = {}
     for word in words:
@@ -79,7 +80,7 @@ def reference_of(names: Sequence[str], asked: str | None, default: str) -> str:
 
 def facts_of(models: Mapping[str, ModelChoice | None]) -> list[ControllerFacts]:
     """What the report says of each controller."""
-    from recipes.model_choice import LocalModelChoice
+    from recipes.serving.model_choice import LocalModelChoice
     from tsc.evaluation.facts import ControllerFacts
 
     facts = []
@@ -116,7 +117,7 @@ def run_missing(
     """The controllers without a model first, then one model after the other, each served as long as it is asked."""
     from tqdm import tqdm
 
-    from recipes.model_choice import answering
+    from recipes.serving.model_choice import answering
     from tsc.episodes.runner import run_jobs
 
     done = {record["fingerprint"] for record in file.episodes}

@@ -14,8 +14,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from recipes.export_model import export
-from recipes.model_folder import no_progress_bars_in_logs
+from recipes.models.export_model import export
+from recipes.models.model_folder import no_progress_bars_in_logs
 from tsc.errors import run_main
 
 

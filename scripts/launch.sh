@@ -10,7 +10,7 @@ ray_dir=
 
 # ---------------------------------------------------------------------------------------------- ending
 
-# Whatever is running is under recipes/supervise.py, which clears up behind it when it is told to end.
+# Whatever is running is under recipes/running/supervise.py, which clears up behind it when it is told to end.
 finish() {
     if [[ -n $child ]]; then
         kill -TERM "$child" 2>/dev/null || true
@@ -30,10 +30,10 @@ trap 'interrupted 130' INT
 trap 'interrupted 143' TERM
 trap 'interrupted 129' HUP
 
-# run [OPTION OF recipes/supervise.py]... -- COMMAND...
+# run [OPTION OF recipes/running/supervise.py]... -- COMMAND...
 run() {
     local status=0
-    "$PYTHON" recipes/supervise.py --parent-pid $$ "$@" &
+    "$PYTHON" recipes/running/supervise.py --parent-pid $$ "$@" &
     child=$!
     wait "$child" || status=$?
     child=
@@ -76,7 +76,7 @@ prepare() {
     PROFILE=${PROFILE:-auto} bash scripts/setup_env.sh
     if [[ $HARDWARE == auto ]]; then
         local found
-        found=$("$PYTHON" recipes/hardware.py)
+        found=$("$PYTHON" recipes/preflight/hardware.py)
         HARDWARE=${found% *} N_GPUS=${N_GPUS:-${found#* }}
     elif [[ $HARDWARE != cpu && -f configs/hardware/$HARDWARE.yaml && $DRY_RUN == 0 ]] && ! has_gpu; then
         fail "HARDWARE=$HARDWARE needs an NVIDIA GPU, and nvidia-smi finds none here: choose cpu, or look with DRY_RUN=1"
@@ -100,7 +100,7 @@ prepare() {
     export TQ_NUM_THREADS=${TQ_NUM_THREADS:-$(nproc)}
 
     if [[ $HARDWARE == cpu ]]; then
-        export VERL_PLATFORM=cpu VERL_USE_EXTERNAL_MODULES=recipes.verl_cpu
+        export VERL_PLATFORM=cpu VERL_USE_EXTERNAL_MODULES=recipes.verl_plugins.cpu
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
         # Threads that wait by spinning take the cores from the run's other processes: 3 times slower where they share.
         export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
@@ -148,7 +148,7 @@ find_model() {
         fail "MODEL_PATH=$1 has no weights, it is for DRY_RUN=1: give a model's folder, or OWNER/NAME on the Hugging Face hub"
     fi
     hub_model=$1
-    base=$("$PYTHON" recipes/hub_model.py --name "$1" --only-config)
+    base=$("$PYTHON" recipes/models/hub_model.py --name "$1" --only-config)
     planned_model=$base
 }
 
@@ -156,7 +156,7 @@ find_model() {
 fetch_model() {
     if [[ -n $hub_model ]]; then
         stage "Model: $hub_model from the Hugging Face hub"
-        run --name 'recipes/hub_model.py' -- "$PYTHON" recipes/hub_model.py --name "$hub_model"
+        run --name 'recipes/models/hub_model.py' -- "$PYTHON" recipes/models/hub_model.py --name "$hub_model"
         stage_done "$base"
     fi
 }
@@ -165,7 +165,7 @@ fetch_model() {
 check_adapter() {
     TARGETS=$LORA_TARGETS
     if [[ -n ${QUANTIZE:-} ]]; then
-        "$PYTHON" recipes/quantisation.py --algorithm "$1" --quantize "$QUANTIZE" --lora-rank "$LORA_RANK" --dry-run "$DRY_RUN"
+        "$PYTHON" recipes/models/quantisation.py --algorithm "$1" --quantize "$QUANTIZE" --lora-rank "$LORA_RANK" --dry-run "$DRY_RUN"
     fi
     if [[ $LORA_TARGETS != all-linear ]]; then
         TARGETS=$("$PYTHON" recipes/lora_targets.py --model "$2" --targets "$LORA_TARGETS")
@@ -184,13 +184,13 @@ ray_token() {
     fi
 }
 
-# check_cluster OPTION OF recipes/cluster_check.py...: its nodes have what this machine has, and there are enough of them
+# check_cluster OPTION OF recipes/running/cluster_check.py...: its nodes have what this machine has, and there are enough of them
 check_cluster() {
     [[ $NNODES =~ ^[1-9][0-9]*$ ]] || fail "NNODES=$NNODES is no whole number above 0"
     if [[ $DRY_RUN == 1 ]]; then return; fi
     if [[ -n $cluster ]]; then
         ray_token
-        "$PYTHON" recipes/cluster_check.py --address "$cluster" --hardware "$HARDWARE" --nodes "$NNODES" \
+        "$PYTHON" recipes/running/cluster_check.py --address "$cluster" --hardware "$HARDWARE" --nodes "$NNODES" \
             ${N_GPUS:+--gpus-per-node "$N_GPUS"} "$@"
     elif ((NNODES > 1)); then
         fail "NNODES=$NNODES takes a Ray cluster: start one (bash scripts/ray_cluster.sh head), then name it by RAY_ADDRESS=IP:PORT"
@@ -224,9 +224,9 @@ choose_ray() {
         RAY_OVERRIDES=("ray_kwargs.ray_init._temp_dir=$ray_dir") DRIVER=("$PYTHON")
         return
     fi
-    DRIVER=("$PYTHON" recipes/cluster_run.py --address "$cluster" -- "$PYTHON")
+    DRIVER=("$PYTHON" recipes/running/cluster_run.py --address "$cluster" -- "$PYTHON")
     # verl spreads these over the nodes, and the profile says how many one has
-    read -r rewards agents < <("$PYTHON" -c 'import sys; from recipes.hardware import load_hardware
+    read -r rewards agents < <("$PYTHON" -c 'import sys; from recipes.preflight.hardware import load_hardware
 profile = load_hardware(sys.argv[1]); print(profile.num_reward_workers, profile.num_agent_workers)' "$HARDWARE")
     RAY_OVERRIDES=(
         "ray_kwargs.ray_init.address=$cluster"

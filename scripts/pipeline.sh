@@ -82,17 +82,17 @@ make_start_model() {
             skipped 'Model' "$base"
         else
             stage 'Model: a tiny one with random weights'
-            run --name 'recipes/tiny_model.py' -- \
-                "$PYTHON" recipes/tiny_model.py --texts "$parquet/sft_train.parquet" --out "$base"
+            run --name 'recipes/models/tiny_model.py' -- \
+                "$PYTHON" recipes/models/tiny_model.py --texts "$parquet/sft_train.parquet" --out "$base"
             stage_done "$base"
         fi
     elif [[ $MODEL_PATH == smollm2 ]]; then
         stage 'Model: SmolLM2-135M-Instruct'
-        run --name 'recipes/smollm2.py' -- "$PYTHON" recipes/smollm2.py --out "$base"
+        run --name 'recipes/models/smollm2.py' -- "$PYTHON" recipes/models/smollm2.py --out "$base"
         stage_done "$base"
     else
         fetch_model
-        "$PYTHON" recipes/check_run.py --hardware "$HARDWARE" --model "$base"
+        "$PYTHON" recipes/preflight/check_run.py --hardware "$HARDWARE" --model "$base"
     fi
     offline_models
 }
@@ -207,11 +207,11 @@ check_policy_knobs() {
         --decisions "${DECISIONS:-1}"
     )
     if [[ -n $MODEL_PATH && $MODEL_PATH != smollm2 && -z $hub_model && $DRY_RUN == 0 ]]; then CHECK+=(--model "$base"); fi
-    "$PYTHON" recipes/check_run.py "${CHECK[@]}"
+    "$PYTHON" recipes/preflight/check_run.py "${CHECK[@]}"
     check_cluster
 }
 
-check_policy_data() { "$PYTHON" recipes/check_run.py "${CHECK[@]}" --train "$parquet/train.parquet"; }
+check_policy_data() { "$PYTHON" recipes/preflight/check_run.py "${CHECK[@]}" --train "$parquet/train.parquet"; }
 
 trained_steps() { cat "$checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || echo 0; }
 

@@ -14,15 +14,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.memory_plan import PARTS, MemoryPlan, gib, longest_fitting_tokens, memory_plan, usable_bytes
-from recipes.model_facts import MODEL_CONFIGS, ModelFacts, model_facts
-from recipes.remedies import Remedy, find_remedies, least
-from recipes.run_settings import ALGORITHMS, RunSettings, run_settings
-from recipes.step_time import CPU_GFLOPS, FORWARD_SHARE, TRAINING_SHARE, step_time
+from recipes.models.model_facts import MODEL_CONFIGS, ModelFacts, model_facts
+from recipes.preflight.memory_plan import PARTS, MemoryPlan, gib, longest_fitting_tokens, memory_plan, usable_bytes
+from recipes.preflight.remedies import Remedy, find_remedies, least
+from recipes.preflight.run_settings import ALGORITHMS, RunSettings, run_settings
+from recipes.preflight.step_time import CPU_GFLOPS, FORWARD_SHARE, TRAINING_SHARE, step_time
 from tsc.errors import ConfigError, run_main
-from tsc.files import write_atomically
+from tsc.files import REPO_ROOT, write_atomically
 
-REPO_ROOT = Path(__file__).resolve().parents[1]
 FAMILY = "qwen2.5-"
 COLUMN = 14
 
@@ -42,7 +41,7 @@ def main() -> int:
         print("\n".join(advice(options.algorithm, facts, settings)))
     print(family_line(settings))
     if options.dry_run:
-        from recipes.compose import validate
+        from recipes.preflight.validate import validate
 
         validate(options.algorithm, config)
         options.out.mkdir(parents=True, exist_ok=True)
@@ -243,7 +242,7 @@ def _with_hardware(overrides: list[str], hardware: str | None) -> tuple[list[str
 
 
 def _compose(algorithm: str, overrides: list[str]) -> DictConfig:
-    from recipes.compose import compose
+    from recipes.preflight.compose import compose
 
     return compose(algorithm, overrides)
 

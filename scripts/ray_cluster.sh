@@ -46,13 +46,13 @@ address() { cat "$RAY_TMP/ray_current_cluster"; }
 resources() {
     local memory
     if [[ $HARDWARE == cpu ]]; then
-        # recipes/verl_cpu pretends one GPU a worker, and each takes 3 of Ray's CPUs
+        # recipes/verl_plugins/cpu pretends one GPU a worker, and each takes 3 of Ray's CPUs
         N_GPUS=${N_GPUS:-1}
         NUM_CPUS=${NUM_CPUS:-$((3 * N_GPUS + 2))}
     fi
     if [[ -n $N_GPUS ]]; then printf '%s\n' "--num-gpus=$N_GPUS"; fi
     if [[ -n $NUM_CPUS ]]; then printf '%s\n' "--num-cpus=$NUM_CPUS"; fi
-    memory=$("$PYTHON" -c 'import sys; from recipes.hardware import load_hardware
+    memory=$("$PYTHON" -c 'import sys; from recipes.preflight.hardware import load_hardware
 print(load_hardware(sys.argv[1]).ray_object_store_memory or "")' "$HARDWARE")
     if [[ -n $memory ]]; then printf '%s\n' "--object-store-memory=$memory"; fi
 }
@@ -72,7 +72,7 @@ start_node() {  # start_node OPTION OF ray start...
     export RAY_COLOR_MODE=none
     local -a options
     mapfile -t options < <(resources)
-    found=$("$PYTHON" recipes/node_address.py ${HEAD:+--head "$HEAD"} ${NODE_IP:+--wanted "$NODE_IP"})
+    found=$("$PYTHON" recipes/running/node_address.py ${HEAD:+--head "$HEAD"} ${NODE_IP:+--wanted "$NODE_IP"})
     read -r NODE_IP interface <<<"$found"
     # torch's Gloo would tell the other nodes the address that this machine's name stands for, often 127.0.1.1
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
@@ -87,7 +87,7 @@ start_node() {  # start_node OPTION OF ray start...
     # A session of its own and no parent: it goes on when the shell that started it has ended.
     # shellcheck disable=SC2016
     setsid --fork bash -c 'echo $$ >"$0"; exec "$@"' "$pid_file" \
-        "$PYTHON" recipes/supervise.py --name "$name" --log "$log" --stall inf -- \
+        "$PYTHON" recipes/running/supervise.py --name "$name" --log "$log" --stall inf -- \
         .venv/bin/ray start "${options[@]}" </dev/null >"$RAY_TMP/supervise.log" 2>&1
     deadline=$((SECONDS + START_S))
     until grep -qs 'Ray runtime started' "$log"; do
@@ -182,7 +182,7 @@ TEXT
         fi
         prepare
         ray_token
-        "$PYTHON" recipes/cluster_check.py --address "$HEAD" --hardware "$HARDWARE"
+        "$PYTHON" recipes/running/cluster_check.py --address "$HEAD" --hardware "$HARDWARE"
         ;;
     stop)
         [[ -n $(supervisor) ]] || fail "no node of this script runs here (RAY_TMP=$RAY_TMP)"

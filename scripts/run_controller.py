@@ -27,6 +27,7 @@ from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, rule_controlle
 from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ConfigError, EndpointError, ScenarioError, SimulationClosed, UnknownJunction, run_main
 from tsc.evaluation.settings import LanguageModelSettings, load_evaluation_settings
+from tsc.files import REPO_ROOT
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
 from tsc.rules.controller import Controller
@@ -35,9 +36,9 @@ from tsc.sumo.signal_program import SignalProgram
 from tsc.yaml_file import nearest_spelling
 
 if TYPE_CHECKING:
-    from recipes.model_choice import ModelChoice
+    from recipes.serving.model_choice import ModelChoice
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = REPO_ROOT / "configs"
 
 # long enough to start both from one line of a shell
 WAIT_FOR_SUMO_S = 10.0
@@ -93,7 +94,7 @@ def model_named(word: str, base_url: str | None) -> ModelChoice | None:
     Raises ConfigError for a model that cannot be had, and for a rule that is unknown or cannot run someone else's SUMO.
     """
     if word.partition(":")[0] == LANGUAGE_MODEL:
-        from recipes.model_choice import checked, parse_model_choice
+        from recipes.serving.model_choice import checked, parse_model_choice
 
         return checked(parse_model_choice(word, base_url))
     if base_url is not None:
@@ -113,7 +114,7 @@ def controller_for(word: str, model: ModelChoice | None, settings: LanguageModel
     if model is None:
         yield rule_controller(word, seed=0, lookahead=OutcomeSettings())
         return
-    from recipes.model_choice import answering
+    from recipes.serving.model_choice import answering
 
     with answering(
         model,

@@ -71,7 +71,7 @@ CHECK=(
     --learning-rate "$LEARNING_RATE" --steps "$STEPS"
 )
 if [[ -n $MODEL_PATH && $MODEL_PATH != smollm2 && $DRY_RUN != 1 ]]; then CHECK+=(--model "$MODEL_PATH"); fi
-"$PYTHON" recipes/check_run.py "${CHECK[@]}"
+"$PYTHON" recipes/preflight/check_run.py "${CHECK[@]}"
 check_adapter dpo "$planned_model"
 choose_sft
 OVERRIDES=(
@@ -101,7 +101,7 @@ plan dpo "$planned_model" "$trained" "${OVERRIDES[@]}" "$@"
 # ---------------------------------------------------------------------------------------------- train
 
 make_data "$balance"
-"$PYTHON" recipes/check_run.py "${CHECK[@]}" --train "$parquet/train.parquet"
+"$PYTHON" recipes/preflight/check_run.py "${CHECK[@]}" --train "$parquet/train.parquet"
 make_start_model
 teach_format
 
@@ -111,8 +111,8 @@ if ((done_steps >= STEPS)); then
 else
     if [[ ! $pairs/train.parquet -nt $parquet/train.parquet || ! $pairs/train.parquet -nt configs/reward.yaml ]]; then
         stage "Pairs: the better and the worse answer to each state of $parquet"
-        run --name 'recipes/preference_pairs.py' -- \
-            "$PYTHON" recipes/preference_pairs.py --input "$parquet" --output "$pairs"
+        run --name 'recipes/dpo/preference_pairs.py' -- \
+            "$PYTHON" recipes/dpo/preference_pairs.py --input "$parquet" --output "$pairs"
         stage_done "$pairs"
     fi
     stage "DPO of $start: steps $((done_steps + 1)) to $STEPS of $BATCH_PROMPTS pairs (log: $trained/train.log)"
@@ -122,7 +122,7 @@ else
         export OMP_NUM_THREADS=1
     fi
     run --name 'TRL (DPO)' --log "$trained/train.log" --metrics "$METRICS_FILE" -- \
-        torchrun --standalone --local-addr=127.0.0.1 --nnodes=1 --nproc_per_node="${N_GPUS:-1}" recipes/train_dpo.py \
+        torchrun --standalone --local-addr=127.0.0.1 --nnodes=1 --nproc_per_node="${N_GPUS:-1}" recipes/dpo/train_dpo.py \
         "${OVERRIDES[@]}" "trainer.logger=[$LOGGERS]" "$@"
     stage_done "checkpoints in $checkpoints"
 fi

@@ -94,7 +94,7 @@ if [[ $DECISIONS != 1 ]]; then
         "actor_rollout_ref.rollout.agent.agent_loop_config_path=recipes/agent_loops.yaml"
         "actor_rollout_ref.rollout.agent.default_agent_loop=consecutive_decisions"
         "actor_rollout_ref.rollout.multi_turn.max_assistant_turns=$DECISIONS"
-        "actor_rollout_ref.actor._target_=recipes.decision_loop.DecisionActorConfig"
+        "actor_rollout_ref.actor._target_=recipes.verl_plugins.decision_loop.DecisionActorConfig"
         "+actor_rollout_ref.actor.decisions=$DECISIONS"
         # verl counts sequences in an update, and each decision is one
         "actor_rollout_ref.actor.ppo_mini_batch_size=$((BATCH_PROMPTS * DECISIONS / UPDATES))"

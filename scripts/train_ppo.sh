@@ -65,8 +65,8 @@ choose_paths ppo
 # A tiny model turns sure of itself within ten steps, and then explores no more; the KL loss keeps it open.
 KL=${KL:-$(tiny_default 0.3 0.001)}
 LEARNING_RATE=${LEARNING_RATE:-$(tiny_default 1e-3 1e-5)}
-# The critic's loader (recipes/value_model.py) has to be known to every process of the run.
-export VERL_USE_EXTERNAL_MODULES=${VERL_USE_EXTERNAL_MODULES:+$VERL_USE_EXTERNAL_MODULES,}recipes.value_model
+# The critic's loader (recipes/verl_plugins/value_model.py) has to be known to every process of the run.
+export VERL_USE_EXTERNAL_MODULES=${VERL_USE_EXTERNAL_MODULES:+$VERL_USE_EXTERNAL_MODULES,}recipes.verl_plugins.value_model
 CRITIC_LEARNING_RATE=${CRITIC_LEARNING_RATE:-$(tiny_default 1e-3 1e-5)}
 check_policy_knobs 1
 choose_sft

@@ -51,7 +51,7 @@ CHECK=(
     --lora-rank "$LORA_RANK" --learning-rate "$LEARNING_RATE" --epochs "$EPOCHS"
 )
 # the pass that fits the batch
-settled=$("$PYTHON" recipes/check_run.py "${CHECK[@]}")
+settled=$("$PYTHON" recipes/preflight/check_run.py "${CHECK[@]}")
 read -r _ num_devices pass <<<"$settled"
 OVERRIDES=(
     "hardware=$HARDWARE"
@@ -74,7 +74,7 @@ plan sft "$planned_model" "$out" "${OVERRIDES[@]}" "$@"
 
 fetch_model
 offline_models
-settled=$("$PYTHON" recipes/check_run.py "${CHECK[@]}" --model "$base" --sft "$DATA/sft_train.parquet")
+settled=$("$PYTHON" recipes/preflight/check_run.py "${CHECK[@]}" --model "$base" --sft "$DATA/sft_train.parquet")
 read -r steps _ <<<"$settled"
 if [[ -f $out/exported_step ]]; then
     skipped 'SFT' "model in $out/merged"

@@ -19,7 +19,7 @@ FORBIDDEN = {
     "scripts": {"verl"},
 }
 # what the project's replays are measured beside
-OVER_TRACI = REPO_ROOT / "reward" / "benchmarks" / "traci_replay.py"
+OVER_TRACI = REPO_ROOT / "scripts" / "benchmarks" / "traci_replay.py"
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 

@@ -7,6 +7,9 @@ import os
 import re
 from pathlib import Path
 
+# the repository, where configs/ and the packages lie side by side
+REPO_ROOT = Path(__file__).resolve().parents[1]
+
 # SUMO's net and state files begin with a comment that holds the time of day; without it, same input gives same bytes
 _GENERATED_COMMENT = re.compile(rb"<!-- generated on .*?-->\s*", re.DOTALL)
 

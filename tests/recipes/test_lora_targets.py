@@ -38,7 +38,7 @@ def test_peft_finds_every_target_that_passes() -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from recipes.tiny_model import TinyModelSize, tiny_config
+    from recipes.models.tiny_model import TinyModelSize, tiny_config
 
     names = lora_targets("tiny", "q_proj,gate_proj")
     model = AutoModelForCausalLM.from_config(tiny_config(TinyModelSize(), vocab_size=300))

@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import pytest
 
-from recipes.compose import compose
-from recipes.memory_plan import OVERHEAD, VLLM, memory_plan
-from recipes.model_facts import model_facts
-from recipes.run_settings import GIB, RunSettings, run_settings
-from recipes.step_time import step_time
+from recipes.models.model_facts import model_facts
+from recipes.preflight.compose import compose
+from recipes.preflight.memory_plan import OVERHEAD, VLLM, memory_plan
+from recipes.preflight.run_settings import GIB, RunSettings, run_settings
+from recipes.preflight.step_time import step_time
 
 WORKER = "actor_rollout_ref"
 # The logs: prompts of 100 tokens, answers of 210 (1.5B) and 270 (7B). The tuning table names no lengths; GSM8K's there.

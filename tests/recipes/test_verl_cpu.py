@@ -14,9 +14,9 @@ pytest.importorskip("verl")
 
 from omegaconf import OmegaConf
 
-from recipes.replay_buffer import reward_part_metrics
-from recipes.verl_cpu.process_group import without_repetitions
-from recipes.verl_cpu.vllm_metadata import VllmAlias, VllmAliasFinder
+from recipes.verl_plugins.cpu.process_group import without_repetitions
+from recipes.verl_plugins.cpu.vllm_metadata import VllmAlias, VllmAliasFinder
+from recipes.verl_plugins.replay_buffer import reward_part_metrics
 
 
 def test_a_backend_named_twice_is_named_once() -> None:
@@ -45,12 +45,12 @@ def in_new_process(code: str, **environment: str) -> str:
 
 def test_the_plugin_makes_the_cpu_verls_device() -> None:
     code = "import verl.utils.device as d; print(d.get_device_name(), d.get_device_id(), d.get_nccl_backend())"
-    plugin = {"VERL_USE_EXTERNAL_MODULES": "recipes.verl_cpu", "VERL_PLATFORM": "cpu"}
+    plugin = {"VERL_USE_EXTERNAL_MODULES": "recipes.verl_plugins.cpu", "VERL_PLATFORM": "cpu"}
     assert in_new_process(code, **plugin).splitlines()[-1] == "cpu cpu gloo"
 
 
 def test_the_plugin_changes_nothing_where_the_cpu_was_not_chosen() -> None:
-    code = "import torch.distributed as d, os; a = d.init_process_group; import recipes.verl_cpu; "
+    code = "import torch.distributed as d, os; a = d.init_process_group; import recipes.verl_plugins.cpu; "
     code += "print(d.init_process_group is a, os.environ.get('VERL_ENGINE_DEVICE'))"
     assert in_new_process(code, VERL_PLATFORM="").splitlines()[-1] == "True None"
 
@@ -71,7 +71,7 @@ def test_grpo_composes_verls_trainer_with_the_hardware(repo_root: Path, monkeypa
     assert actor["clip_ratio"] == 0.2  # verl's own, untouched
     assert actor["strategy"] == config["actor_rollout_ref"]["ref"]["strategy"] == "fsdp2"
     assert actor["ppo_micro_batch_size_per_gpu"] == 4
-    assert rollout["engine_kwargs"]["vllm"]["worker_extension_cls"].startswith("recipes.verl_cpu")
+    assert rollout["engine_kwargs"]["vllm"]["worker_extension_cls"].startswith("recipes.verl_plugins.cpu")
     assert config["ray_kwargs"]["ray_init"]["num_gpus"] == config["trainer"]["n_gpus_per_node"] == 1
     assert config["reward"]["custom_reward_function"]["path"] == "pkg://reward.compute_score"
 

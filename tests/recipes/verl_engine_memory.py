@@ -1,8 +1,8 @@
 """Peak bytes of an update by verl's own FSDP2 engine, one process on the CPU, counted over all living tensors.
 
 python tests/recipes/verl_engine_memory.py CASES.json PEAKS.json; a case: config (a Qwen2Config), param_dtype,
-packed, lora_rank, checkpointing, micro_batch, tokens. Run by tests/recipes/test_memory_plan.py in a process of its own,
-for verl chooses its platform when it is imported.
+packed, lora_rank, checkpointing, micro_batch, tokens. tests/recipes/preflight/test_memory_plan.py runs it in a process
+of its own, for verl chooses its platform when it is imported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.update(VERL_PLATFORM="cpu", VERL_USE_EXTERNAL_MODULES="recipes.verl_cpu")
+os.environ.update(VERL_PLATFORM="cpu", VERL_USE_EXTERNAL_MODULES="recipes.verl_plugins.cpu")
 
 import torch
 import torch.distributed.fsdp._fully_shard._fsdp_param as fsdp_param

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 import reward.compute_score
-from reward.replay_pool import ReplayPool
 from reward.settings import ReplaySection
+from reward.workers.pool import ReplayPool
 from tests.reward.replay_processes import replay_processes
 from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.replays.request import ReplayRequest

@@ -22,7 +22,7 @@ from reward.ground_truth import GroundTruth, parse_ground_truth
 from reward.stretch_scoring import score_stretch
 from reward.stretch_source import StretchSource
 from tests.reward.replay_processes import replay_processes
-from tests.reward.test_replay_pool import is_running, wait_until_gone
+from tests.reward.workers.test_pool import is_running, wait_until_gone
 from tsc.errors import ReplayError, StateError
 from tsc.junction.decision import Answer, parse_answer
 from tsc.replays.request import ReplayRequest
@@ -160,7 +160,7 @@ def test_any_number_of_stretches_under_way_take_no_more_workers_than_allowed(
     with ThreadPoolExecutor(len(jobs)) as threads:
         running = [threads.submit(played, source, *job) for job in jobs]
         while not all(each.done() for each in running):
-            alive = replay_processes(server_folder.parent, "reward.replay_worker")
+            alive = replay_processes(server_folder.parent, "reward.workers.worker")
             assert len(alive) <= 2
             seen.update(process.pid for process in alive)
             time.sleep(0.05)

@@ -14,18 +14,18 @@ from pathlib import Path
 import pytest
 import sumo
 
-from reward.benchmarks import replay_speed
-from reward.benchmarks.alternatives import bare_cost, bare_step_cpu_s, fresh_libsumo_queue_veh_s, fresh_traci
-from reward.benchmarks.datasets import CITY_NET, samples_of, spread
-from reward.benchmarks.effort import FULL, QUICK, Effort
-from reward.benchmarks.grpo_step import Step, read_steps, rows_of
-from reward.benchmarks.live_replay import live_cost
-from reward.benchmarks.replay_speed import bare_rows
-from reward.benchmarks.rows import Bound, Machine, Row, table, write_rows
-from reward.benchmarks.score_rate import ground_truth
-from reward.benchmarks.stopwatch import Cost, in_turn
-from reward.benchmarks.timed_score import CACHED, LIVE, mode_of_step, timed_score, without_label
-from reward.benchmarks.warm_process import WarmProcess
+from benchmarks import replay_speed
+from benchmarks.alternatives import bare_cost, bare_step_cpu_s, fresh_libsumo_queue_veh_s, fresh_traci
+from benchmarks.benchmark_datasets import CITY_NET, samples_of, spread
+from benchmarks.effort import FULL, QUICK, Effort
+from benchmarks.grpo_step import Step, read_steps, rows_of
+from benchmarks.live_replay import live_cost
+from benchmarks.replay_speed import bare_rows
+from benchmarks.rows import Bound, Machine, Row, table, write_rows
+from benchmarks.score_rate import ground_truth
+from benchmarks.stopwatch import Cost, in_turn
+from benchmarks.timed_score import CACHED, LIVE, mode_of_step, timed_score, without_label
+from benchmarks.warm_process import WarmProcess
 from reward.ground_truth import parse_ground_truth
 from tests.tsc.sumo_process import in_new_process
 from tsc.cost.outcome import OutcomeSettings

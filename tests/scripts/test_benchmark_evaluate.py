@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reward.benchmarks import episode_speed
-from reward.benchmarks.bare_episode import Script, bare_cost, record_script
-from reward.benchmarks.effort import QUICK
-from reward.benchmarks.episode_speed import CONTROLLERS, episode_jobs, episode_rows, worker_rows
-from reward.benchmarks.stopwatch import Cost
+from benchmarks import episode_speed
+from benchmarks.bare_episode import Script, bare_cost, record_script
+from benchmarks.effort import QUICK
+from benchmarks.episode_speed import CONTROLLERS, episode_jobs, episode_rows, worker_rows
+from benchmarks.stopwatch import Cost
 from tests.tsc.sumo_process import in_new_process
 from tsc.errors import ReplayError
 from tsc.evaluation.plan import Contestant
@@ -62,8 +62,8 @@ def test_workers_have_to_give_most_of_what_the_cores_could(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_an_evaluation_s_prompts_are_answered_offline_too(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    from recipes.decision_speed import costs_of_decisions
-    from recipes.tiny_model import TinyModelSize, build_tiny_model
+    from benchmarks.decision_speed import costs_of_decisions
+    from recipes.models.tiny_model import TinyModelSize, build_tiny_model
 
     chat = [{"role": "user", "content": "Extend?"}, {"role": "assistant", "content": '{"extend": "yes"}'}]
     pq.write_table(pa.table({"messages": [chat] * 4}), tmp_path / "texts.parquet")

@@ -21,7 +21,7 @@ import pytest
 
 pytest.importorskip("verl")
 
-from recipes.cluster_run import NodeState, NodeWatch
+from recipes.running.cluster_run import NodeState, NodeWatch
 
 SCRIPT = "scripts/ray_cluster.sh"
 
@@ -90,7 +90,7 @@ class Cluster:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def check(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "recipes/cluster_check.py", "--address", self.address, "--hardware", "cpu"]
+        command = [sys.executable, "recipes/running/cluster_check.py", "--address", self.address, "--hardware", "cpu"]
         return subprocess.run(
             [*command, *map(str, options)],
             cwd=self.head.root,
@@ -223,7 +223,7 @@ class Scorer:
         score = compute_score("tsc", '{"extend": "yes"}', truth, {}, audit_fraction=1.0)
         place = tempfile.gettempdir()
         commands = [" ".join(process.cmdline()) for process in psutil.process_iter()]
-        servers = [one for one in commands if f"reward.replay_server {place}/" in one]
+        servers = [one for one in commands if f"reward.workers.server {place}/" in one]
         return place, len(servers), score["audited"], score["audit_disagreed"]
 
 address, parquet = sys.argv[1:]
@@ -405,7 +405,7 @@ def test_a_worker_whose_head_or_own_address_is_wrong_says_so_before_ray_starts(
 def test_a_training_is_told_at_once_that_no_cluster_answers_at_its_address(repo_root: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     done = subprocess.run(
-        [sys.executable, "recipes/cluster_check.py", "--address", address, "--hardware", "cpu"],
+        [sys.executable, "recipes/running/cluster_check.py", "--address", address, "--hardware", "cpu"],
         cwd=repo_root, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2

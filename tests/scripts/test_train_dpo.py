@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from recipes.tiny_model import TinyModelSize, build_tiny_model
+from recipes.models.tiny_model import TinyModelSize, build_tiny_model
 
 pytest.importorskip("trl")
 

@@ -14,7 +14,7 @@ from typing import Any
 from tsc.errors import ReplayError, ScenarioError, UnknownJunction
 from tsc.junction.decision import Decision
 from tsc.junction.timing import Timing
-from tsc.sumo.running import HOLD_S
+from tsc.sumo.running import HOLD_S, RunningSumo
 from tsc.sumo.signal_program import SignalProgram
 
 

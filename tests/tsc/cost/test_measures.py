@@ -401,7 +401,7 @@ def _costs_by_scope(files: SumoFiles) -> dict[str, float]:
         ("noise", "choose one of queue_veh_s, waiting_time_s"),
         ("pkg://mine", "write a function of your own as pkg://module:function"),
         ("pkg://no_such_module:cost", "put the folder that holds it on PYTHONPATH"),
-        ("pkg://tsc.timing:cost", "has no function 'cost'"),
+        ("pkg://tsc.junction.timing:cost", "has no function 'cost'"),
     ],
 )
 def test_a_measure_that_is_not_there_is_told_with_the_remedy(name: str, told: str) -> None:

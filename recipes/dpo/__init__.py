@@ -1,0 +1,1 @@
+"""DPO with TRL: the pairs, and the trainer."""

@@ -1,0 +1,170 @@
+"""Preference pairs for DPO from the Parquet files that data_tools/json_to_parquet.py writes for GRPO.
+
+Example:
+    python recipes/dpo/preference_pairs.py --input data/four_way/parquet --output runs/mine/dpo/pairs
+
+writes train.parquet and val.parquet to the output folder, one pair for each state whose two outcomes differ:
+    prompt    the sample's messages
+    chosen    one message, the better answer in its exact form, {"extend": "yes"} or {"extend": "no"}
+    rejected  one message, the other answer
+    margin    in (0, 1]: by how much the chosen answer is better
+Better is what the reward (configs/reward.yaml) scores higher. With S(a) the score of answer a, and S_max the largest
+that traffic and terms can contribute (the sum of their weights),
+    margin = (S(chosen) - S(rejected)) / (2 · S_max)
+which for the reward as it comes is the relative gap, |cost(yes) - cost(no)| / max(cost(yes), cost(no)). A state where
+both answers score the same teaches nothing: it is left out and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reward.ground_truth import GroundTruth, parse_ground_truth
+from reward.scoring import score_answer
+from reward.settings import RewardSettings, load_settings
+from tsc.cost.outcome import Outcomes
+from tsc.errors import ConfigError, SampleError, run_main
+from tsc.files import write_atomically
+from tsc.junction.decision import Answer, AnswerForm, Decision
+
+SIDES = ("train", "val")
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+SCHEMA = pa.schema([("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _MESSAGES), ("margin", pa.float32())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """margin: in (0, 1], see the module's text."""
+
+    chosen: Decision
+    margin: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Rows of SCHEMA, and the number of states that were left out as ties."""
+
+    rows: list[dict[str, Any]]
+    num_ties: int
+
+
+def preference(outcomes: Outcomes, settings: RewardSettings) -> Preference | None:
+    """The better of the two answers and by how much; None on a tie."""
+    scores = {
+        decision: score_answer(Answer(decision=decision, form=AnswerForm.EXACT), outcomes, settings).score
+        for decision in Decision
+    }
+    difference = scores[Decision.YES] - scores[Decision.NO]
+    if difference == 0:
+        return None
+    largest = settings.weights.traffic + sum(weight for _, weight in settings.terms)
+    return Preference(chosen=Decision.YES if difference > 0 else Decision.NO, margin=abs(difference) / (2 * largest))
+
+
+def pair_of(prompt: list[dict[str, str]], preferred: Preference) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "chosen": [{"role": "assistant", "content": preferred.chosen.answer}],
+        "rejected": [{"role": "assistant", "content": preferred.chosen.other.answer}],
+        "margin": preferred.margin,
+    }
+
+
+def pairs_of(rows: Iterable[dict[str, Any]], settings: RewardSettings, *, file: Path) -> Pairs:
+    """Pairs of the rows of `file`, in their order. Raises ConfigError where outcomes are missing."""
+    pairs: list[dict[str, Any]] = []
+    num_rows = num_ties = 0
+    without: list[GroundTruth] = []
+    asked = settings.outcome_settings
+    for num_rows, row in enumerate(rows, start=1):
+        try:
+            truth = parse_ground_truth(row["reward_model"]["ground_truth"])
+        except SampleError as error:
+            raise ConfigError(f"{file}, row {num_rows}: {error}") from error
+        outcomes = truth.known_outcomes(asked)
+        if outcomes is None:
+            without.append(truth)
+            continue
+        preferred = preference(outcomes, settings)
+        if preferred is None:
+            num_ties += 1
+        else:
+            pairs.append(pair_of(row["prompt"], preferred))
+    if without:
+        first = without[0]
+        cause = (
+            f"none at all ({first.request.sample_id})"
+            if first.outcome_settings is None
+            else f"others, by {first.outcome_settings.measure} over {first.outcome_settings.horizon_s} s with the tail "
+            f"{first.outcome_settings.tail} ({first.request.sample_id})"
+        )
+        raise ConfigError(
+            f"{len(without)} of {num_rows} states in {file} lack the outcomes that configs/reward.yaml asks for, "
+            f"{asked.measure} over {asked.horizon_s} s with the tail {asked.tail}; the first has {cause}. DPO replays "
+            "nothing: generate the data again under these settings (data_tools/generate_dataset.py), or set the data's "
+            "own in configs/reward.yaml, or use scripts/train_grpo.sh, which replays what is missing"
+        )
+    return Pairs(rows=pairs, num_ties=num_ties)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist: make it with data_tools/json_to_parquet.py")
+    try:
+        table = pq.read_table(file, columns=["prompt", "reward_model"])
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise ConfigError(
+            f"{file} is no Parquet file of json_to_parquet ({error}): make it again with data_tools/json_to_parquet.py"
+        ) from None
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def write_pairs(source: Path, out: Path, settings: RewardSettings) -> dict[str, Pairs]:
+    """Pairs of both sides by name, written to `out`; val.parquet may be missing or empty. Raises ConfigError."""
+    sides = {}
+    for side in SIDES:
+        file = source / f"{side}.parquet"
+        rows = [] if side == "val" and not file.is_file() else read_rows(file)
+        sides[side] = pairs_of(rows, settings, file=file)
+    if not sides["train"].rows:
+        raise ConfigError(
+            f"{source}/train.parquet has no state whose outcomes differ, so DPO has nothing to learn from: "
+            "make more data, or a longer horizon_s"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for side, pairs in sides.items():
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(pairs.rows, schema=SCHEMA), buffer, compression="zstd")
+        write_atomically(out / f"{side}.parquet", buffer.getvalue())
+    return sides
+
+
+def summary_line(side: str, pairs: Pairs) -> str:
+    margins = sorted(row["margin"] for row in pairs.rows)
+    line = f"  {side}: {len(pairs.rows):,} pairs, {pairs.num_ties:,} ties left out"
+    if margins:
+        num_yes = sum(row["chosen"][0]["content"] == Decision.YES.answer for row in pairs.rows)
+        line += f"; yes is better in {num_yes / len(margins):.0%}; margin: median {margins[len(margins) // 2]:.2f}"
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True, help="folder with train.parquet and val.parquet")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the pairs")
+    options = parser.parse_args()
+    for side, pairs in write_pairs(options.input, options.output, load_settings()).items():
+        print(summary_line(side, pairs))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,206 @@
+"""What a model's config.json says about its size: counted on the meta device, where a model has shapes but no memory.
+
+No weights are needed: the configs of the models in configs/models hold the published architecture values, so that a run
+can be planned on a machine that has neither the model nor a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.models.tiny_model import TinyModelSize, tiny_config
+from tsc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig
+
+MODEL_CONFIGS = Path("configs/models")
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearShape:
+    """The linear layers of one name: `count` of them, each with num_out × num_in weights."""
+
+    name: str
+    num_in: int
+    num_out: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """Sizes of a causal language model. Counts are parameters, not bytes.
+
+    num_parameters counts a head that is tied to the embedding once. num_embedding is one vocabulary × hidden matrix.
+    num_layer is one layer's. num_value_head_model is the model with a head of one output in the vocabulary's place, as
+    PPO's critic has it. linears are the linear layers of all decoder layers together, without the head.
+    """
+
+    name: str
+    num_parameters: int
+    num_embedding: int
+    tied_embedding: bool
+    num_layer: int
+    num_value_head_model: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    max_positions: int
+    linears: tuple[LinearShape, ...]
+
+    @property
+    def num_outside_layers(self) -> int:
+        """Embedding, head and last norm."""
+        return self.num_parameters - self.layers * self.num_layer
+
+    @property
+    def num_matmul_parameters(self) -> int:
+        """Parameters that every token is multiplied with: all but the embedding's table, the head included."""
+        return self.layers * self.num_layer + self.num_embedding
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        """Elements of the KV cache for one token: a key and a value in every layer."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+    def lora_parameters(self, rank: int, targets: str | Sequence[str] = ALL_LINEAR) -> int:
+        """Parameters of a LoRA adapter: r · (in + out) for each matching linear layer (Hu et al. 2021, section 4.1).
+
+        targets: "all-linear" (all but the head, as PEFT takes it), or the last parts of the layers' names. Raises
+        ConfigError for a name that the model lacks, with those that it has.
+        """
+        return sum(rank * shape.count * (shape.num_in + shape.num_out) for shape in self.lora_linears(targets))
+
+    def lora_linears(self, targets: str | Sequence[str] = ALL_LINEAR) -> tuple[LinearShape, ...]:
+        if targets == ALL_LINEAR:
+            return self.linears
+        wanted = [targets] if isinstance(targets, str) else list(targets)
+        known = {shape.name for shape in self.linears}
+        unknown = [name for name in wanted if name not in known]
+        if unknown or not wanted:
+            raise ConfigError(
+                f"LORA_TARGETS names {', '.join(unknown) or 'nothing'}, which {self.name} has not: "
+                f"choose {ALL_LINEAR} or some of {', '.join(sorted(known))}"
+            )
+        return tuple(shape for shape in self.linears if shape.name in wanted)
+
+
+@cache
+def model_facts(model: str, *, root: Path = Path(".")) -> ModelFacts:
+    """Facts of `model`: `tiny`, `smollm2`, a name in configs/models, or a folder with a config.json.
+
+    root: the repository. Raises ConfigError for anything else.
+    """
+    return facts_of_config(_config(model, root), name=model_title(model))
+
+
+def model_title(model: str) -> str:
+    """The name of a model as a reader wants it: the last part of a folder's path."""
+    return Path(model).name or model
+
+
+def known_models(root: Path = Path(".")) -> list[str]:
+    """The names in configs/models, smallest model first."""
+    folders = [file.parent for file in (root / MODEL_CONFIGS).glob("*/config.json")]
+    return [folder.name for folder in sorted(folders, key=_size_in_name)]
+
+
+def facts_of_config(config: PretrainedConfig, *, name: str) -> ModelFacts:
+    """Count the parameters of the model that `config` describes. Takes about a second for the first model."""
+    from torch import nn
+
+    model = _on_meta_device(config)
+    embedding = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    layers = _decoder_layers(model)
+    linears: dict[tuple[str, int, int], int] = {}
+    for path, module in layers.named_modules():
+        if isinstance(module, nn.Linear):
+            key = (path.rsplit(".", 1)[-1], module.in_features, module.out_features)
+            linears[key] = linears.get(key, 0) + 1
+    tied = head is not None and head.weight is embedding.weight
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    hidden = int(config.hidden_size)
+    heads = int(config.num_attention_heads)
+    return ModelFacts(
+        name=name,
+        num_parameters=num_parameters,
+        num_embedding=embedding.weight.numel(),
+        tied_embedding=tied,
+        num_layer=sum(parameter.numel() for parameter in layers[0].parameters()),
+        # The head with a row per token goes (a tied one stays, as the embedding); one with one row and a bias comes.
+        num_value_head_model=num_parameters - (0 if tied else embedding.weight.numel()) + hidden + 1,
+        hidden=hidden,
+        intermediate=int(getattr(config, "intermediate_size", 4 * hidden)),
+        layers=len(layers),
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
+        vocab=int(config.vocab_size),
+        max_positions=int(config.max_position_embeddings),
+        linears=tuple(
+            LinearShape(name=layer, num_in=num_in, num_out=num_out, count=count)
+            for (layer, num_in, num_out), count in linears.items()
+        ),
+    )
+
+
+def _on_meta_device(config: PretrainedConfig) -> Any:
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise ConfigError(f"the config is not of a causal language model that transformers knows: {error}") from error
+    # Moving to the meta device parts what was tied.
+    model.tie_weights()
+    return model
+
+
+def _decoder_layers(model: nn.Module) -> nn.ModuleList:
+    from torch import nn
+
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    if not lists:
+        raise ConfigError(f"{type(model).__name__} has no list of layers: it is no decoder that this plan understands")
+    return max(lists, key=lambda module: sum(parameter.numel() for parameter in module.parameters()))
+
+
+def _config(model: str, root: Path) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    if model == "tiny":
+        return tiny_config(TinyModelSize(), TinyModelSize.vocab_size)
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ConfigError(f"{model} is a LoRA adapter: give the folder of its base model")
+        folder = root / MODEL_CONFIGS / model
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"there is no model {model!r}: give a folder with a config.json, or one of tiny, "
+            f"{', '.join(known_models(root))}"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise ConfigError(f"cannot read {folder / 'config.json'}: {error}") from error
+    return config
+
+
+def _size_in_name(folder: Path) -> float:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return float(config["hidden_size"] * config["num_hidden_layers"])

@@ -1,0 +1,521 @@
+"""The memory a run takes, phase by phase, from its settings and the model's sizes: arithmetic only, nothing is started.
+
+What is counted, and where each formula comes from, stands at the function that computes it. Sources named "verl" are
+files of verl 0.9.1. Known to be left out: the odd kernel's workspace, tensors of a few bytes a token, and what other
+programs hold. docs/hardware.md compares plans with what was measured.
+
+All sizes are bytes of one GPU, or, on a CPU, of the machine; sequences are taken as long as the configuration allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from recipes.models.model_facts import ModelFacts
+from recipes.preflight.run_settings import GIB, MIB, EngineSettings, RolloutSettings, RunSettings
+
+# What a process has on a GPU before its first tensor: CUDA's context, cuBLAS' workspace, loaded kernels. 0.3–0.6 GiB.
+CUDA_CONTEXT_BYTES = GIB // 2
+# NCCL's buffers, where GPUs talk to each other.
+NCCL_BYTES = GIB // 2
+# vLLM's CUDA graphs stay when it sleeps, with what else its allocator does not own.
+CUDA_GRAPHS_BYTES = 3 * GIB // 4
+VLLM_LEFTOVER_BYTES = GIB // 4
+# Share of the trainer's tensors that torch's caching allocator holds in gaps between them.
+FRAGMENTATION = 0.05
+# NF4 with quantised constants: 4 bits and 0.127 a weight (Dettmers et al. 2023, QLoRA, section 3).
+QUANTISED_BYTES = 4.127 / 8
+# What must stay free: a plan is an estimate.
+SAFETY = 0.03
+
+# Main memory of a run's processes, as their proportional set sizes (/proc/PID/smaps_rollup) were read in a run of the
+# tiny model: the driver, Ray's and the transfer queue's own; one process each that drives generation or computes
+# rewards (with its share of the replay workers); for each device a trainer and vLLM's worker, engine and server.
+FIXED_PROCESSES_BYTES = 2600 * MIB
+AGENT_PROCESS_BYTES = 600 * MIB
+REWARD_PROCESS_BYTES = 400 * MIB
+DEVICE_PROCESSES_BYTES = 2200 * MIB
+TRAINER_PROCESS_BYTES = 700 * MIB
+# A process that computes on a GPU holds more in main memory: CUDA's libraries and pinned buffers.
+CUDA_HOST_BYTES = GIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Bytes on one GPU at the fullest moment of a phase, by part."""
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What a run takes. problems: sentences, empty where it fits; host_bytes: main memory of one machine.
+
+    kv_tokens: tokens for which vLLM has room in its cache, in a copy of the model; None without a rollout.
+    """
+
+    phases: tuple[Phase, ...]
+    host_parts: dict[str, int]
+    kv_tokens: int | None
+    problems: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems
+
+    @property
+    def fullest(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def host_bytes(self) -> int:
+        return sum(self.host_parts.values())
+
+
+def memory_plan(facts: ModelFacts, settings: RunSettings) -> MemoryPlan:
+    """The plan of a run. Raises ConfigError for LoRA targets that the model lacks."""
+    phases = _phases(facts, settings)
+    host = _host_parts(facts, settings)
+    kv_tokens = kv_cache_tokens(facts, settings) if settings.rollout else None
+    if settings.device.is_cpu:
+        # One memory for all: what the phases hold beside each other, and the processes.
+        fullest = max(phase.total for phase in phases)
+        host = {"the trainer's and vLLM's tensors": fullest, **host}
+    return MemoryPlan(
+        phases=phases,
+        host_parts=host,
+        kv_tokens=kv_tokens,
+        problems=_problems(facts, settings, phases, host, kv_tokens),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- tensors of a model
+
+
+def trained_parameters(facts: ModelFacts, engine: EngineSettings) -> int:
+    """Parameters with a gradient and an optimizer state: all, or the adapter's."""
+    if engine.full:
+        return parameters(facts, engine)
+    return facts.lora_parameters(engine.lora_rank, engine.lora_targets)
+
+
+def parameters(facts: ModelFacts, engine: EngineSettings) -> int:
+    """Parameters of the model without an adapter."""
+    return facts.num_parameters if engine.has_lm_head else facts.num_value_head_model
+
+
+def weight_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
+    """Weights on one GPU while the engine works, divided by FSDP over `shards` (verl: engine/fsdp/transformer_impl.py).
+
+    The optimizer's weights are kept in model_dtype, fp32 unless set; none where FSDP2's policy has them in main memory.
+    """
+    if engine.cpu_offload_policy:
+        return 0
+    count = parameters(facts, engine)
+    if engine.quantised:
+        in_layers = sum(shape.count * shape.num_in * shape.num_out for shape in facts.linears)
+        return int(in_layers * QUANTISED_BYTES + (count - in_layers) * engine.master_bytes)
+    return int(count * engine.master_bytes / engine.shards)
+
+
+def adapter_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
+    """LoRA's weights on one GPU."""
+    if engine.full or engine.cpu_offload_policy:
+        return 0
+    return int(trained_parameters(facts, engine) * engine.adapter_bytes / engine.shards)
+
+
+def gathered_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
+    """Weights in the type of computation that FSDP gathers for a pass: two layers (one works while the next comes), and
+    the root's embedding and head, which stay gathered (torch: fully_shard). Without FSDP, autocast keeps a copy of
+    fp32 weights in the type of the computation, and a quantised layer is unpacked when its turn comes."""
+    if engine.fsdp_version == 0:
+        if engine.quantised:
+            return engine.compute_bytes * facts.num_layer
+        return engine.compute_bytes * parameters(facts, engine) if engine.compute_bytes < engine.master_bytes else 0
+    outside = parameters(facts, engine) - facts.layers * facts.num_layer
+    return engine.compute_bytes * (outside + 2 * facts.num_layer)
+
+
+def gradient_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
+    """Gradients in the weights' own type, sharded like them, and one gathered gradient of the embedding on its way to
+    its shards (computed in compute_bytes, added up in fp32), where the embedding is trained."""
+    if not engine.trained:
+        return 0
+    element = engine.master_bytes if engine.full else engine.adapter_bytes
+    sharded = 0 if engine.cpu_offload_policy else trained_parameters(facts, engine) * element / engine.shards
+    gathered = facts.num_embedding * (engine.compute_bytes + 4) if engine.full and engine.shards > 1 else 0
+    return int(sharded + gathered)
+
+
+def optimizer_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
+    """Adam's two moments in the trained weights' type (torch.optim.AdamW; Kingma and Ba 2015)."""
+    if not engine.trained or engine.cpu_offload_policy:
+        return 0
+    element = engine.master_bytes if engine.full else engine.adapter_bytes
+    return int(2 * trained_parameters(facts, engine) * element / engine.shards)
+
+
+def layer_activation_bytes_per_token(facts: ModelFacts, engine: EngineSettings) -> float:
+    """What one decoder layer keeps of one token for its backward pass, without recomputation.
+
+    Counted over transformers' Qwen and Llama layers with sdpa, in the manner of Korthikanti et al. 2022
+    (arXiv:2205.05198, section 4.1), with c bytes an activation: two norms; attention keeps query, key, value and its
+    output, twice (once for the projection), keys and values repeated for all heads, as sdpa with a mask wants them;
+    the gated MLP keeps four tensors of the intermediate width. LoRA adds `rank` numbers for each adapted layer.
+    """
+    c = engine.compute_bytes
+    width = facts.heads * facts.head_dim
+    attention = c * 5 * width + 4 * facts.heads
+    mlp = c * 4 * facts.intermediate
+    lora = 0.0
+    if not engine.full:
+        per_layer = sum(shape.count for shape in facts.lora_linears(engine.lora_targets)) / facts.layers
+        lora = c * engine.lora_rank * per_layer
+    return 2 * norm_activation_bytes_per_token(facts, engine) + attention + mlp + lora
+
+
+def norm_activation_bytes_per_token(facts: ModelFacts, engine: EngineSettings) -> int:
+    """Its input in fp32 and its output; where its weights are trained, the normalised input, too."""
+    return facts.hidden * (4 + engine.compute_bytes * (2 if engine.full else 1))
+
+
+def activation_bytes(facts: ModelFacts, engine: EngineSettings, tokens: int) -> tuple[int, int]:
+    """Activations of a training pass over `tokens`: those kept through the whole pass (layers and the last norm),
+    and one layer's while it is worked on. With gradient checkpointing only the input of each layer is kept, the rest
+    recomputed layer by layer."""
+    layer = layer_activation_bytes_per_token(facts, engine)
+    last = norm_activation_bytes_per_token(facts, engine)
+    # gradients of the widest tensors of a layer, while the backward pass is in it
+    backward = engine.compute_bytes * (3 * facts.intermediate + 2 * facts.hidden)
+    if engine.gradient_checkpointing:
+        kept = facts.layers * facts.hidden * engine.compute_bytes
+        return int(tokens * (kept + last)), int(tokens * (layer + backward))
+    return int(tokens * (facts.layers * layer + last)), int(tokens * backward)
+
+
+def forward_bytes(facts: ModelFacts, engine: EngineSettings, tokens: int) -> int:
+    """The widest moment of a pass without gradients: a layer's MLP beside the residual stream."""
+    return int(tokens * (engine.compute_bytes * (3 * facts.intermediate + 2 * facts.hidden) + 4 * facts.hidden))
+
+
+def logits_bytes(facts: ModelFacts, engine: EngineSettings, tokens: int, *, trained: bool) -> int:
+    """Logits and their copies at the fullest moment, for every token and every word of the vocabulary.
+
+    verl (prepare_model_outputs, logprobs_from_logits_v2): the logits in the type of computation, a copy without the
+    padding, and one for a temperature other than 1. Training in 16 bits adds their log-softmax in fp32, kept for the
+    backward pass; in fp32 three more copies appear in the backward pass, when the one for the temperature is gone. The
+    entropy adds a softmax and its product with the logits. For DPO (recipes/dpo/train_dpo.py): log-softmax and two
+    gradients in fp32.
+    flash-attn's cross-entropy, which needs one copy, is not among the pinned packages; verl's fused kernels never hold
+    all logits.
+    """
+    if not engine.has_lm_head or engine.fused_log_probs:
+        return 0
+    c = engine.compute_bytes
+    padded = 0 if engine.remove_padding else c
+    if engine.logit_tokens is not None:
+        copies = 12 if trained else 8 + c
+    else:
+        copies = c + padded + (c if engine.scaled_logits else 0)
+        if trained:
+            copies = 4 * c + padded if c == 4 else copies + 4
+        if engine.entropy:
+            copies += 8
+    return int(tokens * facts.vocab * copies)
+
+
+# ---------------------------------------------------------------------------------------------- vLLM
+
+
+def rollout_weight_bytes(facts: ModelFacts, rollout: RolloutSettings) -> int:
+    """vLLM's weights on one GPU, divided by tensor parallelism."""
+    return int(facts.num_parameters * rollout.weight_bytes / rollout.tensor_parallel)
+
+
+def rollout_working_bytes(facts: ModelFacts, rollout: RolloutSettings) -> int:
+    """What vLLM sets aside beside weights and cache, from the passes it tries at its start: the widest layer of
+    max_num_batched_tokens, and the sampler's logits of max_num_seqs in fp32, sorted and as probabilities (vLLM:
+    gpu_worker.py, determine_available_memory)."""
+    layer = 2 * rollout.max_batched_tokens * (3 * facts.intermediate // rollout.tensor_parallel + 2 * facts.hidden)
+    sampler = rollout.max_num_seqs * facts.vocab * 4 * 3
+    graphs = 0 if rollout.eager else CUDA_GRAPHS_BYTES
+    return max(layer, sampler) + graphs
+
+
+def kv_bytes_per_token(facts: ModelFacts, rollout: RolloutSettings) -> float:
+    """Key and value in every layer; with more GPUs than KV heads each GPU keeps at least one head."""
+    heads = max(1, facts.kv_heads // rollout.tensor_parallel)
+    return 2 * facts.layers * heads * facts.head_dim * rollout.kv_bytes
+
+
+def kv_cache_bytes(facts: ModelFacts, settings: RunSettings) -> int:
+    """vLLM's KV cache on one GPU: as set, or what its share of the memory leaves. Negative where nothing is left."""
+    rollout = settings.rollout
+    assert rollout is not None
+    if rollout.kv_cache_bytes is not None:
+        return rollout.kv_cache_bytes
+    share = int(rollout.memory_fraction * settings.device.memory_bytes)
+    return share - rollout_weight_bytes(facts, rollout) - rollout_working_bytes(facts, rollout)
+
+
+def kv_cache_tokens(facts: ModelFacts, settings: RunSettings) -> int:
+    assert settings.rollout is not None
+    return int(max(0, kv_cache_bytes(facts, settings)) / kv_bytes_per_token(facts, settings.rollout))
+
+
+def rollout_bytes(facts: ModelFacts, settings: RunSettings) -> int:
+    """All of vLLM on one GPU while it generates."""
+    rollout = settings.rollout
+    assert rollout is not None
+    if rollout.kv_cache_bytes is None and not settings.device.is_cpu:
+        return int(rollout.memory_fraction * settings.device.memory_bytes)
+    working = 0 if settings.device.is_cpu else rollout_working_bytes(facts, rollout)
+    return rollout_weight_bytes(facts, rollout) + working + kv_cache_bytes(facts, settings)
+
+
+def rollout_resting_bytes(facts: ModelFacts, settings: RunSettings) -> int:
+    """vLLM on one GPU while the trainer works: all of it, or, asleep, its CUDA graphs and leftovers."""
+    rollout = settings.rollout
+    if rollout is None:
+        return 0
+    if not rollout.sleeps:
+        return rollout_bytes(facts, settings)
+    return VLLM_LEFTOVER_BYTES + (0 if rollout.eager else CUDA_GRAPHS_BYTES)
+
+
+# ---------------------------------------------------------------------------------------------- phases
+
+WEIGHTS, ADAPTER, GRADIENTS, OPTIMIZER = "weights", "LoRA adapter", "gradients", "optimizer"
+ACTIVATIONS, LOGITS, CRITIC, VLLM = "activations", "logits", "critic at rest", "vLLM"
+TRANSFER, OVERHEAD = "weights on their way", "CUDA, fragments"
+PARTS = (WEIGHTS, ADAPTER, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, CRITIC, VLLM, TRANSFER, OVERHEAD)
+
+
+def _phases(facts: ModelFacts, settings: RunSettings) -> tuple[Phase, ...]:
+    actor, critic = settings.actor, settings.critic
+    resting = rollout_resting_bytes(facts, settings)
+    critic_at_rest = _resident(facts, critic)
+    phases: list[Phase] = []
+    if settings.rollout is not None:
+        phases.append(
+            _phase(
+                settings,
+                "generate",
+                _at_rest(facts, actor) | {CRITIC: critic_at_rest, VLLM: rollout_bytes(facts, settings)},
+            )
+        )
+    asked = settings.reference_engine or actor
+    if settings.reference != "none" or settings.old_log_prob_pass:
+        phases.append(
+            _phase(
+                settings,
+                "log-probs",
+                _forward(facts, settings, asked, beside=actor) | {CRITIC: critic_at_rest, VLLM: resting},
+            )
+        )
+    if critic is not None:
+        actor_at_rest = {"actor at rest": _resident(facts, actor), VLLM: resting}
+        phases.append(_phase(settings, "critic", _backward(facts, settings, critic) | actor_at_rest))
+    phases.append(
+        _phase(settings, "update", _backward(facts, settings, actor) | {CRITIC: critic_at_rest, VLLM: resting})
+    )
+    phases.append(
+        _phase(settings, "Adam step", _step(facts, settings, actor) | {CRITIC: critic_at_rest, VLLM: resting})
+    )
+    if settings.rollout is not None:
+        phases.append(_phase(settings, "send weights", _send(facts, settings) | {CRITIC: critic_at_rest}))
+    return tuple(phases)
+
+
+def _phase(settings: RunSettings, name: str, parts: dict[str, int]) -> Phase:
+    parts = {part: size for part, size in parts.items() if size > 0}
+    if not settings.device.is_cpu:
+        tensors = sum(size for part, size in parts.items() if part != VLLM)
+        processes = 1 if settings.rollout is None else 2
+        nccl = NCCL_BYTES if settings.num_devices > 1 else 0
+        parts[OVERHEAD] = int(processes * CUDA_CONTEXT_BYTES + nccl + FRAGMENTATION * tensors)
+    return Phase(name=name, parts=parts)
+
+
+def _at_rest(facts: ModelFacts, engine: EngineSettings) -> dict[str, int]:
+    """What stays on the GPU while the engine does nothing (verl: param_offload, optimizer_offload)."""
+    weights = {} if engine.param_offload else _weights(facts, engine)
+    return weights | ({} if engine.optimizer_offload else {OPTIMIZER: optimizer_bytes(facts, engine)})
+
+
+def _weights(facts: ModelFacts, engine: EngineSettings) -> dict[str, int]:
+    return {WEIGHTS: weight_bytes(facts, engine), ADAPTER: adapter_bytes(facts, engine)}
+
+
+def _resident(facts: ModelFacts, engine: EngineSettings | None) -> int:
+    return sum(_at_rest(facts, engine).values()) if engine else 0
+
+
+def _forward(
+    facts: ModelFacts, settings: RunSettings, engine: EngineSettings, *, beside: EngineSettings
+) -> dict[str, int]:
+    tokens = settings.pass_tokens(engine)
+    parts = _weights(facts, engine)
+    if engine is not beside:
+        for part, size in _at_rest(facts, beside).items():
+            parts[part] = parts.get(part, 0) + size
+    elif not engine.optimizer_offload:
+        parts[OPTIMIZER] = optimizer_bytes(facts, engine)
+    parts[WEIGHTS] += gathered_bytes(facts, engine)
+    logits = logits_bytes(facts, engine, settings.logit_tokens(engine), trained=False)
+    parts[LOGITS] = logits
+    parts[ACTIVATIONS] = max(0, forward_bytes(facts, engine, tokens) - logits)
+    return parts
+
+
+def _backward(facts: ModelFacts, settings: RunSettings, engine: EngineSettings) -> dict[str, int]:
+    """verl brings weights and optimizer back to the GPU for the whole of an update, offloaded or not."""
+    tokens = settings.pass_tokens(engine)
+    kept, in_layer = activation_bytes(facts, engine, tokens)
+    logits = logits_bytes(facts, engine, settings.logit_tokens(engine), trained=True)
+    weights = _weights(facts, engine)
+    weights[WEIGHTS] += gathered_bytes(facts, engine)
+    return weights | {
+        GRADIENTS: _gradients(facts, settings, engine),
+        OPTIMIZER: optimizer_bytes(facts, engine),
+        # When the backward pass works on a layer, the logits are gone.
+        ACTIVATIONS: kept + max(0, in_layer - logits),
+        LOGITS: logits,
+    }
+
+
+def _gradients(facts: ModelFacts, settings: RunSettings, engine: EngineSettings) -> int:
+    """Without FSDP torch's DistributedDataParallel adds them up in buckets of its own, a second copy."""
+    copies = 2 if engine.fsdp_version == 0 and settings.num_devices > 1 else 1
+    return copies * gradient_bytes(facts, engine)
+
+
+def _step(facts: ModelFacts, settings: RunSettings, engine: EngineSettings) -> dict[str, int]:
+    """Adam over all tensors at once (torch's foreach) holds one more copy of the trained weights meanwhile."""
+    optimizer = optimizer_bytes(facts, engine)
+    return _weights(facts, engine) | {
+        GRADIENTS: _gradients(facts, settings, engine),
+        OPTIMIZER: optimizer + optimizer // 2,
+    }
+
+
+def _send(facts: ModelFacts, settings: RunSettings) -> dict[str, int]:
+    """New weights on their way to vLLM, whose weights are back and whose cache is not (verl: update_weights).
+
+    All weights, or the adapter merged into them: a buffer, and the largest tensor gathered. The adapter alone: its
+    tensors. FSDP1 gathers the whole model for an adapter, unless layered_summon is on, and always for merging.
+    """
+    rollout, actor = settings.rollout, settings.actor
+    assert rollout is not None
+    parts = _weights(facts, actor) | ({} if actor.optimizer_offload else {OPTIMIZER: optimizer_bytes(facts, actor)})
+    as_adapter = not actor.full and not rollout.merge_lora
+    if as_adapter:
+        moved = adapter_bytes(facts, actor) * actor.shards
+    else:
+        moved = min(rollout.bucket_bytes, int(facts.num_parameters * actor.master_bytes))
+        moved += int(facts.num_embedding * actor.master_bytes)
+    gathers_all = actor.fsdp_version == 1 and actor.shards > 1 and not actor.full
+    if gathers_all and (rollout.merge_lora or not rollout.layered_summon):
+        moved += int(facts.num_parameters * actor.master_bytes)
+    awake = rollout_weight_bytes(facts, rollout) + rollout_resting_bytes(facts, settings)
+    if not rollout.sleeps:
+        awake = rollout_bytes(facts, settings)
+    return parts | {TRANSFER: moved, VLLM: awake}
+
+
+# ---------------------------------------------------------------------------------------------- main memory
+
+
+def _host_parts(facts: ModelFacts, settings: RunSettings) -> dict[str, int]:
+    """Main memory of one machine: processes, what was moved out of the GPUs, Ray's object store."""
+    actor, critic, rollout = settings.actor, settings.critic, settings.rollout
+    devices = settings.devices_per_node
+    cpu = settings.device.is_cpu
+    parts: dict[str, int] = {}
+    cuda_host = 0 if cpu else CUDA_HOST_BYTES
+    if rollout is None:
+        parts["processes"] = devices * (TRAINER_PROCESS_BYTES + cuda_host)
+    else:
+        workers = settings.num_agent_workers * AGENT_PROCESS_BYTES + settings.num_reward_workers * REWARD_PROCESS_BYTES
+        parts["processes"] = FIXED_PROCESSES_BYTES + workers + devices * (DEVICE_PROCESSES_BYTES + 2 * cuda_host)
+        parts["Ray's object store"] = settings.object_store_bytes
+    offloaded = 0.0
+    for engine in (actor, critic, settings.reference_engine):
+        if engine is None:
+            continue
+        trained = trained_parameters(facts, engine) if engine.trained else 0
+        share = devices / engine.shards
+        if engine.cpu_offload_policy:
+            offloaded += share * (parameters(facts, engine) * engine.master_bytes + 3 * trained * engine.master_bytes)
+        else:
+            if engine.param_offload:
+                offloaded += share * parameters(facts, engine) * engine.master_bytes
+            if engine.optimizer_offload:
+                offloaded += share * 2 * trained * engine.adapter_bytes
+    if rollout is not None and not actor.full and not cpu:
+        if rollout.merge_lora:
+            # verl keeps the unmerged weights while it sends the merged ones.
+            offloaded += devices / actor.shards * facts.num_parameters * actor.master_bytes
+        elif rollout.sleeps:
+            # vLLM's weights wait in main memory (sleep level 1).
+            offloaded += devices / rollout.tensor_parallel * facts.num_parameters * rollout.weight_bytes
+    parts["weights and optimizer moved out"] = int(offloaded)
+    if not cpu:
+        # With FSDP the first process reads the model for all, unless its embedding is its head (verl:
+        # get_init_weight_context_manager).
+        readers = devices if facts.tied_embedding or actor.fsdp_version == 0 else 1
+        parts["reading the model"] = int(max(0.0, readers * facts.num_parameters * actor.master_bytes - offloaded))
+    return {part: size for part, size in parts.items() if size}
+
+
+# ---------------------------------------------------------------------------------------------- does it fit
+
+
+def longest_fitting_tokens(facts: ModelFacts, settings: RunSettings) -> int:
+    """Tokens of the longest sequences with which the run fits, in steps of an eighth of those allowed; 0: with none."""
+    for eighths in range(8, 0, -1):
+        tokens = settings.sequence_tokens * eighths // 8
+        shorter = replace(settings, prompt_tokens=max(1, tokens - settings.answer_tokens))
+        if memory_plan(facts, shorter).fits:
+            return shorter.sequence_tokens
+    return 0
+
+
+def usable_bytes(memory_bytes: int) -> int:
+    return int(memory_bytes * (1 - SAFETY))
+
+
+def _problems(
+    facts: ModelFacts, settings: RunSettings, phases: tuple[Phase, ...], host: dict[str, int], kv_tokens: int | None
+) -> tuple[str, ...]:
+    problems: list[str] = []
+    device, rollout = settings.device, settings.rollout
+    if device.memory_bytes and not device.is_cpu:
+        usable = usable_bytes(device.memory_bytes)
+        for phase in phases:
+            if phase.total > usable:
+                largest = max(phase.parts, key=lambda part: phase.parts[part])
+                problems.append(
+                    f"{phase.name}: {gib(phase.total)} GiB of {gib(usable)} usable, most of it {largest} "
+                    f"({gib(phase.parts[largest])} GiB)"
+                )
+    total, usable = sum(host.values()), usable_bytes(device.host_bytes)
+    if device.host_bytes and total > usable:
+        problems.append(f"main memory: {gib(total)} GiB of {gib(usable)} usable")
+    if rollout is not None and kv_tokens is not None and kv_tokens < rollout.max_model_len:
+        share = "its share of the GPU" if rollout.kv_cache_bytes is None else "kv_cache_memory_bytes"
+        problems.append(
+            f"vLLM: {share} leaves a cache of {kv_tokens} tokens, less than one sequence of {rollout.max_model_len}"
+        )
+    return tuple(problems)
+
+
+def gib(size: float) -> str:
+    """GiB with one decimal."""
+    return f"{size / GIB:.1f}"

@@ -1,0 +1,503 @@
+"""What of a composed configuration decides how much memory and time a run takes.
+
+The configuration is the one that verl (or, for DPO, recipes/dpo/train_dpo.py) would be given, so that a plan speaks of
+the run that would start, with every override of the user's. Byte counts are a number's: 4 for fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recipes.models.model_facts import ALL_LINEAR
+from tsc.errors import ConfigError
+
+POLICY_GRADIENT = ("grpo", "gspo", "ppo")
+ALGORITHMS = (*POLICY_GRADIENT, "sft", "dpo")
+GIB = 2**30
+MIB = 2**20
+
+BYTES_OF_DTYPE = {
+    "fp32": 4,
+    "float32": 4,
+    "bf16": 2,
+    "bfloat16": 2,
+    "fp16": 2,
+    "float16": 2,
+    "half": 2,
+}
+# A pair's answers have this many tokens with logits: their own, and by how much the prompts of a pass differ in length.
+DPO_LOGIT_TOKENS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings:
+    """One GPU, or, on a CPU, the whole machine. hardware: name of the file in configs/hardware.
+
+    memory_bytes: the GPU's, as torch sees it. host_bytes: main memory of the machine. Both are 0 where unknown.
+    peak_tflops, bandwidth_gb_per_s: the data sheet's, None for a CPU.
+    """
+
+    hardware: str
+    is_cpu: bool
+    memory_bytes: int
+    host_bytes: int = 0
+    compute_capability: float | None = None
+    peak_tflops: float | None = None
+    bandwidth_gb_per_s: float | None = None
+
+    @property
+    def title(self) -> str:
+        return "this CPU machine" if self.is_cpu else self.hardware.upper().replace("_", " ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """A model that is trained, or only asked for log-probs (trained=False), by FSDP or, for DPO, by TRL.
+
+    master_bytes: a weight, as it is kept. adapter_bytes: a weight of the adapter. quantised: the layers' weights are
+    kept in 4 bits, master_bytes holds for the rest. compute_bytes: weights and activations in a pass. lora_rank 0
+    trains all weights. shards: processes over which weights, gradients and optimizer are divided. fsdp_version: 0 for
+    a plain copy of the model in each process. micro_batch: sequences in one pass; token_budget: tokens in one pass
+    instead, for batches of varying size. logit_tokens: tokens of a sequence that get logits, None for all of them.
+    """
+
+    trained: bool
+    master_bytes: int
+    adapter_bytes: int
+    quantised: bool
+    compute_bytes: int
+    lora_rank: int
+    lora_targets: str | tuple[str, ...]
+    shards: int
+    fsdp_version: int
+    micro_batch: int
+    token_budget: int | None
+    gradient_checkpointing: bool
+    param_offload: bool
+    optimizer_offload: bool
+    # FSDP2's policy: weights, gradients and optimizer live in main memory, layers come to the GPU as they are needed
+    cpu_offload_policy: bool
+    remove_padding: bool
+    fused_log_probs: bool
+    entropy: bool
+    # temperature 1 saves a copy of the logits
+    scaled_logits: bool
+    has_lm_head: bool
+    logit_tokens: int | None
+
+    @property
+    def full(self) -> bool:
+        return self.lora_rank == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """vLLM beside the trainer. memory_fraction: share of the GPU that vLLM takes while it is awake."""
+
+    weight_bytes: int
+    kv_bytes: int
+    tensor_parallel: int
+    memory_fraction: float
+    kv_cache_bytes: int | None
+    max_model_len: int
+    max_num_seqs: int
+    max_batched_tokens: int
+    sleeps: bool
+    eager: bool
+    bucket_bytes: int
+    merge_lora: bool
+    layered_summon: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """A run. Batches are those of one step over all devices; tokens are the longest that the configuration allows.
+
+    reference: "none", "adapter_off" (the actor without its adapter) or "separate" (a model of its own).
+    """
+
+    algorithm: str
+    device: DeviceSettings
+    num_nodes: int
+    devices_per_node: int
+    batch_prompts: int
+    answers: int
+    prompt_tokens: int
+    answer_tokens: int
+    actor: EngineSettings
+    critic: EngineSettings | None
+    reference: str
+    reference_engine: EngineSettings | None
+    old_log_prob_pass: bool
+    rollout: RolloutSettings | None
+    updates_per_batch: int
+    # both answers of a pair in DPO, which share a pass; the decisions of an answer elsewhere, each a sequence
+    sequences_per_sample: int
+    object_store_bytes: int
+    num_agent_workers: int
+    num_reward_workers: int
+
+    @property
+    def num_devices(self) -> int:
+        return self.num_nodes * self.devices_per_node
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of a step: answers or their decisions, chats, or both answers of every pair."""
+        return self.batch_prompts * self.answers * self.sequences_per_sample
+
+    @property
+    def least_micro_batch(self) -> int:
+        """Sequences that cannot be parted: a pair's."""
+        return 2 if self.algorithm == "dpo" else 1
+
+    @property
+    def sequences_per_update(self) -> int:
+        """Sequences of one update on one device."""
+        return max(1, self.sequences // self.num_devices // self.updates_per_batch)
+
+    @property
+    def sequence_tokens(self) -> int:
+        return self.prompt_tokens + self.answer_tokens
+
+    def pass_tokens(self, engine: EngineSettings) -> int:
+        """Tokens of one forward and backward pass on one device, at most."""
+        if engine.token_budget is not None:
+            # A sequence is never split.
+            return max(engine.token_budget, self.sequence_tokens)
+        return min(engine.micro_batch, self.sequences_per_update) * self.sequence_tokens
+
+    def logit_tokens(self, engine: EngineSettings) -> int:
+        """Of pass_tokens, those that get logits."""
+        if engine.logit_tokens is None:
+            return self.pass_tokens(engine)
+        return min(engine.micro_batch, self.sequences_per_update) * min(engine.logit_tokens, self.sequence_tokens)
+
+    def with_micro_batch(self, micro_batch: int) -> RunSettings:
+        """The same with fewer sequences in a pass of every engine, whose token budgets shrink with them."""
+
+        def smaller(engine: EngineSettings) -> EngineSettings:
+            budget = engine.token_budget
+            if budget is not None:
+                budget = micro_batch * self.sequence_tokens
+            return replace(engine, micro_batch=micro_batch, token_budget=budget)
+
+        return self.with_engines(smaller)
+
+    def with_engines(self, change: Callable[[EngineSettings], EngineSettings]) -> RunSettings:
+        """The same with `change` applied to actor, critic and reference."""
+        return replace(
+            self,
+            actor=change(self.actor),
+            critic=change(self.critic) if self.critic else None,
+            reference_engine=change(self.reference_engine) if self.reference_engine else None,
+        )
+
+
+def run_settings(algorithm: str, config: DictConfig, *, hardware: str) -> RunSettings:
+    """Read the settings from the composed configuration. Raises ConfigError naming a key that is missing or wrong."""
+    if algorithm not in ALGORITHMS:
+        raise ConfigError(f"algorithm {algorithm!r} is unknown: choose one of {', '.join(ALGORITHMS)}")
+    read = _Reader(config, hardware)
+    if algorithm == "dpo":
+        return _dpo(read)
+    if algorithm == "sft":
+        return _sft(read)
+    return _policy_gradient(algorithm, read)
+
+
+class _Reader:
+    """Values of a configuration by key, converted, with the key in every error."""
+
+    def __init__(self, config: DictConfig, hardware: str) -> None:
+        self.config = config
+        self.hardware = hardware
+
+    def get(self, key: str, default: Any = None) -> Any:
+        try:
+            value = OmegaConf.select(self.config, key, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"the configuration's {key} cannot be read: {str(error).splitlines()[0]}") from error
+        if value is None:
+            return default
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 0) -> int:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{key}={value} is not a whole number of at least {least}")
+        return value
+
+    def optional_integer(self, key: str, *, least: int = 0) -> int | None:
+        return None if self.get(key) is None else self.integer(key, least=least)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{key}={value} is not a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{key}={value} is neither true nor false")
+        return value
+
+    def dtype_bytes(self, key: str, default: str) -> int:
+        value = str(self.get(key, default))
+        if value not in BYTES_OF_DTYPE:
+            raise ConfigError(f"{key}={value} is unknown: choose one of {', '.join(BYTES_OF_DTYPE)}")
+        return BYTES_OF_DTYPE[value]
+
+    def targets(self, key: str) -> str | tuple[str, ...]:
+        value = self.get(key, ALL_LINEAR)
+        return value if isinstance(value, str) else tuple(value)
+
+    def device(self) -> DeviceSettings:
+        def optional(key: str) -> float | None:
+            return None if self.get(key) is None else self.number(key)
+
+        return DeviceSettings(
+            hardware=self.hardware,
+            is_cpu=self.get("hardware.device", "cuda") == "cpu",
+            memory_bytes=int((optional("hardware.memory_gib") or 0) * GIB),
+            compute_capability=optional("hardware.compute_capability"),
+            peak_tflops=optional("hardware.peak_tflops"),
+            bandwidth_gb_per_s=optional("hardware.memory_bandwidth_gb_per_s"),
+        )
+
+
+def _policy_gradient(algorithm: str, read: _Reader) -> RunSettings:
+    world = read.integer("trainer.nnodes", least=1) * read.integer("trainer.n_gpus_per_node", least=1)
+    worker = "actor_rollout_ref"
+    lora_rank = read.integer(f"{worker}.model.lora_rank", 0)
+    temperature = read.number(f"{worker}.rollout.temperature", 1.0)
+    shared = {
+        "lora_rank": lora_rank,
+        "lora_targets": read.targets(f"{worker}.model.target_modules"),
+        "remove_padding": read.flag(f"{worker}.model.use_remove_padding", True),
+        "fused_log_probs": read.flag(f"{worker}.model.use_fused_kernels"),
+        "scaled_logits": temperature != 1.0,
+        "gradient_checkpointing": read.flag(f"{worker}.model.enable_gradient_checkpointing", True),
+    }
+    actor = _engine(
+        read,
+        fsdp=f"{worker}.actor.fsdp_config",
+        strategy=f"{worker}.actor.strategy",
+        micro_batch=f"{worker}.actor.ppo_micro_batch_size_per_gpu",
+        dynamic=f"{worker}.actor.use_dynamic_bsz",
+        budget=f"{worker}.actor.ppo_max_token_len_per_gpu",
+        world=world,
+        trained=True,
+        entropy=read.flag(f"{worker}.actor.calculate_entropy") or read.number(f"{worker}.actor.entropy_coeff", 0) != 0,
+        **shared,
+    )
+    wants_reference = read.flag(f"{worker}.actor.use_kl_loss") or read.flag("algorithm.use_kl_in_reward")
+    reference = "none" if not wants_reference else "adapter_off" if lora_rank else "separate"
+    reference_engine = None
+    if reference == "separate":
+        reference_engine = _engine(
+            read,
+            fsdp=f"{worker}.ref.fsdp_config",
+            strategy=f"{worker}.ref.strategy",
+            micro_batch=f"{worker}.ref.log_prob_micro_batch_size_per_gpu",
+            dynamic=f"{worker}.ref.log_prob_use_dynamic_bsz",
+            budget=f"{worker}.ref.log_prob_max_token_len_per_gpu",
+            world=world,
+            trained=False,
+            entropy=False,
+            **{**shared, "lora_rank": 0},
+        )
+    critic = None
+    critic_enabled = read.get("critic.enable")
+    if critic_enabled if critic_enabled is not None else read.get("algorithm.adv_estimator") == "gae":
+        critic = _engine(
+            read,
+            fsdp="critic.fsdp",
+            strategy="critic.strategy",
+            micro_batch="critic.ppo_micro_batch_size_per_gpu",
+            dynamic="critic.use_dynamic_bsz",
+            budget="critic.ppo_max_token_len_per_gpu",
+            world=world,
+            trained=True,
+            entropy=False,
+            **{
+                **shared,
+                "lora_rank": read.integer("critic.model.lora_rank", 0),
+                "remove_padding": read.flag("critic.model.use_remove_padding", True),
+                "gradient_checkpointing": read.flag("critic.model.enable_gradient_checkpointing", True),
+                "has_lm_head": False,
+            },
+        )
+    batch = read.integer("data.train_batch_size", least=1)
+    mini_batch = read.integer(f"{worker}.actor.ppo_mini_batch_size", least=1)
+    # recipes/verl_plugins/decision_loop.py: each decision is a sequence of its own
+    decisions = read.integer(f"{worker}.actor.decisions", 1, least=1)
+    prompt_tokens = read.integer("data.max_prompt_length", least=1)
+    answer_tokens = read.integer("data.max_response_length", least=1)
+    rollout = f"{worker}.rollout"
+    kv_cache = read.get(f"{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes")
+    rollout_bytes = read.dtype_bytes(f"{rollout}.dtype", "bfloat16")
+    return RunSettings(
+        algorithm=algorithm,
+        device=read.device(),
+        num_nodes=read.integer("trainer.nnodes", least=1),
+        devices_per_node=read.integer("trainer.n_gpus_per_node", least=1),
+        batch_prompts=batch,
+        answers=read.integer(f"{rollout}.n", 1, least=1),
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        actor=actor,
+        critic=critic,
+        reference=reference,
+        reference_engine=reference_engine,
+        old_log_prob_pass=not read.flag("algorithm.rollout_correction.bypass_mode"),
+        rollout=RolloutSettings(
+            weight_bytes=1 if read.get(f"{rollout}.quantization") == "fp8" else rollout_bytes,
+            kv_bytes=rollout_bytes,
+            tensor_parallel=read.integer(f"{rollout}.tensor_model_parallel_size", 1, least=1),
+            memory_fraction=read.number(f"{rollout}.gpu_memory_utilization", 0.5),
+            kv_cache_bytes=None if kv_cache is None else int(kv_cache),
+            max_model_len=read.integer(f"{rollout}.max_model_len", prompt_tokens + answer_tokens, least=1),
+            max_num_seqs=read.integer(f"{rollout}.max_num_seqs", 256, least=1),
+            max_batched_tokens=read.integer(f"{rollout}.max_num_batched_tokens", 8192, least=1),
+            sleeps=read.flag(f"{rollout}.free_cache_engine", True) and read.flag(f"{rollout}.enable_sleep_mode", True),
+            eager=read.flag(f"{rollout}.enforce_eager"),
+            bucket_bytes=read.integer(f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes", 2048) * MIB,
+            merge_lora=read.flag(f"{worker}.model.lora.merge"),
+            layered_summon=read.flag(f"{rollout}.layered_summon"),
+        ),
+        updates_per_batch=max(1, batch * decisions // mini_batch)
+        * read.integer(f"{worker}.actor.ppo_epochs", 1, least=1),
+        sequences_per_sample=decisions,
+        object_store_bytes=int(read.get("ray_kwargs.ray_init.object_store_memory", 0)),
+        num_agent_workers=read.integer(f"{rollout}.agent.num_workers", 8),
+        num_reward_workers=read.integer("reward.num_workers", 8),
+    )
+
+
+def _sft(read: _Reader) -> RunSettings:
+    world = read.integer("trainer.nnodes", least=1) * read.integer("trainer.n_gpus_per_node", least=1)
+    actor = _engine(
+        read,
+        fsdp="engine",
+        strategy="engine.strategy",
+        micro_batch="data.micro_batch_size_per_gpu",
+        dynamic="data.use_dynamic_bsz",
+        budget="data.max_token_len_per_gpu",
+        world=world,
+        trained=True,
+        entropy=False,
+        lora_rank=read.integer("model.lora_rank", 0),
+        lora_targets=read.targets("model.target_modules"),
+        remove_padding=read.flag("model.use_remove_padding", True),
+        fused_log_probs=read.flag("model.use_fused_kernels"),
+        scaled_logits=False,
+        gradient_checkpointing=read.flag("model.enable_gradient_checkpointing", True),
+    )
+    return _run_without_rollout("sft", read, actor, tokens=read.integer("data.max_length", least=1))
+
+
+def _engine(
+    read: _Reader,
+    *,
+    fsdp: str,
+    strategy: str,
+    micro_batch: str,
+    dynamic: str,
+    budget: str,
+    world: int,
+    trained: bool,
+    entropy: bool,
+    **shared: Any,
+) -> EngineSettings:
+    sharded_over = read.integer(f"{fsdp}.fsdp_size", -1, least=-1)
+    uses_budget = read.flag(dynamic)
+    # verl takes fp32 for a model that is trained, bf16 for one that is not, where nothing is said.
+    master = read.dtype_bytes(f"{fsdp}.model_dtype", "fp32" if trained else "bf16")
+    return EngineSettings(
+        trained=trained,
+        master_bytes=master,
+        # verl casts the adapter to the base's type.
+        adapter_bytes=master,
+        quantised=False,
+        compute_bytes=read.dtype_bytes(f"{fsdp}.mixed_precision.param_dtype", "bf16"),
+        shards=world if sharded_over < 1 or sharded_over >= world else sharded_over,
+        fsdp_version=2 if read.get(strategy) == "fsdp2" else 1,
+        micro_batch=1 if uses_budget else read.integer(micro_batch, least=1),
+        token_budget=read.integer(budget, least=1) if uses_budget else None,
+        param_offload=read.flag(f"{fsdp}.param_offload"),
+        optimizer_offload=read.flag(f"{fsdp}.optimizer_offload"),
+        # verl keeps a model that is only asked in main memory, and brings its layers to the GPU one by one.
+        cpu_offload_policy=read.flag(f"{fsdp}.offload_policy") or not trained,
+        entropy=entropy,
+        logit_tokens=None,
+        **{"has_lm_head": True, **shared},
+    )
+
+
+def _run_without_rollout(
+    algorithm: str, read: _Reader, actor: EngineSettings, *, tokens: int, sequences_per_sample: int = 1
+) -> RunSettings:
+    return RunSettings(
+        algorithm=algorithm,
+        device=read.device(),
+        num_nodes=read.integer("trainer.nnodes", 1, least=1),
+        devices_per_node=read.integer("trainer.n_gpus_per_node", 1, least=1),
+        batch_prompts=read.integer("data.train_batch_size", least=1),
+        answers=1,
+        prompt_tokens=tokens,
+        answer_tokens=0,
+        actor=actor,
+        critic=None,
+        reference="none",
+        reference_engine=None,
+        old_log_prob_pass=False,
+        rollout=None,
+        updates_per_batch=1,
+        sequences_per_sample=sequences_per_sample,
+        object_store_bytes=0,
+        num_agent_workers=0,
+        num_reward_workers=0,
+    )
+
+
+def _dpo(read: _Reader) -> RunSettings:
+    """TRL (recipes/dpo/train_dpo.py): a copy of the model in each process; the start's log-probs come beforehand."""
+    num_devices = read.integer("hardware.num_devices", 1, least=1)
+    lora_rank = read.integer("model.lora_rank", 0)
+    compute = read.dtype_bytes("hardware.param_dtype", "bf16")
+    actor = EngineSettings(
+        trained=True,
+        # load_model: weights that are trained stay in fp32, frozen ones come in the type of the computation.
+        master_bytes=compute if lora_rank else 4,
+        adapter_bytes=4,
+        quantised=read.get("model.quantize") == "4bit",
+        compute_bytes=compute,
+        lora_rank=lora_rank,
+        lora_targets=read.targets("model.target_modules"),
+        shards=1,
+        fsdp_version=0,
+        # sequences, two a pair; at least one pair
+        micro_batch=2 * max(1, read.integer("hardware.micro_batch_size", least=1) // 2),
+        token_budget=None,
+        gradient_checkpointing=read.flag("trl.gradient_checkpointing"),
+        param_offload=False,
+        optimizer_offload=False,
+        cpu_offload_policy=False,
+        remove_padding=False,
+        fused_log_probs=False,
+        entropy=False,
+        scaled_logits=False,
+        has_lm_head=True,
+        logit_tokens=DPO_LOGIT_TOKENS,
+    )
+    settings = _run_without_rollout(
+        "dpo", read, actor, tokens=read.integer("data.max_length", least=1), sequences_per_sample=2
+    )
+    return replace(settings, devices_per_node=num_devices)

@@ -1,0 +1,489 @@
+"""What verl would refuse minutes later, refused now, on any machine, GPU or none.
+
+`validate` runs what verl would run first: its validate_config and the dataclasses that its workers are built from (for
+DPO: TRL's fields). It also looks for what verl would pass over in silence or stumble upon minutes later. It raises
+ConfigError that names the key and the remedy. No model file is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import io
+import json
+import os
+import re
+import sys
+import traceback
+import typing
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from recipes.preflight.compose import ALGORITHMS, POLICY_GRADIENT, did_you_mean, leaves, nearest_key, usual_config
+from recipes.preflight.hardware import Hardware, check_layout
+from tsc.errors import ConfigError
+from tsc.yaml_file import nearest_spelling, validate_values
+
+# bfloat16 arithmetic
+BF16_CAPABILITY = 8.0
+FSDP = ("fsdp", "fsdp2")
+# What vLLM may be told to compute attention with on an NVIDIA GPU
+ATTENTION_BACKENDS = ("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "TRITON_ATTN")
+# Sections that hand their keys on to something else, where any key may stand; what is known of them is checked apart.
+OPEN_SECTIONS = ("override_config", "engine_kwargs", "ray_init", "trl", "sampler_kwargs", "custom", "kw_args")
+WORKER = "actor_rollout_ref"
+# Sections of dataclasses, whose fields are checked with them; a dataclass has more fields than verl's files show.
+DATACLASS_SECTIONS = (
+    *(f"{WORKER}.{part}." for part in ("actor", "ref", "rollout", "model")),
+    *("critic.", "algorithm.", "model.", "engine.", "optim.", "checkpoint.", "profiler."),
+)
+
+
+def _check_choice(key: str, value: object, allowed: Sequence[str], also: str = "") -> None:
+    if value not in allowed:
+        meant = did_you_mean(nearest_spelling(str(value), allowed))
+        raise ConfigError(f"{key}={value} is unknown{meant}: choose {also}{', '.join(allowed)}")
+
+
+def validate(algorithm: str, config: DictConfig) -> None:
+    """Check the composed configuration of a training as far as that goes without its GPU, data and model.
+
+    Imports verl and vLLM (for DPO: TRL), which takes a quarter of a minute on two cores. Leaves `config` as it is.
+    Raises ConfigError.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ConfigError(f"algorithm {algorithm!r} is unknown: choose one of {', '.join(ALGORITHMS)}")
+    config = _resolved(config)
+    values: Any = OmegaConf.to_container(config)
+    _check_keys(algorithm, values)
+    hardware = validate_values(values["hardware"], Hardware, where="hardware")
+    if algorithm in POLICY_GRADIENT and _has_critic(config) and algorithm != "ppo":
+        raise ConfigError(
+            f"algorithm.adv_estimator={config.algorithm.adv_estimator} with critic.enable={config.critic.enable} needs "
+            f"a critic, whose settings are PPO's: use scripts/train_ppo.sh, or for {algorithm} another estimator"
+        )
+    _check_dtypes(config, values, hardware)
+    _import_quietly(algorithm)
+    if algorithm == "dpo":
+        _check_dpo(config)
+    elif algorithm == "sft":
+        _check_sft(config)
+    else:
+        _check_policy_gradient(config)
+
+
+def _import_quietly(algorithm: str) -> None:
+    """What the checks need. vLLM and transformers would tell of parts that this machine lacks and no check needs."""
+    from transformers.utils import logging
+
+    level = os.environ.get("VLLM_LOGGING_LEVEL")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        if algorithm == "dpo":
+            importlib.import_module("recipes.dpo.train_dpo")
+            return
+        # the CPU set's vLLM has another name than verl asks for; elsewhere this does nothing
+        importlib.import_module("recipes.verl_plugins.cpu.vllm_metadata").install()
+        importlib.import_module("verl.workers.config")
+        if algorithm in POLICY_GRADIENT:
+            importlib.import_module("verl.workers.rollout.vllm_rollout.utils")
+    finally:
+        logging.set_verbosity(verbosity)
+        if level is None:
+            del os.environ["VLLM_LOGGING_LEVEL"]
+
+
+def _resolved(config: DictConfig) -> DictConfig:
+    """A copy with all interpolations resolved and every mandatory value there; open to new keys."""
+    try:
+        resolved: Any = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException as error:
+        said = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{_full_key(error)} cannot be resolved ({said}): give the key that it refers to a value, or remove the "
+            "override that removed it"
+        ) from error
+    missing = sorted(key for key in OmegaConf.missing_keys(resolved) if not key.startswith(_unused(resolved)))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value: add the override {missing[0]}=…")
+    assert isinstance(resolved, DictConfig)
+    return resolved
+
+
+def _unused(config: DictConfig) -> tuple[str, ...]:
+    """Beginnings of keys that nothing reads in this run: of models that it does not use."""
+    switches = {"reward.reward_model.": "enable", "distillation.": "enabled"}
+    unused = [section for section, switch in switches.items() if not OmegaConf.select(config, section + switch)]
+    if "critic" in config and not _has_critic(config):
+        unused.append("critic.")
+    return tuple(unused)
+
+
+def _has_critic(config: DictConfig) -> bool:
+    """As verl decides it (verl/trainer/ppo/utils.py, need_critic)."""
+    enabled = config.critic.enable
+    return config.algorithm.adv_estimator == "gae" if enabled is None else bool(enabled)
+
+
+def _check_keys(algorithm: str, values: dict[str, Any]) -> None:
+    """No key that a '+' slipped in without anything reading it."""
+    known = usual_config(algorithm)
+    for key in _added(values, known):
+        if not key.startswith(DATACLASS_SECTIONS):
+            meant = did_you_mean(nearest_key(key, [path for path, _ in leaves(known)]))
+            raise ConfigError(f"{key} is read by nothing in {algorithm}{meant}: remove the override +{key}=…")
+    for key, value, usual in _changed_types(values, known):
+        if value == "after_each_epoch" and algorithm == "sft":
+            continue  # what verl's SFT trainer takes as save_freq and test_freq
+        raise ConfigError(f"{key}={value} is no {usual}: give one")
+
+
+def _changed_types(values: Any, known: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Leaves whose value is of another kind than the number or truth value that stands there by default."""
+    if isinstance(values, dict) and isinstance(known, dict):
+        for key in values.keys() & known.keys():
+            yield from _changed_types(values[key], known[key], f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(known, bool):
+        if not isinstance(values, bool):
+            yield prefix, values, "true or false"
+    elif isinstance(known, int | float) and values is not None:
+        if isinstance(values, bool) or not isinstance(values, int | float):
+            yield prefix, values, "number"
+        elif isinstance(known, int) and not isinstance(values, int):
+            yield prefix, values, "whole number"
+
+
+def _added(values: Any, known: Any, prefix: str = "") -> Iterator[str]:
+    """Keys of `values` that `known` has not, outside of the open sections."""
+    if isinstance(values, dict) and isinstance(known, dict):
+        for key, value in values.items():
+            path = f"{prefix}.{key}" if prefix else str(key)
+            if key not in known:
+                yield path
+            elif key not in OPEN_SECTIONS:
+                yield from _added(value, known[key], path)
+
+
+def _check_dtypes(config: DictConfig, values: dict[str, Any], hardware: Hardware) -> None:
+    capability = hardware.compute_capability
+    if capability is not None and capability < BF16_CAPABILITY:
+        for key, value in leaves(values):
+            # turbo_config is read with strategy fsdp_turbo only
+            if (
+                str(value).lower() in ("bf16", "bfloat16")
+                and not key.startswith(_unused(config))
+                and "turbo" not in key
+            ):
+                remedy = "fp32" if key.endswith("model_dtype") else "float16" if value == "bfloat16" else "fp16"
+                raise ConfigError(
+                    f"{key}={value}: {hardware.device_name} (compute capability {capability}) cannot compute in "
+                    f"bfloat16, which needs {BF16_CAPABILITY}: choose {remedy}"
+                )
+    if hardware.param_dtype == "fp16" and hardware.device != "cuda":
+        raise ConfigError(
+            "hardware.param_dtype=fp16 needs an NVIDIA GPU: verl scales the loss with torch's ShardedGradScaler, which "
+            "is off elsewhere, and small gradients would vanish: choose hardware.param_dtype=fp32"
+        )
+
+
+# ---------------------------------------------------------------------------------------------- verl
+
+
+def _check_policy_gradient(config: DictConfig) -> None:
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+    from verl.trainer.ppo.utils import need_reference_policy
+    from verl.utils.config import validate_config
+
+    worker = config[WORKER]
+    use_critic = _has_critic(config)
+    _check_rollout(config)
+    engines = {f"{WORKER}.actor": worker.actor, **({"critic": config.critic} if use_critic else {})}
+    for key, engine in engines.items():
+        _check_engine(config, key, engine)
+    if worker.actor.use_dynamic_bsz != worker.rollout.log_prob_use_dynamic_bsz:
+        raise ConfigError(
+            f"{WORKER}.actor.use_dynamic_bsz and {WORKER}.rollout.log_prob_use_dynamic_bsz differ, and verl stops at "
+            "that: give both the same value"
+        )
+    _check_vllm(OmegaConf.to_container(worker.rollout.engine_kwargs))
+    _check_model(worker.model, f"{WORKER}.model")
+    _check_choice(
+        f"{WORKER}.actor.policy_loss.loss_mode", worker.actor.policy_loss.loss_mode, sorted(POLICY_LOSS_REGISTRY)
+    )
+    _check_choice("algorithm.adv_estimator", config.algorithm.adv_estimator, sorted(ADV_ESTIMATOR_REGISTRY))
+    _check_code(config)
+
+    needs_reference = need_reference_policy(config)
+    sections = {f"{WORKER}.rollout": worker.rollout, "algorithm": config.algorithm}
+    if needs_reference:
+        sections[f"{WORKER}.ref"] = _as_actor(worker.ref, worker.actor)
+    for key, section in sections.items():
+        _check_section(key, section)
+    if use_critic:
+        _check_model(config.critic.model, "critic.model")
+        # built from its own files, which need not be here
+        config.critic.model = None
+    for key, engine in engines.items():
+        _check_dataclasses(key, engine)
+    with _verl_notices(), warnings.catch_warnings():
+        # that no critic is trained, which is meant
+        warnings.filterwarnings("ignore", "Disabled critic", UserWarning)
+        # builds actor and critic
+        _check_class(
+            WORKER, lambda: validate_config(config, use_reference_policy=needs_reference, use_critic=use_critic)
+        )
+
+
+def _check_sft(config: DictConfig) -> None:
+    _check_devices(
+        config,
+        sequences=config.data.train_batch_size,
+        micro_batch=1 if config.data.use_dynamic_bsz else config.data.micro_batch_size_per_gpu,
+    )
+    _check_model(config.model, "model")
+    for key in ("engine", "optim", "checkpoint", "profiler"):
+        _check_section(key, config[key])
+
+
+def _check_rollout(config: DictConfig) -> None:
+    rollout, data = config[WORKER].rollout, config.data
+    tokens = data.max_prompt_length + data.max_response_length
+    if rollout.name != "vllm":
+        raise ConfigError(
+            f"{WORKER}.rollout.name={rollout.name}: the recipes and the pinned packages are for vLLM: choose vllm"
+        )
+    if rollout.max_model_len is not None and rollout.max_model_len < tokens:
+        raise ConfigError(
+            f"{WORKER}.rollout.max_model_len={rollout.max_model_len} tokens are fewer than data.max_prompt_length + "
+            f"data.max_response_length = {tokens}: choose at least {tokens}"
+        )
+    if rollout.temperature <= 0:
+        raise ConfigError(f"{WORKER}.rollout.temperature={rollout.temperature} samples nothing: choose TEMPERATURE > 0")
+    if not 0 < rollout.gpu_memory_utilization <= 1:
+        raise ConfigError(
+            f"{WORKER}.rollout.gpu_memory_utilization={rollout.gpu_memory_utilization} is no share of the GPU's "
+            "memory: choose a number above 0, and below 1 to leave some for the trainer"
+        )
+
+
+def _check_engine(config: DictConfig, key: str, engine: DictConfig) -> None:
+    """The batches of the actor or the critic."""
+    _check_choice(f"{key}.strategy", engine.strategy, FSDP)
+    prompts = engine.ppo_mini_batch_size
+    # where an answer has several decisions, each is a sequence of its own (recipes/verl_plugins/decision_loop.py)
+    if config.data.train_batch_size * engine.get("decisions", 1) % prompts:
+        raise ConfigError(
+            f"{key}.ppo_mini_batch_size={prompts} prompts an update do not divide data.train_batch_size="
+            f"{config.data.train_batch_size} prompts a step: choose BATCH_PROMPTS and UPDATES so that they do"
+        )
+    micro_batch = 1 if engine.use_dynamic_bsz else engine.ppo_micro_batch_size_per_gpu
+    if micro_batch is None:
+        raise ConfigError(
+            f"{key}.ppo_micro_batch_size_per_gpu has no value: give one (MICRO_BATCH), or remove the override"
+        )
+    _check_devices(config, sequences=prompts * config[WORKER].rollout.n, micro_batch=micro_batch)
+
+
+def _check_devices(config: DictConfig, *, sequences: int, micro_batch: int) -> None:
+    rollout = OmegaConf.select(config, f"{WORKER}.rollout")
+    path = OmegaConf.select(config, f"{WORKER}.model.path") or OmegaConf.select(config, "model.path")
+    heads, kv_heads = _heads(path)
+    check_layout(
+        num_devices=config.trainer.n_gpus_per_node,
+        nnodes=config.trainer.nnodes,
+        tensor_parallel=1 if rollout is None else rollout.tensor_model_parallel_size,
+        sequences=sequences,
+        micro_batch=micro_batch,
+        # torchrun, not Ray, starts the other trainings
+        ray_num_cpus=None if rollout is None else OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus"),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+    )
+
+
+def _heads(model: str | None) -> tuple[int | None, int | None]:
+    """Attention heads and key-value heads of the model in a folder; None where there is none."""
+    file = Path(model, "config.json") if model else None
+    if file is None or not file.is_file():
+        return None, None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file} is no JSON ({error}): is the model's folder complete?") from error
+    heads = values.get("num_attention_heads")
+    return heads, values.get("num_key_value_heads", heads)
+
+
+def _as_actor(ref: DictConfig, actor: DictConfig) -> DictConfig:
+    """The reference's section as verl hands it to its dataclass (verl/workers/engine_workers.py, init_model)."""
+    ref = copy.deepcopy(ref)
+    with open_dict(ref):
+        ref.ppo_mini_batch_size = actor.ppo_mini_batch_size
+        ref.ppo_micro_batch_size = ref.pop("log_prob_micro_batch_size", None)
+        ref.ppo_micro_batch_size_per_gpu = ref.pop("log_prob_micro_batch_size_per_gpu", None)
+        ref.use_dynamic_bsz = ref.pop("log_prob_use_dynamic_bsz", False)
+        ref.ppo_max_token_len_per_gpu = ref.pop("log_prob_max_token_len_per_gpu", None)
+    return ref
+
+
+def _check_vllm(engine_kwargs: Any) -> None:
+    """The keys that verl hands on to vLLM's command line are arguments of its engine."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = sorted(field.name for field in dataclasses.fields(AsyncEngineArgs))
+    values = engine_kwargs.get("vllm") or {}
+    for key, value in values.items():
+        path = f"{WORKER}.rollout.engine_kwargs.vllm.{key}"
+        if key not in known:
+            meant = did_you_mean(nearest_spelling(key, known))
+            raise ConfigError(f"{path} is no argument of vLLM's engine{meant}: remove or correct the override")
+        if key == "attention_backend" and value is not None:
+            _check_choice(path, value, ATTENTION_BACKENDS, "null (vLLM's own choice), ")
+
+
+def _check_model(model: DictConfig, key: str) -> None:
+    """The keys and values of verl's HFModelConfig, without building it: that would load the model's tokenizer."""
+    from verl.workers.config import HFModelConfig
+
+    _check_fields(HFModelConfig, OmegaConf.to_container(model), key)
+
+
+def _check_code(config: DictConfig) -> None:
+    """Functions and files of ours that verl would look for later are there."""
+    rollout = config[WORKER].rollout
+    for key, path in (
+        ("reward.custom_reward_function.path", config.reward.custom_reward_function.path),
+        ("trainer.v1.sampler.custom_sampler.path", config.trainer.v1.sampler.custom_sampler.path),
+        (f"{WORKER}.rollout.agent.agent_loop_config_path", rollout.agent.agent_loop_config_path),
+    ):
+        if path is None:
+            continue
+        package = str(path).removeprefix("pkg://")
+        found = importlib.util.find_spec(package) if package != path else Path(path).is_file() or None
+        if found is None:
+            raise ConfigError(f"{key}={path} is not there: give a file, or pkg:// and a module that can be imported")
+
+
+def _check_section(key: str, section: DictConfig) -> None:
+    """Build the dataclasses of a section as verl does, after a look at their keys and values."""
+    from verl.utils.config import omega_conf_to_dataclass
+
+    _check_dataclasses(key, section)
+    _check_class(key, lambda: omega_conf_to_dataclass(section))
+
+
+def _check_dataclasses(key: str, section: DictConfig) -> None:
+    """The keys and values of a section's dataclasses."""
+    for path, values in _with_target(OmegaConf.to_container(section), key):
+        _check_fields(_class(values["_target_"], path), values, path)
+
+
+def _with_target(values: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(values, dict):
+        if values.get("_target_"):
+            yield path, values
+        for key, value in values.items():
+            yield from _with_target(value, f"{path}.{key}")
+
+
+def _class(name: str, path: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{path}._target_={name} cannot be imported ({error}): remove the override") from error
+
+
+def _check_fields(cls: Any, values: Any, path: str) -> None:
+    """Names and simple types of a dataclass's values; nested dataclasses are checked for themselves."""
+    fields = _fields(cls)
+    for key, value in values.items():
+        if key == "_target_":
+            continue
+        if key not in fields:
+            meant = did_you_mean(nearest_spelling(key, sorted(fields)))
+            raise ConfigError(
+                f"{path}.{key} is unknown to verl's {cls.__name__}{meant}: remove the override +{path}.{key}=…"
+            )
+        if value is None or isinstance(value, dict):
+            continue
+        try:
+            fields[key].validate_python(value)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]["msg"]
+            raise ConfigError(f"{path}.{key}={value}: {fault[:1].lower()}{fault[1:]}") from error
+
+
+@functools.cache
+def _fields(cls: Any) -> dict[str, TypeAdapter[Any]]:
+    hints = typing.get_type_hints(cls)
+    loose = ConfigDict(arbitrary_types_allowed=True)
+    return {
+        field.name: TypeAdapter(Any if dataclasses.is_dataclass(hints[field.name]) else hints[field.name], config=loose)
+        for field in dataclasses.fields(cls)
+    }
+
+
+def _check_class(key: str, build: Callable[[], object]) -> None:
+    """Whatever verl's own checks refuse, as an error of the user's."""
+    try:
+        build()
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        AssertionError,
+        ValueError,
+        TypeError,
+        NotImplementedError,
+    ) as error:
+        cause: BaseException = error
+        while isinstance(cause, HydraException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        said = " ".join(str(cause).split())
+        if not said:  # a bare assert: what it asserts is all there is to tell
+            said = str(traceback.extract_tb(cause.__traceback__)[-1].line)
+        raise ConfigError(
+            f"{_full_key(error) or key}: verl refuses it: {said.rstrip('.')}. Change or remove the override"
+        ) from error
+
+
+def _full_key(error: Exception) -> str | None:
+    """The key that Hydra and OmegaConf put into a line of their message."""
+    line = re.search(r"^\s*full_key: (.+)$", str(error), re.MULTILINE)
+    return line.group(1) if line else None
+
+
+@contextlib.contextmanager
+def _verl_notices() -> Iterator[None]:
+    """verl prints while it checks: its notices go to standard error, its success is ours to tell."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            yield
+    finally:
+        for line in said.getvalue().splitlines():
+            if line.startswith(("NOTICE", "WARNING")):
+                print(line, file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------- TRL
+
+
+def _check_dpo(config: DictConfig) -> None:
+    from recipes.dpo.train_dpo import check_trl_fields, passes
+
+    check_trl_fields(config)
+    passes(config, config.hardware.num_devices)

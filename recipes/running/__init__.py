@@ -1,0 +1,1 @@
+"""A run while it lasts: its stages, its processes, its cluster."""

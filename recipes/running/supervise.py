@@ -1,0 +1,332 @@
+"""Run a command so that it never outlives its caller, leaves no process behind and never hangs on a dead worker.
+
+Example:
+    python recipes/running/supervise.py --log runs/mine/grpo/train.log --metrics runs/mine/grpo/metrics/1.jsonl \\
+        --watch-workers -- python -m verl.trainer.main_ppo …
+
+Ends the command and everything it started, however deep and however detached, when this process gets Ctrl-C, SIGTERM
+or SIGHUP, when its parent dies, and when one of verl's long-lived workers dies while verl goes on without it
+(--watch-workers).
+Exit status: the command's own; 1 after a dead worker or a stall; 128 + signal number after a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import psutil
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+# After so many steps with nearly the same answer to everything, the policy has settled on it.
+ONE_SIDED_STEPS = 5
+
+# How long the command may take to end after SIGTERM, before everything is killed.
+TERMINATION_S = 10.0
+POLL_S = 0.5
+
+# Ray names its actors ray::Class or ray::Class.method, idle workers ray::IDLE; vLLM names its processes VLLM::….
+# A process that one of them starts bears its name until it becomes another program.
+WORKER_NAME = re.compile(r"^(ray::(?!IDLE|Spill|Restore)\w+|VLLM::\w+)")
+RAY_DAEMONS = ("raylet", "gcs_server")
+# verl ends these before it ends itself, whatever the reason.
+ENDED_BY_VERL = ("ray::TransferQueueController", "ray::SimpleStorageUnit")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+RAISED = re.compile(
+    r"^(?:\(.*?\) )?(?!Error executing job)((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception|Killed|Interrupt|Died)\b.*)$"
+)
+
+
+def worker_name(process: psutil.Process) -> str | None:
+    """`ray::WorkerDict`, `VLLM::Worker`, `raylet`, …; None for anything that may come and go."""
+    match = WORKER_NAME.match(_command_line(process))
+    if not match:
+        return process.name() if process.name() in RAY_DAEMONS else None
+    name = match.group(1)
+    parent = process.parent()
+    started_by = _command_line(parent) if parent else ""
+    kind = "ray::" if name.startswith("ray::") else name  # Ray's workers come from the raylet, and change their titles
+    return None if started_by.startswith(kind) else name
+
+
+def _command_line(process: psutil.Process) -> str:
+    """Empty for a process that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+@dataclass
+class WorkerWatch:
+    """The workers that were seen alive, and the first that were found dead while others lived on."""
+
+    alive: dict[int, str] = field(default_factory=dict)
+    dead: list[str] = field(default_factory=list)
+    dead_since: float | None = None
+
+    def look(self, processes: Iterable[psutil.Process], now_s: float) -> None:
+        present: dict[int, str | None] = {}
+        for process in processes:
+            try:
+                # A process that is ending has lost its memory, and with it its command line, before it is a zombie.
+                if process.status() != psutil.STATUS_ZOMBIE and process.cmdline():
+                    present[process.pid] = worker_name(process)
+            except psutil.NoSuchProcess:
+                continue
+        gone = {pid: name for pid, name in self.alive.items() if pid not in present}
+        # A worker of Ray that only ran a task goes back to being idle, and may then be ended by Ray.
+        self.alive = {pid: name for pid, name in present.items() if name}
+        if gone and self.alive and self.dead_since is None:
+            self.dead = [f"{name} (process {pid})" for pid, name in gone.items()]
+            self.dead_since = now_s
+
+
+def raised_errors(log_text: str, limit: int = 5) -> list[str]:
+    """The last different `SomeError: message` lines of a log, in their order, without colours and Ray's prefixes."""
+    found: list[str] = []
+    for line in ANSI.sub("", log_text).splitlines():
+        match = RAISED.match(line.strip())
+        if match:
+            text = match.group(1)[:300]
+            if text in found:
+                found.remove(text)
+            found.append(text)
+    return found[-limit:]
+
+
+def progress_line(step: int, metrics: dict[str, float]) -> str | None:
+    """One short line for a training step; None for a record without training metrics."""
+    parts = [f"step {step}"]
+    if "reward/score/mean" in metrics:
+        parts.append(f"score {metrics['reward/score/mean']:+.3f}")
+        if "reward/format_exact/mean" in metrics:
+            parts.append(f"exact format {metrics['reward/format_exact/mean']:.0%}")
+        if "reward/answer_yes/mean" in metrics:
+            parts.append(f"yes {metrics['reward/answer_yes/mean']:.0%}")
+        if metrics.get("reward/one_sided_steps", 0) >= ONE_SIDED_STEPS:
+            parts.append("WARNING: hardly any other answer is left to learn from (more balance, more KL?)")
+        if metrics.get("reward/failed/sum"):
+            parts.append(f"failed rewards {metrics['reward/failed/sum']:.0f}")
+    elif "train/loss" in metrics:
+        parts.append(f"loss {metrics['train/loss']:.4f}")
+    elif "val/loss" in metrics:
+        parts.append(f"validation loss {metrics['val/loss']:.4f}")
+    else:
+        return None
+    if "timing_s/step" in metrics:
+        parts.append(f"{metrics['timing_s/step']:.1f} s")
+    return "  ".join(parts)
+
+
+class Progress:
+    """Prints what is new in verl's metrics file; at most one line every `every_s` seconds."""
+
+    def __init__(self, path: Path | None, every_s: float) -> None:
+        self._path = path
+        self._every_s = every_s
+        self._file: IO[str] | None = None
+        self._printed_s = float("-inf")
+        self._waiting: str | None = None
+
+    def show(self, now_s: float, last: bool = False) -> None:
+        if self._path is None:
+            return
+        if self._file is None:
+            if not self._path.exists():
+                return
+            self._file = self._path.open(encoding="utf-8")
+        while True:
+            start = self._file.tell()
+            line = self._file.readline()
+            if not line.endswith("\n"):
+                self._file.seek(start)
+                break
+            record = json.loads(line)
+            self._waiting = progress_line(record["step"], record["data"]) or self._waiting
+        if self._waiting and (last or now_s - self._printed_s >= self._every_s):
+            print(f"  {self._waiting}", flush=True)
+            self._waiting = None
+            self._printed_s = now_s
+
+
+class Supervisor:
+    """Owns the command and all its descendants."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self._signal: int | None = None
+        self._status: int | None = None
+        self._pid = 0
+
+    def _note_signal(self, signum: int, _frame: FrameType | None) -> None:
+        self._signal = signum
+
+    def _start(self, log: IO[bytes] | None) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        # Whatever loses its parent below us becomes our child, so that nothing gets out of sight.
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        parent = os.getppid()
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if self._arguments.parent_pid not in (None, parent):
+            raise SystemExit(1)  # the caller died before we could ask to be told
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, self._note_signal)
+
+        def in_child() -> None:
+            # A shell starts background jobs with SIGINT ignored, and that would be inherited.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+        try:
+            command = subprocess.Popen(
+                self._arguments.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT if log else None,
+                start_new_session=True,
+                preexec_fn=in_child,
+            )
+        except OSError as error:
+            print(f"error: cannot start {self._arguments.command[0]}: {error.strerror}", file=sys.stderr)
+            raise SystemExit(2) from error
+        self._pid = command.pid
+        command.returncode = 0  # reaped here, not by Popen
+
+    def _reap(self) -> None:
+        """Collect ended children: the command itself and the orphans that became ours."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._pid:
+                self._status = os.waitstatus_to_exitcode(status)
+
+    def _descendants(self) -> list[psutil.Process]:
+        return psutil.Process().children(recursive=True)
+
+    def _end_all(self) -> None:
+        """SIGTERM to the command, so that verl and Ray close what is open; then SIGKILL to whatever is left."""
+        if self._status is None:
+            os.kill(self._pid, signal.SIGTERM)
+            deadline = time.monotonic() + TERMINATION_S
+            while self._status is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+                self._reap()
+        deadline = time.monotonic() + TERMINATION_S
+        while time.monotonic() < deadline:
+            left = self._descendants()
+            if not left:
+                return
+            for process in left:
+                try:
+                    process.kill()
+                except psutil.NoSuchProcess:
+                    continue
+            time.sleep(0.05)
+            self._reap()
+
+    def run(self) -> int:
+        """Exit status of the whole."""
+        arguments = self._arguments
+        log_start = arguments.log.stat().st_size if arguments.log and arguments.log.exists() else 0
+        log = arguments.log.open("ab") if arguments.log else None
+        self._start(log)
+        watch = WorkerWatch()
+        progress = Progress(arguments.metrics, arguments.every)
+        cause: str | None = None
+        log_size, log_grew_s = log_start, time.monotonic()
+        while self._status is None and self._signal is None and cause is None:
+            time.sleep(POLL_S)
+            self._reap()
+            now_s = time.monotonic()
+            progress.show(now_s)
+            if self._status is not None:
+                break
+            if arguments.watch_workers:
+                watch.look(self._descendants(), now_s)
+                if watch.dead_since is not None and now_s - watch.dead_since > arguments.grace:
+                    cause = f"{', '.join(watch.dead)} died; the run cannot go on without it"
+            if arguments.log:
+                size = arguments.log.stat().st_size
+                if size != log_size:
+                    log_size, log_grew_s = size, now_s
+                elif now_s - log_grew_s > arguments.stall:
+                    cause = f"nothing was written to {arguments.log} for {arguments.stall:.0f} s"
+        progress.show(time.monotonic(), last=True)
+        if self._signal is not None:
+            # More signals must not interrupt the clearing up.
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(signum, signal.SIG_IGN)
+        own_status = self._status
+        self._end_all()
+        if self._signal is not None:
+            return 128 + self._signal
+        if cause is None and own_status == 0:
+            return 0
+        if cause is None:
+            ended = f"signal {-own_status}" if own_status < 0 else f"exit status {own_status}"
+            cause = f"{arguments.name} ended with {ended}"
+            dead = [worker for worker in watch.dead if not worker.startswith(ENDED_BY_VERL)]
+            if dead:
+                cause += f" after {', '.join(dead)} died"
+        print(f"error: {cause}", file=sys.stderr)
+        if arguments.log:
+            with arguments.log.open("rb") as text:
+                text.seek(log_start)
+                for error in raised_errors(text.read().decode(errors="replace")):
+                    print(f"       {error}", file=sys.stderr)
+            print(f"       the whole log: {arguments.log}", file=sys.stderr)
+        return own_status if own_status is not None and own_status > 0 else 1
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="the command", help="what to call the command in messages")
+    parser.add_argument("--log", type=Path, help="append the command's output to this file instead of showing it")
+    parser.add_argument("--metrics", type=Path, help="verl's metrics file (JSON Lines), shown as it grows")
+    parser.add_argument(
+        "--every", type=float, default=5.0, help="seconds between progress lines (default: %(default)s)"
+    )
+    parser.add_argument("--watch-workers", action="store_true", help="end the run when a worker of Ray or vLLM dies")
+    parser.add_argument(
+        "--stall",
+        type=float,
+        default=1800.0,
+        help="seconds without a line in the log that end the run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=20.0,
+        help="seconds for the command to notice a dead worker by itself, and say more about it (default: %(default)s)",
+    )
+    parser.add_argument("--parent-pid", type=int, help="end when this process dies; it must be the parent")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND ARGUMENT…")
+    arguments = parser.parse_args(argv)
+    if arguments.command[:1] == ["--"]:
+        arguments.command = arguments.command[1:]
+    if not arguments.command:
+        parser.error("no command given after --")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(Supervisor(parse_arguments()).run())

@@ -1,0 +1,1 @@
+"""Models that answer: vLLM, any OpenAI-compatible server, transformers."""

@@ -1,0 +1,230 @@
+"""A language model behind any server with OpenAI's chat completions, as what tsc.controllers.language_model asks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import openai
+from openai.types.chat import ChatCompletion
+
+from tsc.controllers.language_model import Conversation, Reply
+from tsc.errors import ConfigError, EndpointError
+from tsc.yaml_file import nearest_spelling
+
+Result = TypeVar("Result")
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+
+# Of one request, tries included; only a server that hangs takes so long.
+NETWORK_TIMEOUT_S = 600.0
+CHECK_TIMEOUT_S = 20.0
+# With the client's growing pauses, some 8 s in which a server may restart or a rate limit may pass.
+MAX_RETRIES = 4
+MAX_CONCURRENT_REQUESTS = 64
+# Of the served models in a message.
+MAX_NAMES_SHOWN = 20
+
+
+class ChatEndpoint:
+    """`model` on the server at `base_url` (which mostly ends with /v1); None for the only model that it serves.
+
+    Temperature 0, at most max_answer_tokens, no other parameter: the server's chat template is used as it is, as in
+    training. The key is that of the environment (OPENAI_API_KEY), where `api_key` does not give it.
+
+    time_limit_s: wall clock for one decision; a conversation without an answer by then is given up.
+    own_vllm_log: of a vLLM of ours (recipes.serving.vllm_server), its log, to name in errors. Such a server gets all
+    conversations of a call in one request, which costs half the time of as many requests, and no proxy is asked. With
+    a time limit each has a request of its own nonetheless, so that none has to wait for the others' answers.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None = None,
+        *,
+        max_answer_tokens: int = 16,
+        time_limit_s: float | None = None,
+        api_key: str | None = None,
+        own_vllm_log: Path | None = None,
+    ) -> None:
+        """Nothing is sent yet. Raises ConfigError where base_url is no address."""
+        address = urlsplit(base_url)
+        if address.scheme not in ("http", "https") or not address.netloc:
+            raise ConfigError(f"--base-url {base_url!r} is no address of a server: write http://HOST:PORT/v1")
+        self.base_url = base_url.rstrip("/")
+        self.model = model
+        self._max_answer_tokens = max_answer_tokens
+        self._time_limit_s = time_limit_s
+        self._in_one_request = own_vllm_log is not None and time_limit_s is None
+        self._remedy = f"its log {own_vllm_log} may tell why" if own_vllm_log else "see that it runs"
+        self._client = openai.AsyncOpenAI(
+            base_url=self.base_url,
+            # The client wants one; servers that need none ignore it.
+            api_key=api_key or os.environ.get(KEY_VARIABLE) or "none",
+            timeout=NETWORK_TIMEOUT_S,
+            max_retries=MAX_RETRIES,
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=own_vllm_log is None),
+        )
+        self._runner = asyncio.Runner()
+        self._may_send = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
+
+    def __enter__(self) -> ChatEndpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._run(self._client.close())
+        self._runner.close()
+
+    def check(self) -> str:
+        """The model's name, taken from the server where it serves one and none was named.
+
+        Raises ConfigError where nothing answers, the key is refused, or the server does not have the model.
+        """
+        served = self._run(self._served_models())
+        if self.model is None and len(served) == 1:
+            self.model = served[0]
+        if self.model is None:
+            raise ConfigError(
+                f"the server at {self.base_url} serves {_listed(served)}: name one with --controllers llm:NAME=MODEL"
+            )
+        if self.model not in served:
+            nearest = nearest_spelling(self.model, served)
+            meant = f"did you mean {nearest!r}? " if nearest else ""
+            raise ConfigError(
+                f"the server at {self.base_url} has no model {self.model!r}: {meant}it serves {_listed(served)}"
+            )
+        return self.model
+
+    def ask(self, conversations: list[Conversation]) -> list[Reply]:
+        """The replies, in the order of the conversations, which are all sent at once.
+
+        latency_s: monotonic clock, from sending the request to having its whole answer. Where one request carries all
+        conversations, each reply has the request's latency and the mean of its prompts' tokens.
+        An answer without text (such as only the thoughts of a reasoning model) has the text "".
+        Raises EndpointError where the server stops answering or refuses the request.
+        """
+        if not conversations:
+            return []
+        if self._in_one_request:
+            return self._run(self._together(conversations))
+        return self._run(self._one_by_one(conversations))
+
+    async def _served_models(self) -> list[str]:
+        try:
+            page = await self._client.with_options(timeout=CHECK_TIMEOUT_S, max_retries=1).models.list()
+            return [model.id for model in page.data]
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            given = "the key in" if os.environ.get(KEY_VARIABLE) else "a request without a key, set"
+            raise ConfigError(
+                f"the server at {self.base_url} refuses {given} {KEY_VARIABLE} ({error.status_code}): {_words(error)}"
+            ) from error
+        except openai.APIConnectionError as error:
+            raise ConfigError(
+                f"no server answers at {self.base_url} ({_words(error)}): start it, or correct --base-url"
+            ) from error
+        except openai.APIStatusError as error:
+            raise ConfigError(
+                f"the server at {self.base_url} cannot list its models (status {error.status_code}: {_words(error)}): "
+                "is it one with OpenAI's API, and does its address end with /v1?"
+            ) from error
+        except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"what answers at {self.base_url} is no server with OpenAI's API: it does not list its models"
+            ) from error
+
+    async def _one_by_one(self, conversations: list[Conversation]) -> list[Reply]:
+        tasks = [asyncio.create_task(self._reply(conversation)) for conversation in conversations]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _reply(self, conversation: Conversation) -> Reply:
+        async with self._may_send:
+            begin_s = time.monotonic()
+            try:
+                async with asyncio.timeout(self._time_limit_s):
+                    completion = await self._complete("/chat/completions", conversation)
+            except TimeoutError:
+                return Reply(None, time.monotonic() - begin_s)
+            latency_s = time.monotonic() - begin_s
+        usage = completion.usage
+        return Reply(
+            completion.choices[0].message.content or "",
+            latency_s,
+            usage.prompt_tokens if usage else None,
+            usage.completion_tokens if usage else None,
+        )
+
+    async def _together(self, conversations: list[Conversation]) -> list[Reply]:
+        begin_s = time.monotonic()
+        completion = await self._complete("/chat/completions/batch", conversations, return_token_ids=True)
+        latency_s = time.monotonic() - begin_s
+        choices = sorted(completion.choices, key=lambda choice: choice.index)
+        assert completion.usage is not None and len(choices) == len(conversations)
+        prompt_tokens = round(completion.usage.prompt_tokens / len(conversations), 1)
+        return [
+            # token_ids is a field of vLLM's own.
+            Reply(choice.message.content or "", latency_s, prompt_tokens, len(choice.token_ids))  # type: ignore[attr-defined]
+            for choice in choices
+        ]
+
+    async def _complete(self, path: str, messages: object, **more: object) -> ChatCompletion:
+        body = {
+            "model": self.model,
+            "messages": messages,
+            "temperature": 0,
+            "max_tokens": self._max_answer_tokens,
+            **more,
+        }
+        try:
+            completion = await self._client.post(path, body=body, cast_to=ChatCompletion)
+        except openai.APIConnectionError as error:
+            raise EndpointError(
+                f"the server at {self.base_url} stopped answering ({_words(error)}): {self._remedy}; the same "
+                "command continues"
+            ) from error
+        except openai.APIStatusError as error:
+            raise EndpointError(
+                f"the server at {self.base_url} refuses to answer (status {error.status_code}): {_words(error)}. "
+                "The same command continues when that is mended"
+            ) from error
+        if not getattr(completion, "choices", None):
+            raise EndpointError(
+                f"the server at {self.base_url} answers, but with no chat completion: {str(completion)[:200]}"
+            )
+        return completion
+
+    def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return self._runner.run(work)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:MAX_NAMES_SHOWN])
+    left = len(names) - MAX_NAMES_SHOWN
+    return (f"{shown} and {left} more" if left > 0 else shown) or "none"
+
+
+def _words(error: openai.APIError) -> str:
+    """What the server says, or else why it could not be reached."""
+    if isinstance(error, openai.APITimeoutError):
+        return "it takes too long"
+    if isinstance(error, openai.APIConnectionError):
+        return str(error.__cause__ or error) or type(error.__cause__).__name__
+    body = error.body
+    if isinstance(body, dict) and isinstance(body.get("message"), str):
+        return str(body["message"]).strip().rstrip(".")
+    return error.message.strip()[:300]

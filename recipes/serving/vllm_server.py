@@ -1,0 +1,304 @@
+"""vLLM's own server for a model folder, on CPU or GPU, for as long as it is needed.
+
+with VllmServer(Path("runs/demo/grpo/merged"), name="grpo", log_file=Path("runs/eval/vllm.log")) as endpoint:
+    replies = endpoint.ask(conversations)
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from recipes.models.model_folder import check_adapter_folder, check_model_folder
+from recipes.running.supervise import TERMINATION_S, raised_errors
+from recipes.serving.chat_endpoint import ChatEndpoint
+from recipes.serving.text_generation import ONE_THREAD_MAX_PARAMETERS
+from tsc.errors import ConfigError, EndpointError
+from tsc.files import REPO_ROOT
+
+SUPERVISOR = REPO_ROOT / "recipes" / "running" / "supervise.py"
+HOST = "127.0.0.1"
+
+# Prompt and answer together. A prompt has 60 to 700 tokens; a model's own limit may ask for a KV cache of many GB.
+MAX_MODEL_TOKENS = 4096
+# On the CPU: room for 131,000 tokens of the tiny model in fp32, and for 23,000 of SmolLM2-135M.
+KV_CACHE_BYTES = 2**30
+MAX_SEQUENCES = 256
+# The ranks for which vLLM has LoRA kernels.
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+START_TIMEOUT_S = 1800.0
+POLL_S = 0.2
+LOG_LINES_SHOWN = 4
+LOG_LINE_CHARS = 300
+BYTES_PER_PARAMETER = 4
+# "(EngineCore pid=11) ERROR 11-20 11:59:49 [core.py:13] "
+LOG_PREFIX = re.compile(r"^(?:\(.*? pid=\d+\) )?(?:[A-Z]+ [\d-]+ [\d:]+ \[.*?\] )?", re.MULTILINE)
+
+
+class VllmServer:
+    """A context whose value is the ChatEndpoint of the server, which is ready and has answered once.
+
+    model: a folder. adapter: a LoRA adapter's folder; vLLM computes with it beside the model, which on the CPU takes
+    several times as long as a model into which it was merged. name: what the model is called.
+
+    On the CPU it computes in fp32, as training there does, and without compiling, which would lengthen the start.
+    The server listens on this machine only, with a key of its own, and ends with this process, however that ends.
+    Raises ConfigError where the folders hold no model, and EndpointError with the log's last lines where vLLM fails.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        adapter: Path | None = None,
+        *,
+        name: str,
+        log_file: Path,
+        max_answer_tokens: int = 16,
+        time_limit_s: float | None = None,
+    ) -> None:
+        check_servable(model, adapter)
+        self._model = model
+        self._adapter = adapter
+        self._name = name
+        self._log_file = log_file
+        self._max_answer_tokens = max_answer_tokens
+        self._time_limit_s = time_limit_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._endpoint: ChatEndpoint | None = None
+
+    def __enter__(self) -> ChatEndpoint:
+        begin_s = time.monotonic()
+        port, key = _free_port(), secrets.token_hex(16)
+        self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
+        # The supervisor ends the server and all its processes when it is told to, or when this process is gone.
+        supervisor = [
+            *(sys.executable, str(SUPERVISOR), "--parent-pid", str(os.getpid())),
+            *("--log", str(self._log_file), "--stall", "inf", "--"),
+        ]
+        try:
+            self._process = subprocess.Popen(
+                supervisor + self._command(port),
+                env=self._environment(key),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            self._wait_until_healthy(port, log_start)
+            self._endpoint = ChatEndpoint(
+                f"http://{HOST}:{port}/v1",
+                self._name,
+                max_answer_tokens=self._max_answer_tokens,
+                time_limit_s=self._time_limit_s,
+                api_key=key,
+                own_vllm_log=self._log_file,
+            )
+            self._endpoint.check()
+            self._ask_first(log_start)
+        except BaseException:
+            self._stop()
+            raise
+        print(
+            f"vLLM serves {self._name} after {time.monotonic() - begin_s:.0f} s; its log: {self._log_file}", flush=True
+        )
+        return self._endpoint
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _command(self, port: int) -> list[str]:
+        """Not the `vllm` command: in the CPU build, it misses the metadata of a package `vllm`."""
+        command = [
+            *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(self._model.resolve()), "--host", HOST, "--port", str(port)),
+            *("--max-model-len", str(min(_longest_text(self._model), MAX_MODEL_TOKENS))),
+            *("--max-num-seqs", str(MAX_SEQUENCES)),
+            # A model's generation_config.json may hold a repetition penalty, which training knows nothing of.
+            *("--generation-config", "vllm"),
+            *("--disable-uvicorn-access-log", "--disable-log-stats"),
+        ]
+        if is_cpu_build():
+            command += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(KV_CACHE_BYTES)]
+        if self._adapter is None:
+            return [*command, "--served-model-name", self._name]
+        return [
+            *(*command, "--served-model-name", f"{self._name}-base"),
+            *("--enable-lora", "--max-loras", "1", "--max-lora-rank", str(_lora_rank(self._adapter))),
+            *("--lora-modules", f"{self._name}={self._adapter.resolve()}"),
+        ]
+
+    def _environment(self, key: str) -> dict[str, str]:
+        return os.environ | engine_environment(self._model) | {"VLLM_API_KEY": key}
+
+    def _wait_until_healthy(self, port: int, log_start: int) -> None:
+        assert self._process is not None
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        with tqdm(
+            desc=f"starting vLLM for {self._name}", bar_format="{desc}: {elapsed}", leave=False, disable=None
+        ) as bar:
+            while not _is_healthy(port):
+                if self._process.poll() is not None:
+                    raise EndpointError(f"vLLM could not serve {self._model}:{self._last_words(log_start)}")
+                if time.monotonic() > deadline_s:
+                    raise EndpointError(
+                        f"vLLM is not ready after {START_TIMEOUT_S:.0f} s with {self._model}:"
+                        f"{self._last_words(log_start)}"
+                    )
+                time.sleep(POLL_S)
+                bar.refresh()
+
+    def _ask_first(self, log_start: int) -> None:
+        """The first request takes longer, and shows whether vLLM can compute with this model at all."""
+        assert self._endpoint is not None and self._process is not None
+        try:
+            self._endpoint.ask([[{"role": "user", "content": "Ready?"}]])
+        except EndpointError as error:
+            if self._process.poll() is None:
+                raise
+            raise EndpointError(f"vLLM could not serve {self._model}:{self._last_words(log_start)}") from error
+
+    def _last_words(self, log_start: int) -> str:
+        with self._log_file.open("rb") as file:
+            file.seek(log_start)
+            text = LOG_PREFIX.sub("", file.read().decode(errors="replace"))
+        # The cause may stand far above the end, and an error may have lines below its name.
+        last = [line.strip()[:LOG_LINE_CHARS] for line in text.splitlines() if line.strip()][-LOG_LINES_SHOWN:]
+        lines = dict.fromkeys([*raised_errors(text), *last])
+        return "\n       ".join(["", *lines, f"the whole log: {self._log_file}"])
+
+    def _stop(self) -> None:
+        if self._endpoint is not None:
+            self._endpoint.close()
+            self._endpoint = None
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(timeout=3 * TERMINATION_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+
+def engine_environment(model: Path) -> dict[str, str]:
+    """Variables for a process in which vLLM computes with the model."""
+    environment = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    if is_cpu_build():
+        environment |= {
+            "OMP_NUM_THREADS": str(_num_threads(model)),
+            # Threads that wait by spinning, or are tied to cores, are in the way of the simulations.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # torch compiles with a C++ compiler, which not every machine has, and here no more than the sampling.
+            "TORCH_COMPILE_DISABLE": "1",
+            # Without a third process between the server and the model: a third less to start, and less to send.
+            # vLLM wants that process only to set up what the two variables above have settled.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        }
+    return environment
+
+
+def check_servable(model: Path, adapter: Path | None) -> None:
+    """Raises ConfigError where vLLM is not installed, or cannot be given the folders."""
+    _vllm_version()
+    check_model_folder(model)
+    if not _has_chat_template(model):
+        raise ConfigError(f"the tokenizer in {model} has no chat template: use an instruct model, or add the template")
+    if adapter is not None:
+        check_adapter_folder(adapter)
+        _lora_rank(adapter)
+
+
+def _vllm_version() -> str:
+    # The CPU build on the registry has a name of its own.
+    for package in ("vllm-cpu", "vllm"):
+        try:
+            return f"{package} {version(package)}"
+        except PackageNotFoundError:
+            continue
+    raise ConfigError(
+        "vLLM is not installed: install the project's environment (bash scripts/setup_env.sh), or use a server that "
+        "runs elsewhere (--base-url)"
+    )
+
+
+def is_cpu_build() -> bool:
+    """Whether the installed vLLM computes on the CPU. Raises ConfigError where there is none."""
+    return "cpu" in _vllm_version()
+
+
+def _has_chat_template(model: Path) -> bool:
+    if any((model / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    file = model / "tokenizer_config.json"
+    return file.is_file() and bool(_read_json(file).get("chat_template"))
+
+
+def _longest_text(model: Path) -> int:
+    config = _read_json(model / "config.json")
+    return int(config.get("max_position_embeddings") or MAX_MODEL_TOKENS)
+
+
+def _num_threads(model: Path) -> int:
+    weights = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in model.glob(pattern))
+    few = weights < BYTES_PER_PARAMETER * ONE_THREAD_MAX_PARAMETERS
+    return 1 if few else len(os.sched_getaffinity(0))
+
+
+def _lora_rank(adapter: Path) -> int:
+    """The least that vLLM offers and that has room for the adapter."""
+    config = _read_json(adapter / "adapter_config.json")
+    rank = max([config.get("r", 0), *config.get("rank_pattern", {}).values()])
+    fitting = [offered for offered in LORA_RANKS if offered >= rank]
+    if not fitting or rank < 1:
+        raise ConfigError(f"the adapter {adapter} has rank {rank}: vLLM serves ranks from 1 to {LORA_RANKS[-1]}")
+    return fitting[0]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds no JSON object")
+    return content
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return int(listener.getsockname()[1])
+
+
+def _is_healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

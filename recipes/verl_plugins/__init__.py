@@ -1,0 +1,1 @@
+"""What verl loads by name: agent loop, replay buffer, value model, and its platform for CPUs."""

@@ -1,1 +1,0 @@
-"""What scripts/benchmark.py measures: this project beside what one would otherwise write."""

@@ -1,0 +1,117 @@
+"""What one would write without this project: the same replay by other means.
+
+All simulate 2 × horizon_s seconds a replay and read the queue of the junction after each. Those with
+libsumo need a process of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+from benchmarks import with_benchmarks
+from benchmarks.stopwatch import Cost, cost_of
+from tsc.errors import ReplayError
+from tsc.files import REPO_ROOT
+from tsc.junction.decision import Decision
+from tsc.junction.signal_control import SignalControl
+from tsc.junction.timing import Timing
+from tsc.replays.replay import sumo_files
+from tsc.replays.request import ReplayRequest
+from tsc.rules.max_pressure import MaxPressure
+from tsc.sumo.binaries import sumo_binary
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.simulation import Simulation
+
+
+def bare_step_cpu_s(files: SumoFiles, duration_s: int, timing: Timing) -> list[float]:
+    """CPU time of each second's simulationStep in one simulation of an episode, and of nothing else.
+
+    Max-pressure, the replays' tail, runs the signals, so that there is as much traffic as in a replay; its time does
+    not count.
+    """
+    simulation = Simulation(files)
+    control = SignalControl(simulation, timing)
+    control.start()
+    controller = MaxPressure()
+    step_cpu_s = []
+    for _ in range(duration_s):
+        control.apply(controller.decide(control, control.due_junctions()))
+        begin = process_time()
+        simulation.step()
+        step_cpu_s.append(process_time() - begin)
+        control.after_step()
+    simulation.close()
+    return step_cpu_s
+
+
+def bare_cost(step_cpu_s: Sequence[float], decision_times_s: Sequence[float], horizon_s: int) -> Cost:
+    """Of the steps that replays of these decision points simulate: horizon_s from each on, once for each answer.
+
+    Wall time is taken as CPU time: steps do not wait.
+    """
+    total_s = sum(len(Decision) * sum(step_cpu_s[int(time) : int(time) + horizon_s]) for time in decision_times_s)
+    return Cost(num_units=len(decision_times_s), wall_s=total_s, cpu_s=total_s)
+
+
+def fresh_libsumo_queue_veh_s(requests: Sequence[ReplayRequest], horizon_s: int) -> list[int]:
+    """libsumo.start with net, routes and --load-state, the steps, and close: for each answer anew. The queues."""
+    queues_veh_s = []
+    for request in requests:
+        files = sumo_files(request.sumo, Path(request.dataset_dir))
+        for decision in Decision:
+            simulation = Simulation(files, state_file=request.state_path)
+            lanes = simulation.program(request.junction_id).incoming_lanes
+            simulation.set_phase_remaining(request.junction_id, _green_to_come_s(request, decision))
+            queue_veh_s = 0
+            for _ in range(horizon_s):
+                simulation.step()
+                queue_veh_s += simulation.queue_veh(lanes)
+            simulation.close()
+            queues_veh_s.append(queue_veh_s)
+    return queues_veh_s
+
+
+def fresh_libsumo_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cost:
+    return cost_of(lambda: fresh_libsumo_queue_veh_s(requests, horizon_s), len(requests))
+
+
+def fresh_traci_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cost:
+    """The time in benchmarks.traci_replay, without the start of its Python."""
+    done = fresh_traci(requests, horizon_s)
+    return Cost(num_units=len(requests), wall_s=done["wall_s"], cpu_s=done["cpu_s"])
+
+
+def fresh_traci(requests: Sequence[ReplayRequest], horizon_s: int) -> dict[str, Any]:
+    """What benchmarks.traci_replay says. Raises ReplayError."""
+    jobs = []
+    for request in requests:
+        files = sumo_files(request.sumo, Path(request.dataset_dir))
+        command = [str(sumo_binary("sumo")), *files.options(), "--load-state", str(request.state_path)]
+        command += ["--no-step-log", "--no-warnings", "--duration-log.disable"]
+        remaining_s = [_green_to_come_s(request, decision) for decision in Decision]
+        jobs.append({"command": command, "junction_id": request.junction_id, "remaining_s": remaining_s})
+    environment = {name: value for name, value in with_benchmarks().items() if name != "LIBSUMO_AS_TRACI"}
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.traci_replay"],
+        input=json.dumps({"requests": jobs, "num_steps": horizon_s}),
+        cwd=REPO_ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if process.returncode != 0:
+        raise ReplayError(f"the replay over TraCI ended with status {process.returncode}: {process.stderr[-2000:]}")
+    done: dict[str, Any] = json.loads(process.stdout)
+    return done
+
+
+def _green_to_come_s(request: ReplayRequest, decision: Decision) -> int:
+    """What is left of the green when it is extended, or not; the program goes on by itself."""
+    return request.green_extension_s if decision is Decision.YES else 0

@@ -1,0 +1,167 @@
+"""An episode as one would step it with libsumo alone: the same traffic, reads and output files, nothing worked out.
+
+The signals and the decision points are those of an episode that was recorded before. Runs in a process of its own:
+libsumo has one simulation each.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+from benchmarks.stopwatch import Cost, cost_of
+from tsc.controllers.registry import CONTROLLERS, rule_controller
+from tsc.controllers.signal_plans import plan_files, running_plans
+from tsc.episodes.episode import run_episode
+from tsc.episodes.runner import EpisodeJob
+from tsc.errors import ReplayError
+from tsc.junction.decision import Decision
+from tsc.junction.signal_control import SignalControl
+from tsc.rules.controller import Controller
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.simulation import libsumo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """What a bare episode does. In seconds after its begin; a second's reads and states come before its step.
+
+    states: by second, the signals that change, as (junction, state). reads: by second, what the rule has to know, as
+    (kind, lane). queue_veh_s: over all lanes and seconds, by which the traffic is known to be the recorded one.
+    """
+
+    files: SumoFiles
+    duration_s: int
+    lanes: tuple[str, ...]
+    junction_ids: tuple[str, ...]
+    states: Mapping[int, Sequence[tuple[str, str]]]
+    reads: Mapping[int, Sequence[tuple[str, str]]]
+    queue_veh_s: int
+
+
+@dataclass
+class _Noting:
+    """Notes what the rules' definitions ask for at each decision point."""
+
+    controller: Controller
+    kind: str
+    reads: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
+
+    def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
+        second = round(control.simulation.time_s - control.simulation.files.begin_s)
+        reads = self.reads.setdefault(second, [])
+        for name in junction_ids:
+            stages = control.program(name).stages
+            match self.kind:
+                case "max_pressure":
+                    for stage in stages:
+                        reads += [("vehicles", lane) for lane in (*stage.approach_lanes, *stage.outgoing_lanes)]
+                case "longest_queue":
+                    reads += [("halting", lane) for stage in stages for lane in stage.approach_lanes]
+                case "gap_out":
+                    reads += [("positions", lane) for lane in stages[control.clocks[name].stage].approach_lanes]
+        return self.controller.decide(control, junction_ids)
+
+
+def record_script(job: EpisodeJob, folder: Path) -> Script:
+    """Runs the episode once. `folder` holds what the script needs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plans = plan_files(job.kind, job.files, job.timing, job.end_s, folder)
+    files = replace(job.files, additional_files=(*job.files.additional_files, *plans))
+    if CONTROLLERS[job.kind].by_sumo:
+        noting, signals = None, {}
+        recorded = files
+    else:
+        noting = _Noting(rule_controller(job.kind, seed=job.seed, lookahead=job.lookahead), job.kind)
+        signals = {name: folder / f"signals{number}.xml" for number, name in enumerate(running_plans(files))}
+        recorded = replace(files, additional_files=(*files.additional_files, _saving(signals, folder)))
+    trace = run_episode(recorded, end_s=job.end_s, timing=job.timing, controller=noting).trace
+    states: dict[int, list[tuple[str, str]]] = {}
+    for name, path in signals.items():
+        before = ""
+        for element in ElementTree.parse(path).iter("tlsState"):
+            state = element.attrib["state"]
+            if state != before:
+                second = round(float(element.attrib["time"]) - files.begin_s)
+                states.setdefault(second, []).append((name, state))
+            before = state
+    return Script(
+        files=files,
+        duration_s=job.end_s - int(files.begin_s),
+        lanes=trace.lanes,
+        junction_ids=tuple(trace.programs),
+        states=states,
+        reads=noting.reads if noting else {},
+        queue_veh_s=int(trace.queue_veh.sum()),
+    )
+
+
+def _saving(signals: Mapping[str, Path], folder: Path) -> Path:
+    """An additional file that has SUMO write down the signals."""
+    events = "".join(
+        f'<timedEvent type="SaveTLSStates" source={quoteattr(name)} dest={quoteattr(str(path))}/>'
+        for name, path in signals.items()
+    )
+    path = folder / "signals.add.xml"
+    path.write_text(f"<additional>{events}</additional>")
+    return path
+
+
+def bare_cost(script: Script) -> Cost:
+    """From the start of SUMO to its end, in simulated seconds. Raises ReplayError where the traffic is another one."""
+    queue_veh_s = 0
+
+    def run() -> None:
+        nonlocal queue_veh_s
+        queue_veh_s = _run(script)
+
+    cost = cost_of(run, script.duration_s)
+    if queue_veh_s != script.queue_veh_s:
+        raise ReplayError(
+            f"the bare episode has a queue of {queue_veh_s} veh·s, the recorded one of {script.queue_veh_s} veh·s"
+        )
+    return cost
+
+
+def _run(script: Script) -> int:
+    """The queue over all lanes and seconds."""
+    lane, vehicle, light, simulation = libsumo.lane, libsumo.vehicle, libsumo.trafficlight, libsumo.simulation
+    reads = {
+        "vehicles": lane.getLastStepVehicleNumber,
+        "halting": lane.getLastStepHaltingNumber,
+        "positions": lambda name: [vehicle.getLanePosition(each) for each in lane.getLastStepVehicleIDs(name)],
+    }
+    halting_veh: list[int] = []
+    phases: list[int] = []
+    arrived_veh: list[int] = []
+    teleports = 0
+    with tempfile.TemporaryDirectory(prefix="tsc-bare-") as folder:
+        edges = Path(folder, "edges.add.xml")
+        edges.write_text(
+            f'<additional><edgeData id="edges" file="{folder}/edges.xml" withInternal="false" excludeEmpty="true" '
+            'writeAttributes="entered departed"/></additional>'
+        )
+        files = replace(script.files, additional_files=(*script.files.additional_files, edges))
+        options = [*files.options(), "--no-step-log", "--no-warnings", "--duration-log.disable"]
+        options += ["--tripinfo-output", f"{folder}/trips.xml", "--device.emissions.probability", "1"]
+        options += ["--tripinfo-output.write-unfinished", "--tripinfo-output.write-undeparted"]
+        if libsumo.isLoaded():
+            libsumo.load(options)
+        else:
+            libsumo.start(["sumo", *options])
+        for second in range(script.duration_s):
+            for kind, name in script.reads.get(second, ()):
+                reads[kind](name)
+            for name, state in script.states.get(second, ()):
+                light.setRedYellowGreenState(name, state)
+            libsumo.simulationStep()
+            halting_veh += [lane.getLastStepHaltingNumber(name) for name in script.lanes]
+            phases += [light.getPhase(name) for name in script.junction_ids]
+            arrived_veh.append(simulation.getArrivedNumber())
+            teleports += simulation.getStartingTeleportNumber()
+        libsumo.close()
+    return sum(halting_veh)

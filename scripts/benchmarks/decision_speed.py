@@ -1,0 +1,206 @@
+"""Rows about a language model's decisions in an evaluation, beside vLLM with the same prompts in one batch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.benchmark_datasets import default_dataset
+from benchmarks.effort import Effort
+from benchmarks.episode_speed import episode_jobs
+from benchmarks.rows import Bound, Row
+from benchmarks.stopwatch import Cost, cost_of
+from benchmarks.warm_process import warm_processes
+from recipes.models.smollm2 import get_smollm2
+from tsc.controllers.language_model import Conversation, Reply
+from tsc.controllers.registry import LANGUAGE_MODEL
+from tsc.episodes.runner import EpisodeJob, run_jobs
+from tsc.errors import TscError
+from tsc.evaluation.plan import Contestant
+from tsc.evaluation.settings import LanguageModelSettings
+from tsc.files import REPO_ROOT
+
+SETTINGS = LanguageModelSettings()
+
+# what a process of the benchmark keeps between the calls
+_served = ExitStack()
+_kept: dict[str, Any] = {}
+
+
+def begin_serving(model: Path, log_file: Path) -> None:
+    """In the process of an evaluation."""
+    from recipes.serving.model_choice import LocalModelChoice, answering
+
+    choice = LocalModelChoice(name="model", model=model)
+    _kept["endpoint"] = _served.enter_context(
+        answering(choice, max_answer_tokens=SETTINGS.max_answer_tokens, time_limit_s=None, log_file=log_file)
+    )
+
+
+def end_serving() -> None:
+    _served.close()
+
+
+def served_cost(jobs: Sequence[EpisodeJob]) -> tuple[Cost, list[Conversation]]:
+    """The episodes as scripts/evaluate.py runs them on a server that is there, the start of their processes included.
+    In decisions; and what was asked."""
+    asked: list[Conversation] = []
+
+    def ask(conversations: list[Conversation]) -> list[Reply]:
+        asked.extend(conversations)
+        replies: list[Reply] = _kept["endpoint"].ask(conversations)
+        return replies
+
+    cost = cost_of(lambda: list(run_jobs(jobs, SETTINGS.concurrent_episodes, ask)), 1)
+    return replace(cost, num_units=len(asked)), asked
+
+
+def load_offline(model: Path) -> None:
+    """In a process of its own, with the settings that an evaluation gives its server."""
+    from recipes.serving.vllm_server import KV_CACHE_BYTES, MAX_SEQUENCES, engine_environment, is_cpu_build
+
+    os.environ |= engine_environment(model) | {"VLLM_LOGGING_LEVEL": "ERROR"}
+    options: dict[str, Any] = {}
+    if is_cpu_build():
+        options = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": KV_CACHE_BYTES}
+    from vllm import LLM
+
+    _kept["offline"] = LLM(str(model), max_num_seqs=MAX_SEQUENCES, generation_config="vllm", **options)
+    offline_answers([[{"role": "user", "content": "Ready?"}]])
+
+
+def offline_answers(conversations: list[Conversation]) -> list[str]:
+    from vllm import SamplingParams
+
+    parameters = SamplingParams(temperature=0, max_tokens=SETTINGS.max_answer_tokens)
+    outputs = _kept["offline"].chat(conversations, parameters, use_tqdm=False)
+    return [output.outputs[0].text for output in outputs]
+
+
+def offline_cost(conversations: list[Conversation]) -> Cost:
+    """In decisions."""
+    return cost_of(lambda: offline_answers(conversations), len(conversations))
+
+
+def costs_of_decisions(
+    model: Path, folder: Path, *, episodes: int, episode_s: int, repetitions: int
+) -> tuple[list[Cost], list[Cost]]:
+    """In an evaluation, and offline. Each repetition has other seeds, so that no prompt is known to the cache yet."""
+    contestants = [Contestant(name="model", kind=LANGUAGE_MODEL, model=str(model))]
+    jobs = episode_jobs(folder, contestants, episodes * repetitions, episode_s)
+    # the comparison with lookahead is for the report, and costs more than all the rest
+    jobs = [replace(job, decisions_file=None) for job in jobs]
+    served, offline = [], []
+    with warm_processes(2) as (evaluation, engine):
+        evaluation.call(begin_serving, model, folder / "vllm.log")
+        engine.call(load_offline, model)
+        for first in range(0, len(jobs), episodes):
+            cost, conversations = evaluation.call(served_cost, jobs[first : first + episodes])
+            served.append(cost)
+            offline.append(engine.call(offline_cost, conversations))
+        evaluation.call(end_serving)
+    return served, offline
+
+
+def smollm2_rows(folder: Path, effort: Effort) -> list[Row]:
+    """A pretrained model, the smallest that the README trains."""
+    model = folder / "smollm2"
+    get_smollm2(model)
+    served, offline = costs_of_decisions(
+        model,
+        folder,
+        episodes=effort.smollm2_episodes,
+        episode_s=effort.smollm2_episode_s,
+        repetitions=effort.smollm2_repetitions,
+    )
+    return [
+        Row.of_medians(
+            name="llm-decisions",
+            what="decisions of SmolLM2-135M in an evaluation; its answers to the same prompts, offline in one batch",
+            values=[cost.rate_per_s for cost in served],
+            beside=[cost.rate_per_s for cost in offline],
+            unit="1/s",
+            must_reach=Bound(at="least", value=0.6),
+        )
+    ]
+
+
+def tiny_rows(folder: Path, effort: Effort) -> list[Row]:
+    """The demo's model after SFT."""
+    served, offline = costs_of_decisions(
+        tiny_model(folder, effort),
+        folder,
+        episodes=effort.model_episodes,
+        episode_s=effort.episode_s,
+        repetitions=effort.repetitions,
+    )
+    return [
+        Row.of_medians(
+            name="llm-decisions-tiny",
+            what="the same with the demo's model of 0.8 million parameters",
+            values=[cost.rate_per_s for cost in served],
+            beside=[cost.rate_per_s for cost in offline],
+            unit="1/s",
+        )
+    ]
+
+
+def tiny_model(folder: Path, effort: Effort) -> Path:
+    """Made once, and taught to answer in the form. Raises TscError."""
+    run = folder / "decisions"
+    model = run / "sft/merged"
+    if (run / "sft/exported_step").exists():
+        return model
+    shutil.rmtree(run, ignore_errors=True)
+    parquet = default_dataset(folder, effort.episodes) / "parquet"
+    _run(
+        [
+            sys.executable,
+            "recipes/models/tiny_model.py",
+            "--texts",
+            parquet / "sft_train.parquet",
+            "--out",
+            run / "tiny",
+        ]
+    )
+    _run(
+        ["bash", "scripts/train_sft.sh"],
+        RUNS=folder,
+        RUN_NAME=run.name,
+        MODEL_PATH=run / "tiny",
+        DATA=parquet,
+        HARDWARE="cpu",
+        WANDB="off",
+        EPOCHS=max(1, 20 // effort.episodes),
+    )
+    return model
+
+
+def _run(command: list[object], **environment: object) -> None:
+    # whatever ends this process ends the tool
+    supervised = [
+        sys.executable,
+        "recipes/running/supervise.py",
+        "--parent-pid",
+        str(os.getpid()),
+        "--",
+        *map(str, command),
+    ]
+    done = subprocess.run(
+        supervised,
+        env=os.environ | {name: str(value) for name, value in environment.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPO_ROOT,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise TscError(f"{command[1]} ended with status {done.returncode}: {done.stdout.strip()[-2000:]}")

@@ -1,0 +1,87 @@
+"""Rows about evaluation episodes without a language model: beside bare libsumo, and in several worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.bare_episode import bare_cost, record_script
+from benchmarks.benchmark_datasets import DEFAULT_SCENARIO
+from benchmarks.effort import Effort
+from benchmarks.rows import Bound, Row
+from benchmarks.stopwatch import Cost, cost_of, in_turn
+from benchmarks.warm_process import warm_processes
+from tsc.cost.outcome import OutcomeSettings
+from tsc.episodes.runner import EpisodeJob, run_job, run_jobs
+from tsc.evaluation.plan import Contestant, plan_jobs
+from tsc.evaluation.scenarios import evaluation_scenarios
+from tsc.evaluation.settings import EvaluationSettings
+
+CONTROLLERS = ("static", "actuated", "gap_out", "max_pressure", "longest_queue")
+# what W cores have to give of W times the work of one; the rest is for the start of the workers and the end of the last
+SHARE_OF_CORES = 0.8
+
+
+def episode_jobs(folder: Path, contestants: Sequence[Contestant], num_seeds: int, end_s: int) -> list[EpisodeJob]:
+    """Of four_way's evaluation seeds, as scripts/evaluate.py plans them under the default settings."""
+    settings = EvaluationSettings(end_s=end_s)
+    scenarios = evaluation_scenarios([str(DEFAULT_SCENARIO)], settings, folder / "scenarios")
+    return plan_jobs(
+        scenarios, contestants, num_seeds, out=folder / "evaluation", settings=settings, lookahead=OutcomeSettings()
+    )
+
+
+def episode_cost(job: EpisodeJob) -> Cost:
+    """As a worker of an evaluation runs it, in simulated seconds."""
+    return cost_of(lambda: run_job(job, None), job.end_s - int(job.files.begin_s))
+
+
+def episode_rows(folder: Path, effort: Effort, *, controller: str) -> list[Row]:
+    """By CPU time, from opening the net to the written trace."""
+    (job,) = episode_jobs(folder, [Contestant(name=controller, kind=controller)], 1, effort.episode_s)
+    with warm_processes(2) as (ours, bare):
+        script = bare.call(record_script, job, folder / "bare" / controller)
+        ours.call(episode_cost, job)
+        bare.call(bare_cost, script)
+        our_costs, bare_costs = in_turn(
+            effort.repetitions, lambda: ours.call(episode_cost, job), lambda: bare.call(bare_cost, script)
+        )
+    return [
+        Row.of_medians(
+            name=f"episode-{controller}",
+            what=f"an evaluation's episode under {controller}; a bare libsumo loop, same signals, reads and outputs",
+            values=[cost.rate_per_core_s for cost in our_costs],
+            beside=[cost.rate_per_core_s for cost in bare_costs],
+            unit="s/s of CPU",
+            must_reach=Bound(at="least", value=0.8),
+        )
+    ]
+
+
+def jobs_cost(jobs: Sequence[EpisodeJob], workers: int) -> Cost:
+    """In episodes, with the start and the end of the workers."""
+    return cost_of(lambda: list(run_jobs(jobs, workers)), len(jobs))
+
+
+def worker_rows(folder: Path, effort: Effort) -> list[Row]:
+    """By the clock: all cores at once beside one worker."""
+    workers = len(os.sched_getaffinity(0))
+    contestants = [Contestant(name="max_pressure", kind="max_pressure")]
+    jobs = episode_jobs(folder, contestants, effort.worker_episodes, effort.episode_s)
+    with warm_processes(1) as (runner,):
+        all_costs, one_costs = in_turn(
+            effort.repetitions,
+            lambda: runner.call(jobs_cost, jobs, workers),
+            lambda: runner.call(jobs_cost, jobs, 1),
+        )
+    return [
+        Row.of_medians(
+            name="workers",
+            what=f"{len(jobs)} episodes under max_pressure with {workers} workers, their start included; with one",
+            values=[cost.rate_per_s for cost in all_costs],
+            beside=[cost.rate_per_s for cost in one_costs],
+            unit="1/s",
+            must_reach=Bound(at="least", value=SHARE_OF_CORES * workers),
+        )
+    ]

@@ -1,0 +1,89 @@
+"""Rows about scores that need no replay."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.benchmark_datasets import default_dataset, samples_of, spread
+from benchmarks.effort import Effort
+from benchmarks.rows import Bound, Row
+from benchmarks.stopwatch import Cost, cost_of, in_turn
+from benchmarks.warm_process import warm_processes
+from tsc.junction.decision import Decision
+from tsc.replays.request import ReplayRequest
+from tsc.replays.sample import Sample
+
+NUM_THREADS = 8
+# states whose outcomes are replayed, and so cached, before the measurement
+NUM_CACHED_STATES = 100
+
+
+def ground_truth(sample: Sample, dataset: Path, *, labelled: bool) -> str:
+    """As json_to_parquet writes it, with or without the sample's own outcomes."""
+    truth: dict[str, object] = {"request": ReplayRequest.from_sample(sample, dataset).to_json()}
+    if labelled and sample.outcomes is not None:
+        truth["outcomes"] = sample.outcomes.to_json()
+    return json.dumps(truth, separators=(",", ":"), ensure_ascii=False)
+
+
+def keep_cache_in(folder: Path) -> None:
+    """Called in the process that scores, before its first score: the user's own cache stays as it is."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+
+
+def score_all(truths: Sequence[str], num_scores: int) -> Cost:
+    """compute_score from NUM_THREADS threads under the default settings: over the truths in circles, yes and no."""
+    from reward.compute_score import compute_score
+
+    answers = [decision.answer for decision in Decision]
+
+    def score_share(first: int) -> None:
+        for number in range(first, num_scores, NUM_THREADS):
+            compute_score("tsc", answers[number // len(truths) % 2], truths[number % len(truths)])
+
+    def score_in_threads() -> None:
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            list(pool.map(score_share, range(NUM_THREADS)))
+
+    return cost_of(score_in_threads, num_scores)
+
+
+def end_replays() -> None:
+    from reward.compute_score import close
+
+    close()
+
+
+def score_rows(folder: Path, effort: Effort) -> list[Row]:
+    """By the clock: the threads share one interpreter, which does one thing at a time."""
+    dataset = default_dataset(folder, effort.episodes)
+    samples = [sample for sample in samples_of(dataset) if sample.outcomes is not None]
+    labelled = [ground_truth(sample, dataset, labelled=True) for sample in samples]
+    cached = [ground_truth(sample, dataset, labelled=False) for sample in spread(samples, NUM_CACHED_STATES)]
+    with warm_processes(1) as (scorer,):
+        scorer.call(keep_cache_in, folder)
+        for truths in (cached, labelled):  # replays what is not cached, and the share of the labels that is audited
+            scorer.call(score_all, truths, len(truths))
+        cached_costs, labelled_costs = in_turn(
+            effort.repetitions,
+            lambda: scorer.call(score_all, cached, effort.scores),
+            lambda: scorer.call(score_all, labelled, effort.scores),
+        )
+        scorer.call(end_replays)
+    return [
+        Row.of_medians(
+            name=name,
+            what=f"scores of {what}, one process, {NUM_THREADS} threads",
+            values=[cost.rate_per_s for cost in costs],
+            unit="1/s",
+            must_reach=Bound(at="least", value=20_000),
+        )
+        for name, what, costs in (
+            ("score-cached", "answers to states that were replayed before", cached_costs),
+            ("score-labelled", "answers to states labelled in the dataset", labelled_costs),
+        )
+    ]

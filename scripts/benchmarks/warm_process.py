@@ -1,0 +1,103 @@
+"""A process that keeps what the functions called in it leave behind: libsumo has one simulation each.
+
+It imports the modules of these functions and nothing else, so that a replay in it costs what one in a replay worker
+does: the more a process has loaded, the longer it takes to fork.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, ParamSpec, TypeVar
+
+from benchmarks import with_benchmarks
+from tsc.errors import ReplayProcessDied
+
+_PR_SET_PDEATHSIG = 1
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class WarmProcess:
+    """Calls one function at a time. A function, its arguments and its result have to be picklable."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.warm_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=with_benchmarks(),
+        )
+
+    def call(
+        self, function: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
+    ) -> Result:
+        """Raises what the function raises, and ReplayProcessDied where the process has ended."""
+        calls, answers = self._process.stdin, self._process.stdout
+        assert calls is not None and answers is not None
+        pickle.dump((function, arguments, options), calls)
+        calls.flush()
+        result: Result
+        try:
+            result, error = pickle.load(answers)
+        except EOFError:
+            status = self._process.wait()
+            if status == -signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise ReplayProcessDied(f"a process of the benchmark ended with status {status}") from None
+        if error is not None:
+            raise error
+        return result
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+
+@contextmanager
+def warm_processes(count: int) -> Iterator[list[WarmProcess]]:
+    processes = [WarmProcess() for _ in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.close()
+
+
+def _private_stdout() -> IO[bytes]:
+    """The pipe to the parent; what SUMO prints goes to standard error from here on."""
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return pipe
+
+
+def main() -> None:
+    # Ctrl-C reaches every process of the terminal and ends this one without a word; so does the end of the parent
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    answers = _private_stdout()
+    while True:
+        answer: tuple[Any, BaseException | None]
+        try:
+            function, arguments, options = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            answer = function(*arguments, **options), None
+        except Exception as error:  # for the parent, which raises it
+            answer = None, error
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

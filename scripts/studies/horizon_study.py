@@ -1,0 +1,472 @@
+"""Compare ways to judge a decision: horizon, tail controller, measure and scope, one at a time around the default.
+
+Example:
+    python scripts/studies/horizon_study.py --scenarios four_way arterial --seeds 5 --duration 900 --out data/horizons
+
+Each setting implies a policy: at every decision point, fork the simulation, try both answers, take the cheaper. The
+study runs that policy over whole episodes and reports how often both answers cost the same, how often `yes` was the
+better one, and the mean queue and waiting time that came of it, paired over seeds with the default.
+
+Writes OUT/episodes.jsonl (one line an episode; a second call continues), the table OUT/horizon_study.md and the figure
+OUT/horizon_study.png. The same arguments give the same table. The demand's periods are squeezed into --duration, so
+that a short episode sees all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+
+from tsc.controllers.lookahead import Lookahead
+from tsc.cost.measures import SCOPES
+from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
+from tsc.episodes.episode import run_episode
+from tsc.errors import ConfigError, run_main
+from tsc.evaluation.statistics import interval95, paired_difference
+from tsc.files import REPO_ROOT, write_atomically
+from tsc.junction.decision import Decision
+from tsc.scenarios.scenario import Scenario, build_demand, build_net, load_scenario
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.version import installed_sumo_version
+
+CONFIGS = REPO_ROOT / "configs"
+
+HORIZONS_S = (5, 10, 20, 30, 45, 60, 90, 120)
+MEASURES = ("queue_veh_s", "waiting_time_s", "time_loss_s", "pressure_veh_s")
+FACTORS = {"horizon_s": HORIZONS_S, "tail": TAILS, "measure": MEASURES, "scope": SCOPES}
+DEFAULT = "default"
+
+
+def settings_to_compare(default: OutcomeSettings) -> dict[str, OutcomeSettings]:
+    """Name → settings: the default, then each other value of each factor with the rest as in the default."""
+    settings = {DEFAULT: default}
+    for factor, values in FACTORS.items():
+        for value in values:
+            if value != getattr(default, factor):
+                settings[f"{factor}={value}"] = replace(default, **{factor: value})
+    return settings
+
+
+def squeezed(scenario: Scenario, duration_s: int) -> Scenario:
+    """The scenario with its demand's periods brought to duration_s, rates unchanged."""
+    begins = [begin * duration_s // scenario.duration_s for begin in scenario.demand.period_begin_s]
+    demand = scenario.demand.model_copy(update={"period_begin_s": begins})
+    return scenario.model_copy(update={"duration_s": duration_s, "demand": demand})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One episode of the policy that one setting implies."""
+
+    scenario: Scenario
+    name: str
+    settings: OutcomeSettings
+    seed: int
+    files: SumoFiles
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides the result; a stored episode with another one is run again."""
+        what = {
+            "scenario": self.scenario.model_dump(mode="json"),
+            "settings": self.settings.as_dict(),
+            "seed": self.seed,
+            "sumo": installed_sumo_version(),
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Runs in a process of its own: libsumo has one simulation each."""
+    begin = time.monotonic()
+    lookahead = Lookahead(job.settings)
+    scenario = job.scenario
+    metrics = run_episode(job.files, end_s=scenario.duration_s, timing=scenario.timing, controller=lookahead).metrics
+    decisions = max(1, metrics["decisions"])
+    decided = max(1, metrics["decisions"] - lookahead.found[None])
+    return {
+        "fingerprint": job.fingerprint,
+        "scenario": job.scenario.name,
+        "controller": job.name,
+        "seed": job.seed,
+        "duration_s": job.scenario.duration_s,
+        **metrics,
+        "tie_share": lookahead.found[None] / decisions,
+        "yes_share": lookahead.found[Decision.YES] / decided,
+        "wall_s": round(time.monotonic() - begin, 2),
+    }
+
+
+def plan_jobs(
+    scenarios: Sequence[Scenario], num_seeds: Sequence[int], settings: dict[str, OutcomeSettings], out: Path
+) -> list[Job]:
+    """One job for each seed, scenario and setting, in that order, so that of a study that is cut short the first seeds
+    are whole."""
+    jobs = []
+    for number in range(max(num_seeds)):
+        for scenario, seeds in zip(scenarios, num_seeds, strict=True):
+            if number >= seeds:
+                continue
+            folder = out / "scenarios" / scenario.name
+            net_file = folder / f"{scenario.name}.net.xml"
+            build_net(scenario, net_file)
+            seed = scenario.seeds.episode_seed("validation", number)
+            route_file = folder / f"seed{seed}.rou.xml"
+            build_demand(scenario, net_file, seed, route_file)
+            files = SumoFiles(net_file=net_file, route_files=(route_file,), seed=seed)
+            jobs += [
+                Job(scenario=scenario, name=name, settings=setting, seed=seed, files=files)
+                for name, setting in settings.items()
+            ]
+    return jobs
+
+
+def read_episodes(path: Path) -> dict[str, dict[str, Any]]:
+    """The stored episodes by fingerprint, those of other arguments too. A last line cut short by a kill is dropped."""
+    episodes = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            episode = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        episodes[episode["fingerprint"]] = episode
+    return episodes
+
+
+def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
+    """Yield each episode's record as it ends. Raises what an episode raises; no process is left behind."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1)
+    with pool, tqdm(total=len(jobs), unit=" episodes", disable=None) as bar:
+        try:
+            for future in as_completed([pool.submit(run_job, job) for job in jobs]):
+                yield future.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One setting in one scenario. Intervals are (mean, low, high), 95 % by Student's t over the seeds; differences are
+    to the default on the same seed, of mean queue, relative ones one a seed."""
+
+    scenario: str
+    name: str
+    num_seeds: int
+    duration_s: int
+    tie_share: float
+    yes_share: float
+    queue_veh: tuple[float, float, float]
+    waiting_time_s: tuple[float, float, float]
+    difference_veh: tuple[float, float, float]
+    relative_differences: tuple[float, ...]
+
+
+def results_of(episodes: Sequence[dict[str, Any]], names: Sequence[str]) -> list[Result]:
+    """In the order of the episodes' scenarios and of `names`."""
+    results = []
+    for scenario in dict.fromkeys(episode["scenario"] for episode in episodes):
+        ours = [episode for episode in episodes if episode["scenario"] == scenario]
+        reference = {e["seed"]: e["mean_queue_veh"] for e in ours if e["controller"] == DEFAULT}
+        for name in names:
+            of_name = [episode for episode in ours if episode["controller"] == name]
+            if not of_name:
+                continue
+            relative = [e["mean_queue_veh"] / reference[e["seed"]] - 1 for e in of_name if reference.get(e["seed"])]
+            results.append(
+                Result(
+                    scenario=scenario,
+                    name=name,
+                    num_seeds=len(of_name),
+                    duration_s=of_name[0]["duration_s"],
+                    tie_share=float(np.mean([e["tie_share"] for e in of_name])),
+                    yes_share=float(np.mean([e["yes_share"] for e in of_name])),
+                    queue_veh=interval95([e["mean_queue_veh"] for e in of_name]),
+                    waiting_time_s=interval95([e["waiting_time_s"] for e in of_name]),
+                    difference_veh=paired_difference(ours, scenario, "mean_queue_veh", name, DEFAULT),
+                    relative_differences=tuple(relative),
+                )
+            )
+    return results
+
+
+def over_scenarios(results: Sequence[Result], name: str, level: float = 0.95) -> tuple[float, float, float]:
+    """(mean, low, high) of the relative difference of mean queue to the default, every scenario with the same weight;
+    interval of this level with Welch and Satterthwaite's degrees of freedom, since scenarios differ in spread."""
+    differences = [np.array(result.relative_differences) for result in results if result.name == name]
+    mean = float(np.mean([values.mean() for values in differences]))
+    variances = [values.var(ddof=1) / len(values) if len(values) > 1 else 0.0 for values in differences]
+    if not sum(variances):
+        return mean, mean, mean
+    freedom = sum(variances) ** 2 / sum(v**2 / (len(d) - 1) for v, d in zip(variances, differences, strict=True) if v)
+    half = float(stats.t.ppf(0.5 + level / 2, freedom) * math.sqrt(sum(variances)) / len(differences))
+    return mean, mean - half, mean + half
+
+
+def _with_half_width(interval: tuple[float, float, float], digits: int = 2) -> str:
+    mean, low, high = interval
+    return f"{mean:.{digits}f} ± {(high - low) / 2:.{digits}f}"
+
+
+def _percent(interval: tuple[float, float, float]) -> str:
+    mean, low, high = (100 * value for value in interval)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def described(default: OutcomeSettings) -> str:
+    return f"{default.horizon_s} s, {default.tail} tail, {default.measure}, scope {default.scope}"
+
+
+def tables(results: Sequence[Result], names: Sequence[str], default: OutcomeSettings) -> str:
+    """Markdown: one table a scenario, then all scenarios together."""
+    lines = []
+    for scenario in dict.fromkeys(result.scenario for result in results):
+        ours = [result for result in results if result.scenario == scenario]
+        lines += [
+            f"**{scenario}**, {ours[0].num_seeds} seeds of {ours[0].duration_s} s",
+            "",
+            "| setting | ties [%] | yes better [%] | mean queue [veh] | minus default [veh] | waiting time [s] |",
+            "|:---|---:|---:|---:|---:|---:|",
+        ]
+        for result in ours:
+            label = f"default ({described(default)})" if result.name == DEFAULT else result.name
+            minus = (
+                ""
+                if result.name == DEFAULT
+                else f"{result.difference_veh[0]:+.2f} ± {_half(result.difference_veh):.2f}"
+            )
+            lines.append(
+                f"| {label} | {100 * result.tie_share:.1f} | {100 * result.yes_share:.0f} | "
+                f"{_with_half_width(result.queue_veh)} | {minus} | {_with_half_width(result.waiting_time_s, 1)} |"
+            )
+        lines.append("")
+    scenarios = list(dict.fromkeys(result.scenario for result in results))
+    lines += [
+        f"**Mean queue against the default, in %**, mean over {', '.join(scenarios)} [95 % interval]",
+        "",
+        "| setting | difference [%] |",
+        "|:---|---:|",
+    ]
+    others = [name for name in names if name != DEFAULT and any(result.name == name for result in results)]
+    ordered = sorted(others, key=lambda name: over_scenarios(results, name)[0])
+    lines += [f"| {name} | {_percent(over_scenarios(results, name))} |" for name in ordered]
+    return "\n".join([*lines, "", *verdict(results, ordered)])
+
+
+def _half(interval: tuple[float, float, float]) -> float:
+    return (interval[2] - interval[1]) / 2
+
+
+def verdict(results: Sequence[Result], ordered: Sequence[str]) -> list[str]:
+    """In words, which settings differ from the default by more than the spread over seeds.
+
+    Of many settings some look better by chance, so the intervals are those that hold for all of them together with
+    95 % (Bonferroni).
+    """
+    level = 1 - 0.05 / len(ordered)
+    intervals = {name: over_scenarios(results, name, level) for name in ordered}
+    better = [name for name, (_, _, high) in intervals.items() if high < 0]
+    worse = [name for name, (_, low, _) in intervals.items() if low > 0]
+    alike = [name for name in ordered if name not in better and name not in worse]
+    return [
+        f"With intervals that hold for all {len(ordered)} settings together:",
+        "",
+        f"- shorter queues than the default, beyond the spread: {', '.join(better) or 'none'}",
+        f"- longer queues than the default, beyond the spread: {', '.join(worse) or 'none'}",
+        f"- within the spread: {', '.join(alike) or 'none'}",
+    ]
+
+
+def json_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Mean queue of each setting beside that of the default."""
+    reference = {result.scenario: result.queue_veh[0] for result in results if result.name == DEFAULT}
+    return [
+        {
+            "name": f"{result.scenario}: mean queue, {result.name}",
+            "value": result.queue_veh[0],
+            "unit": "veh",
+            "beside": reference[result.scenario],
+            "ratio": result.queue_veh[0] / reference[result.scenario] if reference[result.scenario] else None,
+            "must_reach": None,
+            "ok": None,
+        }
+        for result in results
+    ]
+
+
+def draw(results: Sequence[Result], default: OutcomeSettings, path: Path) -> None:
+    """Figure of the table. Scenarios differ by marker and line, so that it reads in greyscale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    scenarios = list(dict.fromkeys(result.scenario for result in results))
+    found = {(result.scenario, result.name): result for result in results}
+    looks = {
+        scenario: {"color": color, "linestyle": line, "marker": marker, "markersize": 5, "capsize": 2, "linewidth": 1.4}
+        for scenario, color, line, marker in zip(
+            scenarios,
+            ("black", "#4477aa", "#cc6677") * 3,
+            ("-", "--", ":") * 3,
+            ("o", "s", "^", "D", "v", "P"),
+            strict=False,
+        )
+    }
+
+    def name_of(factor: str, value: object) -> str:
+        return DEFAULT if value == getattr(default, factor) else f"{factor}={value}"
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    titles = (
+        "mean queue against the default [%]",
+        "mean queue against the default [%]",
+        "both answers cost the same [%]",
+        "yes is better, of those that differ [%]",
+    )
+    for axis, title in zip(axes.flat, titles, strict=True):
+        axis.set_ylabel(title)
+        axis.grid(axis="y", color="0.9")
+        axis.spines[["top", "right"]].set_visible(False)
+    horizon_queue, choices, horizon_ties, horizon_yes = axes.flat
+    for axis in (horizon_queue, horizon_ties, horizon_yes):
+        axis.set_xscale("log")
+        axis.set_xticks(HORIZONS_S)
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.minorticks_off()
+        axis.set_xlabel("horizon [s]")
+    categories = [(factor, value) for factor in ("tail", "measure", "scope") for value in FACTORS[factor]]
+    for index, scenario in enumerate(scenarios):
+        look = looks[scenario]
+        rows = [(value, found.get((scenario, name_of("horizon_s", value)))) for value in HORIZONS_S]
+        there = [(value, row) for value, row in rows if row is not None]
+        values = [value for value, _ in there]
+        means, errors = _in_percent([row for _, row in there])
+        horizon_queue.errorbar(values, means, errors, label=scenario, **look)
+        plain = {key: value for key, value in look.items() if key != "capsize"}
+        horizon_ties.plot(values, [100 * row.tie_share for _, row in there], **plain)
+        horizon_yes.plot(values, [100 * row.yes_share for _, row in there], **plain)
+        rows = [(place, found.get((scenario, name_of(*category)))) for place, category in enumerate(categories)]
+        there = [(place, row) for place, row in rows if row is not None]
+        means, errors = _in_percent([row for _, row in there])
+        shift = 0.18 * (index - (len(scenarios) - 1) / 2)
+        choices.errorbar([place + shift for place, _ in there], means, errors, **look | {"linestyle": "none"})
+    labels = [f"{value}" + (" *" if value == getattr(default, factor) else "") for factor, value in categories]
+    choices.set_xticks(range(len(categories)), labels, rotation=40, ha="right")
+    choices.set_xlabel("tail, measure, scope (* the default)")
+    for place, (factor, _) in enumerate(categories[1:], 1):
+        if factor != categories[place - 1][0]:
+            choices.axvline(place - 0.5, color="0.7", linewidth=0.8)
+    largest = max(abs(100 * float(np.mean(result.relative_differences))) for result in results)
+    for axis in (horizon_queue, choices):
+        axis.axhline(0, color="0.4", linewidth=0.8)
+        # the means fill the panel; of few seeds, an interval may be far wider, and is then cut off
+        axis.set_ylim(-0.6 * largest - 5, 1.2 * largest + 5)
+    horizon_queue.legend(frameon=False)
+    pyplot.close(figure)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=130)
+    temporary.replace(path)
+
+
+def _in_percent(results: Sequence[Result]) -> tuple[list[float], list[float]]:
+    intervals = [interval95(result.relative_differences) for result in results]
+    return [100 * interval[0] for interval in intervals], [100 * _half(interval) for interval in intervals]
+
+
+def one_for_each(values: Sequence[int], count: int, option: str) -> list[int]:
+    """One value for all scenarios, or one for each. Raises ConfigError."""
+    if min(values) < 1:
+        raise ConfigError(f"{option} is {min(values)}: choose at least 1")
+    if len(values) not in (1, count):
+        raise ConfigError(f"{option} has {len(values)} values for {count} scenarios: give one for all, or one for each")
+    return list(values) * count if len(values) == 1 else list(values)
+
+
+def scenario_file(name: str) -> Path:
+    """A file, or the name of one in configs/scenarios."""
+    path = Path(name)
+    return path if path.suffix in (".yaml", ".yml") else CONFIGS / "scenarios" / f"{name}.yaml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--scenarios", nargs="+", required=True, metavar="NAME", help="files, or names of configs/scenarios/NAME.yaml"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[5], help="validation seeds: for all, or per scenario")
+    parser.add_argument(
+        "--duration",
+        type=int,
+        nargs="+",
+        default=[900],
+        metavar="S",
+        help="seconds simulated: for all, or per scenario",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=multiprocessing.cpu_count(), help="episodes at once (default: cores)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for episodes, table and figure")
+    parser.add_argument("--json", type=Path, help="write the mean queues as rows of name, value, unit, beside, ratio")
+    parser.add_argument(
+        "--reward", type=Path, default=CONFIGS / "reward.yaml", help="its section `outcome`: the default"
+    )
+    arguments = parser.parse_args()
+    if arguments.workers < 1:
+        raise ConfigError(f"--workers is {arguments.workers}: choose at least 1")
+    count = len(arguments.scenarios)
+    num_seeds = one_for_each(arguments.seeds, count, "--seeds")
+    durations_s = one_for_each(arguments.duration, count, "--duration")
+    scenarios = [
+        squeezed(load_scenario(scenario_file(name)), duration_s)
+        for name, duration_s in zip(arguments.scenarios, durations_s, strict=True)
+    ]
+    default = load_outcome_settings(arguments.reward).without_terms()
+    settings = settings_to_compare(default)
+    out = arguments.out.resolve()
+    jobs = plan_jobs(scenarios, num_seeds, settings, out)
+
+    path = out / "episodes.jsonl"
+    episodes = read_episodes(path)
+    missing = [job for job in jobs if job.fingerprint not in episodes]
+    write_atomically(path, "".join(json.dumps(episode) + "\n" for episode in episodes.values()).encode())
+    if len(missing) < len(jobs):
+        print(f"{len(jobs) - len(missing)} of {len(jobs)} episodes are there already")
+    with path.open("a") as file:
+        for record in run_jobs(missing, arguments.workers):
+            episodes[record["fingerprint"]] = record
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+
+    # in the order of the plan, whatever order they ended in
+    results = results_of([episodes[job.fingerprint] for job in jobs], list(settings))
+    text = tables(results, list(settings), default)
+    write_atomically(out / "horizon_study.md", f"{text}\n".encode())
+    draw(results, default, out / "horizon_study.png")
+    if arguments.json:
+        write_atomically(arguments.json, (json.dumps(json_rows(results), indent=1) + "\n").encode())
+    print(text)
+    print(f"\ntable and figure: {out / 'horizon_study.md'}, {out / 'horizon_study.png'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,487 @@
+"""Which shape of the reward, the groups and the states GRPO learns most from, judged in closed loop.
+
+Example:
+    python data_tools/json_to_parquet.py --input data/four_way --output data/four_way/parquet-all --ties keep
+    python scripts/studies/shaping_study.py --data data/four_way/parquet-all \
+        --start runs/demo/sft/merged --out runs/shaping
+
+Every variant changes one thing of its group's reference; that of `demo` is scripts/train_grpo.sh's for its tiny model.
+It is trained from the same start with several training seeds (scripts/studies/fast_grpo.py: verl's arithmetic on the
+token that decides), and then runs the same hours of unseen demand. Differences to the reference are paired by training
+seed.
+Writes OUT/runs.jsonl (one line a run; a second call continues), OUT/results.md and OUT/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from reward.settings import load_settings
+from tsc.controllers.language_model import Ask, ask_function
+from tsc.controllers.registry import LANGUAGE_MODEL
+from tsc.cost.outcome import OutcomeSettings
+from tsc.episodes.runner import EpisodeJob, run_jobs
+from tsc.errors import ConfigError, TscError, run_main
+from tsc.evaluation.statistics import interval95, paired_difference
+from tsc.files import REPO_ROOT, sha256_of, write_atomically
+from tsc.junction.prompt import PROMPT_VERSION
+from tsc.scenarios.scenario import Scenario, build_demand, build_net, load_scenario
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.version import installed_sumo_version
+from tsc.yaml_file import nearest_spelling
+
+if TYPE_CHECKING:
+    from fast_grpo import TrainedPolicy
+
+# torch and verl are imported where they are needed: every episode's process imports this file and needs neither.
+
+START = "start"
+# What the others of a group are compared with.
+REFERENCES = {"decision": "reference", "format": "format_graded", "demo": "demo", "stretch": "1_decision"}
+# Of the groups `decision` and `format`, whose start has seen each label once and answers "no" nearly always.
+REFERENCE = {"balance": True, "normalise_std": True}
+# Neither training (1–500), nor validation (501–700), nor scripts/evaluate.py (from 1001) draws these.
+CHOOSING_SEEDS = (701, 702, 703, 704, 705)
+CHECKED_PROMPTS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """`changes`: fields of fast_grpo.GrpoSettings that differ from the default; None: no training."""
+
+    name: str
+    what: str
+    changes: dict[str, Any] | None
+    group: str = "decision"
+
+
+def _one(name: str, what: str, **changes: Any) -> Variant:
+    return Variant(name=name, what=what, changes=REFERENCE | changes)
+
+
+def _demo(name: str, what: str, **changes: Any) -> Variant:
+    return Variant(name=name, what=what, changes=changes, group="demo")
+
+
+def _stretch(name: str, what: str, **changes: Any) -> Variant:
+    return Variant(name=name, what=what, changes=changes, group="stretch")
+
+
+def _whole(name: str, what: str, exact: float, embedded: float) -> Variant:
+    changes = REFERENCE | {
+        "whole_answers": True,
+        "reward": {"format": {"exact": exact, "embedded": embedded, "invalid": -1.0}},
+    }
+    return Variant(name=name, what=what, changes=changes, group="format")
+
+
+VARIANTS = (
+    Variant(name=START, what="the start, without GRPO", changes=None),
+    _one("reference", "128 prompts × 4 answers, std, balanced, KL 0.3, T 1"),
+    _one("std_off", "advantages not divided by the group's std", normalise_std=False),
+    _one(
+        "sign_std_off",
+        "traffic score ±1, not divided by std",
+        normalise_std=False,
+        reward={"normalisation": "sign"},
+    ),
+    _one(
+        "clipped_std_off",
+        "traffic score saving / 60 veh·s cut at ±1, not divided by std",
+        normalise_std=False,
+        reward={"normalisation": "clipped"},
+    ),
+    _one("ties_kept", "states whose answers cost the same stay", drop_within_veh_s=None),
+    _one("near_ties_dropped", "states with a gap of at most 5 veh·s left out", drop_within_veh_s=5.0),
+    _one("gap_weighted", "states drawn in proportion to their relative gap", weigh_by_gap=True),
+    _one("filter_groups", "groups of equal scores replaced (DAPO)", filter_groups=True),
+    _one("unbalanced", "states as they come, two of three better with no", balance=False),
+    _one("kl_0", "no KL loss", kl=0.0),
+    _one("kl_0.1", "KL loss of weight 0.1", kl=0.1),
+    _one("temperature_0.7", "sampled at temperature 0.7", temperature=0.7),
+    _one("temperature_1.3", "sampled at temperature 1.3", temperature=1.3),
+    _one("2_answers", "128 prompts × 2 answers", rollout_n=2),
+    _one("8_answers", "128 prompts × 8 answers", rollout_n=8),
+    _one("256x2", "256 prompts × 2 answers: as many answers as the reference", batch_prompts=256, rollout_n=2),
+    _one("64x8", "64 prompts × 8 answers: as many answers", batch_prompts=64, rollout_n=8),
+    _one("32x16", "32 prompts × 16 answers: as many answers", batch_prompts=32, rollout_n=16),
+    _one("whole_answers", "the reference, with every token of an answer sampled", whole_answers=True),
+    _demo("demo", "as scripts/train_grpo.sh trains its tiny model: states as they come, not divided by std"),
+    _demo("demo_balanced", "balanced states", balance=True),
+    _demo("demo_balanced_std", "balanced states, divided by the group's std", balance=True, normalise_std=True),
+    _stretch("1_decision", "128 prompts × 4 answers of one decision, as `demo`"),
+    _stretch("2_decisions", "64 prompts × 4 answers of two: as many decisions", decisions=2, batch_prompts=64),
+    _stretch("4_decisions", "32 prompts × 4 answers of four: as many decisions", decisions=4, batch_prompts=32),
+    _stretch("1_decision_std", "one decision, divided by the group's std", normalise_std=True),
+    _stretch("1_decision_kl_0.05", "one decision, KL loss of weight 0.05", kl=0.05),
+    _stretch("4_decisions_kl_0.05", "four decisions, KL loss of weight 0.05", kl=0.05, decisions=4, batch_prompts=32),
+    _stretch("4_decisions_std", "four decisions, divided by std", normalise_std=True, decisions=4, batch_prompts=32),
+    _whole("format_graded", "exact 0.1, embedded 0.05, unreadable −1", 0.1, 0.05),
+    _whole("format_flat", "exact 0, embedded 0, unreadable −1", 0.0, 0.0),
+    _whole("format_steep", "exact 0.5, embedded 0.25, unreadable −1", 0.5, 0.25),
+)
+
+
+def chosen_variants(names: Sequence[str]) -> list[Variant]:
+    """By name; `decision` and `format` stand for all of a group. Raises ConfigError."""
+    known = {variant.name: variant for variant in VARIANTS}
+    groups = {variant.group for variant in VARIANTS}
+    chosen: dict[str, Variant] = {}
+    for name in names:
+        if name in groups:
+            chosen.update({v.name: v for v in VARIANTS if v.group == name})
+        elif name in known:
+            chosen[name] = known[name]
+        else:
+            nearest = nearest_spelling(name, [*groups, *known])
+            meant = f"did you mean {nearest!r}? " if nearest else ""
+            raise ConfigError(
+                f"--variants {name!r} is unknown: {meant}choose of {', '.join([*sorted(groups), *known])}"
+            )
+    return list(chosen.values())
+
+
+def closed_loop_jobs(scenario: Scenario, seeds: Sequence[int], folder: Path, name: str) -> list[EpisodeJob]:
+    """One hour a seed, all of one controller; builds the net and the demands that are missing."""
+    net_file = folder / f"{scenario.name}.net.xml"
+    build_net(scenario, net_file)
+    jobs = []
+    for seed in seeds:
+        route_file = folder / f"seed{seed}.rou.xml"
+        build_demand(scenario, net_file, seed, route_file)
+        jobs.append(
+            EpisodeJob(
+                scenario=scenario.name,
+                controller=name,
+                kind=LANGUAGE_MODEL,
+                seed=seed,
+                fingerprint="",
+                files=SumoFiles(net_file=net_file, route_files=(route_file,), seed=seed),
+                end_s=scenario.duration_s,
+                warm_up_s=0,
+                timing=scenario.timing,
+                lookahead=OutcomeSettings(),
+            )
+        )
+    return jobs
+
+
+def run_closed_loop(jobs: Sequence[EpisodeJob], ask: Ask) -> dict[str, dict[str, float]]:
+    """mean_queue_veh, waiting_time_s and invalid_answers by seed."""
+    found = {
+        str(record["seed"]): {
+            key: float(record[key]) for key in ("mean_queue_veh", "waiting_time_s", "invalid_answers")
+        }
+        for record in run_jobs(jobs, len(jobs), ask)
+    }
+    return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is the same in all runs."""
+
+    data: Path
+    start: Path
+    scenario: Scenario
+    hours: tuple[int, ...]
+    out: Path
+    steps: int
+
+    @cached_property
+    def _digest(self) -> str:
+        """Of what all runs share and what decides their results."""
+        from fast_grpo import ARITHMETIC_VERSION
+
+        reward = load_settings()
+        what = {
+            "steps": self.steps,
+            "hours": self.hours,
+            "scenario": self.scenario.model_dump(mode="json"),
+            "data": [sha256_of(self.data / name) for name in ("train.parquet", "val.parquet")],
+            "start": [sha256_of(path) for path in sorted(self.start.glob("*.safetensors"))],
+            "reward": [
+                reward.normalisation,
+                reward.clipped_scale_veh_s,
+                reward.tie_threshold_veh_s,
+                [reward.format.exact, reward.format.embedded, reward.format.invalid],
+                [reward.weights.traffic, reward.weights.format],
+            ],
+            "arithmetic_version": ARITHMETIC_VERSION,
+            "prompt_version": PROMPT_VERSION,
+            "sumo": installed_sumo_version(),
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def fingerprint(self, variant: Variant, seed: int) -> str:
+        """Of everything that decides a run's result; a stored run with another one is done again."""
+        text = json.dumps([self._digest, variant.changes, seed], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def demand(self) -> Path:
+        return self.out / "scenarios" / self.scenario.name
+
+
+class Runner:
+    """Does the runs one after the other; what they share is made once."""
+
+    def __init__(self, study: Study) -> None:
+        import torch
+
+        from fast_grpo import Policy, load_states
+
+        # Passes of a tiny model are over before a second thread has joined, and one thread makes a run repeatable.
+        torch.set_num_threads(1)
+        self._study = study
+        self._states = load_states(study.data / "train.parquet")
+        self._unseen = load_states(study.data / "val.parquet")
+        start = Policy(study.start, rank=1, alpha=1, seed=0)
+        rows = start.prompt_tokens([state.prompt for state in self._states])
+        self._start_logits = start.decision_logits([row + start.shape.before for row in rows])
+        self.start_certainty = start.certainty([state.prompt for state in self._unseen])
+
+    def run(self, variant: Variant, seed: int) -> dict[str, Any]:
+        from fast_grpo import GrpoSettings, train
+
+        begin = time.monotonic()
+        jobs = closed_loop_jobs(self._study.scenario, self._study.hours, self._study.demand, variant.name)
+        if variant.changes is None:
+            from recipes.serving.text_generation import LocalModel
+
+            hours = run_closed_loop(jobs, ask_function(LocalModel(self._study.start).generate))
+            return {"hours": hours, "metrics": {}, "train_s": 0.0, "wall_s": round(time.monotonic() - begin, 1)}
+        settings = GrpoSettings(**{"steps": self._study.steps, **variant.changes})
+        trained: TrainedPolicy = train(
+            self._study.start,
+            self._states,
+            settings,
+            seed=seed,
+            start_logits=None if settings.whole_answers else self._start_logits,
+        )
+        train_s = time.monotonic() - begin
+        metrics = trained.metrics | self._on_unseen_states(trained)
+        hours = run_closed_loop(jobs, self._ask(trained, whole=settings.whole_answers))
+        return {
+            "hours": hours,
+            "metrics": {name: round(value, 4) for name, value in metrics.items()},
+            "settings": asdict(settings),
+            "train_s": round(train_s, 1),
+            "wall_s": round(time.monotonic() - begin, 1),
+        }
+
+    def _on_unseen_states(self, trained: TrainedPolicy) -> dict[str, float]:
+        """What the greedy policy does on the validation states: share of yes, of better answers, of the gap saved."""
+        from tsc.junction.decision import Decision, parse_answer
+
+        prompts = [state.prompt for state in self._unseen]
+        decisions = [parse_answer(text).decision for text in trained.policy.decide(prompts)]
+        labelled = [(d, s.outcomes) for d, s in zip(decisions, self._unseen, strict=True) if s.outcomes.better()]
+        gap = sum(abs(outcomes.saving(Decision.YES)) for _, outcomes in labelled)
+        return {
+            "greedy_yes": sum(d is Decision.YES for d in decisions) / len(decisions),
+            "greedy_better": sum(d is outcomes.better() for d, outcomes in labelled) / len(labelled),
+            "greedy_captured": sum(outcomes.saving(d) for d, outcomes in labelled if d) / gap,
+            "certainty": trained.policy.certainty(prompts),
+        }
+
+    def _ask(self, trained: TrainedPolicy, *, whole: bool) -> Ask:
+        """The policy as an evaluated model. Where only the decision token is asked for, which takes a fifth of the
+        time, its answers are first compared with those of greedy generation."""
+        from recipes.serving.text_generation import LocalModel
+
+        with tempfile.TemporaryDirectory() as folder:
+            trained.policy.save(Path(folder))
+            model = LocalModel(Path(folder))
+        if whole:
+            return ask_function(model.generate)
+        prompts: list[list[dict[str, str]]] = [state.prompt for state in self._unseen[:CHECKED_PROMPTS]]
+        if trained.policy.decide(prompts) != model.generate(prompts):
+            raise TscError(
+                "the greedy answers of a trained model differ from those of its decision token: its format is not "
+                "certain enough for this study; train the start for longer"
+            )
+        return ask_function(trained.policy.decide)
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """The stored runs. A last line cut short by a kill is dropped."""
+    if not path.exists():
+        return []
+    runs = []
+    for line in path.read_text().splitlines():
+        try:
+            runs.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return runs
+
+
+def queue_by_run(runs: Sequence[dict[str, Any]], scenario: str) -> list[dict[str, Any]]:
+    """One record a run, for tsc.evaluation.statistics: `seed` is the training seed, the queue the hours' mean."""
+    return [
+        {
+            "scenario": scenario,
+            "controller": run["variant"],
+            "seed": run["seed"],
+            "mean_queue_veh": sum(hour["mean_queue_veh"] for hour in run["hours"].values()) / len(run["hours"]),
+        }
+        for run in runs
+    ]
+
+
+# Shares in the table's last columns, by group: metrics of a run.
+COLUMNS = {
+    "demo": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
+    "stretch": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
+    "decision": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
+    "format": {"exact at start": "exact_at_start", "exact at end": "exact_at_end", "greedy better": "greedy_better"},
+}
+
+
+def result_table(group: str, runs: Sequence[dict[str, Any]], scenario: str) -> tuple[str, list[dict[str, Any]]]:
+    """A Markdown table of one group's variants and its rows for --json, one a variant that has runs."""
+    variants = [variant for variant in VARIANTS if variant.group == group]
+    reference = REFERENCES[group]
+    records = queue_by_run(runs, scenario)
+    header = ["variant", "what", "seeds", "mean queue [veh]", "worst", f"minus {reference}, paired [95 %]"]
+    header += COLUMNS[group]
+    lines = ["| " + " | ".join(header) + " |", "|---|---|" + "--:|" * (len(header) - 2)]
+    rows = []
+    for variant in variants:
+        ours = [run for run in runs if run["variant"] == variant.name]
+        if not ours:
+            continue
+        queues = [r["mean_queue_veh"] for r in records if r["controller"] == variant.name]
+        mean, low, high = interval95(queues)
+        pairs = {r["seed"] for r in records if r["controller"] == reference} & {run["seed"] for run in ours}
+        difference = None
+        if variant.name not in (START, reference) and len(pairs) > 1:
+            difference = paired_difference(records, scenario, "mean_queue_veh", variant.name, reference)
+        cells = [
+            variant.name,
+            variant.what,
+            str(len(ours)),
+            f"{mean:.3f} ± {(high - low) / 2:.3f}" if len(queues) > 1 else f"{mean:.3f}",
+            f"{max(queues):.3f}",
+            "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference) if difference else "",
+        ]
+        for metric in COLUMNS[group].values():
+            values = [run["metrics"][metric] for run in ours if metric in run["metrics"]]
+            cells.append(f"{100 * sum(values) / len(values):.0f} %" if values else "")
+        lines.append("| " + " | ".join(cells) + " |")
+        beside = None if difference is None else mean - difference[0]
+        rows.append(
+            {
+                "name": f"mean queue, {variant.name}",
+                "value": mean,
+                "unit": "veh",
+                "beside": beside,
+                "ratio": mean / beside if beside else None,
+                "must_reach": None,
+                "ok": None,
+                "seeds": [run["seed"] for run in ours],
+                "ci95": [low, high],
+                "paired_difference": difference,
+            }
+        )
+    return "\n".join(lines), rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train.parquet (--ties keep), val.parquet")
+    parser.add_argument("--start", type=Path, required=True, help="model to train from, such as runs/demo/sft/merged")
+    parser.add_argument(
+        "--scenario", type=Path, default=REPO_ROOT / "configs/scenarios/four_way.yaml", help="of the closed loop"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=["decision"],
+        metavar="NAME",
+        help="names, or decision, format, demo or stretch: all of a group",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds of each variant (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=40, help="training steps of each run (default: %(default)s)")
+    parser.add_argument(
+        "--hours",
+        type=int,
+        nargs="+",
+        default=list(CHOOSING_SEEDS),
+        metavar="SEED",
+        help="demand seeds of the closed loop (default: 701 to 705)",
+    )
+    parser.add_argument("--json", type=Path, help="write the table's rows to this file as well")
+    arguments = parser.parse_args()
+    for name in ("seeds", "steps"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name} is {getattr(arguments, name)}: choose at least 1")
+    variants = chosen_variants(arguments.variants)
+    scenario = load_scenario(arguments.scenario)
+    study = Study(
+        data=arguments.data,
+        start=arguments.start,
+        scenario=scenario,
+        hours=tuple(arguments.hours),
+        out=arguments.out.resolve(),
+        steps=arguments.steps,
+    )
+    for file in (study.data / "train.parquet", study.data / "val.parquet", study.start / "config.json"):
+        if not file.is_file():
+            raise ConfigError(f"{file} does not exist: see the example of --help")
+
+    # seed by seed, so that a study stopped early has compared all variants on the seeds it has
+    wanted = {
+        study.fingerprint(variant, seed): (variant, seed)
+        for seed in range(1, arguments.seeds + 1)
+        for variant in variants
+        if variant.changes is not None or seed == 1
+    }
+    study.out.mkdir(parents=True, exist_ok=True)
+    path = study.out / "runs.jsonl"
+    stored = read_runs(path)
+    done = {run["fingerprint"] for run in stored}
+    write_atomically(path, "".join(json.dumps(run) + "\n" for run in stored).encode())
+    missing = {name: what for name, what in wanted.items() if name not in done}
+    if len(missing) < len(wanted):
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there already")
+    if missing:
+        runner = Runner(study)
+        print(f"an answer of the start is readable with a probability of at least {runner.start_certainty:.3f}")
+        with path.open("a") as file:
+            for fingerprint, (variant, seed) in tqdm(missing.items(), unit=" runs", disable=None):
+                run = {"variant": variant.name, "seed": seed, "fingerprint": fingerprint, **runner.run(variant, seed)}
+                stored.append(run)
+                file.write(json.dumps(run) + "\n")
+                file.flush()
+                queue = queue_by_run([run], scenario.name)[0]["mean_queue_veh"]
+                print(f"{variant.name}, seed {seed}: mean queue {queue:.3f} veh ({run['wall_s']:.0f} s)", flush=True)
+    of_call = [run for run in stored if run["fingerprint"] in wanted]
+    tables, rows = [], []
+    for group in dict.fromkeys(variant.group for variant in variants):
+        table, of_group = result_table(group, of_call, scenario.name)
+        tables.append(table)
+        rows += of_group
+    text = "\n\n".join(tables)
+    write_atomically(study.out / "results.md", (text + "\n").encode())
+    write_atomically(study.out / "results.json", (json.dumps(rows, indent=1) + "\n").encode())
+    if arguments.json:
+        write_atomically(arguments.json, (json.dumps(rows, indent=1) + "\n").encode())
+    print(f"\n{scenario.name}, hours {', '.join(map(str, study.hours))}, {study.steps} steps a run\n\n{text}")
+
+
+if __name__ == "__main__":
+    run_main(main)
