@@ -10,10 +10,9 @@ exits with status 2. The model's config.json is enough; no weights are read.
 from __future__ import annotations
 
 import argparse
-import difflib
 
 from recipes.models.model_facts import ALL_LINEAR, model_facts
-from tsc.errors import ConfigError, run_main
+from tsc.errors import ConfigError, did_you_mean, run_main
 
 
 def lora_targets(model: str, text: str) -> str | list[str]:
@@ -30,11 +29,9 @@ def lora_targets(model: str, text: str) -> str | list[str]:
         raise ConfigError(f"LORA_TARGETS is empty: choose {ALL_LINEAR} or some of {', '.join(known)}")
     for name in names:
         if name not in known:
-            nearest = difflib.get_close_matches(name, [*known, ALL_LINEAR], n=1)
-            meant = f" (did you mean {nearest[0]}?)" if nearest else ""
             raise ConfigError(
-                f"LORA_TARGETS names {name}{meant}, which {model} has not: choose {ALL_LINEAR} or some of "
-                f"{', '.join(known)}, with commas between"
+                f"LORA_TARGETS names {name}, which {model} does not have: {did_you_mean(name, [*known, ALL_LINEAR])}"
+                f"choose {ALL_LINEAR} or some of {', '.join(known)}, with commas between"
             )
     return names
 

@@ -24,8 +24,7 @@ from benchmarks.grpo_step import step_rows
 from benchmarks.replay_speed import bare_rows, city_rows, memory_rows, stretch_rows, traci_rows
 from benchmarks.rows import Machine, Row, table, write_rows
 from benchmarks.score_rate import score_rows
-from tsc.errors import ConfigError, run_main
-from tsc.yaml_file import nearest_spelling
+from tsc.errors import ConfigError, did_you_mean, run_main
 
 Measure = Callable[[Path, Effort], list[Row]]
 
@@ -51,8 +50,7 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     """Raises ConfigError with the nearest spelling."""
     for name in names:
         if name not in known:
-            nearest = nearest_spelling(name, known)
-            meant = f"did you mean {nearest!r}? " if nearest else ""
+            meant = did_you_mean(name, known)
             raise ConfigError(f"--only {name!r} is unknown: {meant}choose of {', '.join(known)}")
 
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL
-from tsc.errors import ConfigError, run_main
+from tsc.errors import ConfigError, did_you_mean, run_main
 from tsc.files import REPO_ROOT
-from tsc.yaml_file import nearest_spelling, validate_values
+from tsc.yaml_file import validate_values
 
 if TYPE_CHECKING:
     from recipes.serving.model_choice import ModelChoice
@@ -57,8 +57,7 @@ def chosen_models(words: Sequence[str], base_url: str | None) -> dict[str, Model
         elif word in CONTROLLERS:
             model, name = None, word
         else:
-            nearest = nearest_spelling(word, CONTROLLERS)
-            meant = f"did you mean {nearest!r}? " if nearest else ""
+            meant = did_you_mean(word, CONTROLLERS)
             raise ConfigError(
                 f"controller {word!r} is unknown: {meant}choose of {', '.join(CONTROLLERS)}, llm:NAME=FOLDER"
             )

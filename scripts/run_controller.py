@@ -25,7 +25,15 @@ from typing import TYPE_CHECKING
 from tsc.controllers.language_model import LanguageModelController
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, rule_controller
 from tsc.cost.outcome import OutcomeSettings
-from tsc.errors import ConfigError, EndpointError, ScenarioError, SimulationClosed, UnknownJunction, run_main
+from tsc.errors import (
+    ConfigError,
+    EndpointError,
+    ScenarioError,
+    SimulationClosed,
+    UnknownJunction,
+    did_you_mean,
+    run_main,
+)
 from tsc.evaluation.settings import LanguageModelSettings, load_evaluation_settings
 from tsc.files import REPO_ROOT
 from tsc.junction.decision import Decision
@@ -33,7 +41,6 @@ from tsc.junction.signal_control import SignalControl
 from tsc.rules.controller import Controller
 from tsc.sumo.attached import AttachedSimulation
 from tsc.sumo.signal_program import SignalProgram
-from tsc.yaml_file import nearest_spelling
 
 if TYPE_CHECKING:
     from recipes.serving.model_choice import ModelChoice
@@ -103,8 +110,7 @@ def model_named(word: str, base_url: str | None) -> ModelChoice | None:
         return None
     if word in CONTROLLERS:
         raise ConfigError(f"controller {word!r} cannot run here: {CANNOT_RUN_HERE.get(word, BY_SUMO)}")
-    nearest = nearest_spelling(word, RULES)
-    meant = f"did you mean {nearest!r}? " if nearest else ""
+    meant = did_you_mean(word, RULES)
     raise ConfigError(f"controller {word!r} is unknown: {meant}choose of {', '.join(RULES)}, llm:NAME=FOLDER")
 
 
@@ -130,8 +136,7 @@ def programs_to_run(simulation: AttachedSimulation, names: Sequence[str]) -> dic
     signals = simulation.junction_ids()
     for name in names:
         if name not in signals:
-            nearest = nearest_spelling(name, signals)
-            meant = f"did you mean {nearest!r}? " if nearest else ""
+            meant = did_you_mean(name, signals)
             raise UnknownJunction(f"junction {name!r} has no signal: {meant}there are {', '.join(signals) or 'none'}")
     programs, refused = {}, []
     for name in names or signals:

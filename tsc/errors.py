@@ -6,9 +6,10 @@ status 2. Anything else is a defect of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 
@@ -54,6 +55,18 @@ class ReplayProcessDied(ReplayError):
 
 class UnknownJunction(TscError):
     """A junction id that the net does not have, or that has no signal program with two stages."""
+
+
+def nearest_spelling(word: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `word` was probably meant to be, None where none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return close[0] if close else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question for an error message, with a blank at its end; empty where none of `known` is close to `word`."""
+    nearest = nearest_spelling(word, known)
+    return f"did you mean {nearest!r}? " if nearest else ""
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:

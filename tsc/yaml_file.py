@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tsc.errors import ConfigError
+from tsc.errors import ConfigError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -77,19 +76,12 @@ def validate_values(values: object, model: type[Model], *, where: str) -> Model:
     raise ConfigError(f"{where}: {faults[0]}" if len(faults) == 1 else "\n  ".join([f"{where}:", *faults]))
 
 
-def nearest_spelling(word: str, known: Sequence[str]) -> str | None:
-    """The one of `known` that `word` was probably meant to be, None where none is close."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return close[0] if close else None
-
-
 def _fault(detail: ErrorDetails, model: type[BaseModel]) -> str:
     location = detail["loc"]
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
         known = _keys(_model_at(model, location[:-1]))
-        nearest = nearest_spelling(str(location[-1]), known)
-        meant = f"did you mean '{nearest}'? " if nearest else ""
+        meant = did_you_mean(str(location[-1]), known)
         return f"unknown key '{key}': {meant}allowed: {', '.join(known)}"
     if detail["type"] == "missing":
         return f"key '{key}' is missing"

@@ -20,9 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.preflight.hardware import load_hardware
-from tsc.errors import ConfigError
+from tsc.errors import ConfigError, did_you_mean
 from tsc.files import REPO_ROOT
-from tsc.yaml_file import nearest_spelling
 
 RECIPES = REPO_ROOT / "recipes"
 POLICY_GRADIENT = ("grpo", "gspo", "ppo")
@@ -66,7 +65,7 @@ def _composition_fault(algorithm: str, overrides: Sequence[str], error: Exceptio
         key = override.partition("=")[0].lstrip("~")
         if unknown and (key == unknown or key.startswith(f"{unknown}.")):
             known = [path for path, _ in leaves(usual_config(algorithm))]
-            return f"override '{override}': {algorithm} has no key {key}{did_you_mean(nearest_key(key, known))}"
+            return f"override '{override}': {algorithm} has no key {key}: {meant_key(key, known)}correct or remove it"
     return f"{algorithm} cannot be composed: {' '.join(str(error).split())}"
 
 
@@ -76,15 +75,11 @@ def usual_config(algorithm: str) -> Any:
     return OmegaConf.to_container(compose(algorithm, []), resolve=False)
 
 
-def did_you_mean(nearest: str | None) -> str:
-    return f" (did you mean {nearest}?)" if nearest else ""
-
-
-def nearest_key(key: str, known: Sequence[str]) -> str | None:
-    """The same last word elsewhere counts as near, for whole sections are easily forgotten."""
+def meant_key(key: str, known: Sequence[str]) -> str:
+    """did_you_mean for keys. The same last word in another section is near: whole sections are easily forgotten."""
     last = key.rpartition(".")[2]
     same = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
-    return nearest_spelling(key, same) or nearest_spelling(key, known)
+    return did_you_mean(key, same) or did_you_mean(key, known)
 
 
 def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tsc.errors import ConfigError, run_main
+from tsc.errors import ConfigError, did_you_mean, run_main
 from tsc.files import REPO_ROOT
-from tsc.yaml_file import nearest_spelling, read_yaml, validate_values
+from tsc.yaml_file import read_yaml, validate_values
 
 FOLDER = REPO_ROOT / "configs" / "hardware"
 QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "mig.mode.current", "driver_version")
@@ -119,9 +119,7 @@ def load_hardware(name: str) -> Hardware:
 
     known = hardware_names()
     if name not in known:
-        nearest = nearest_spelling(name, known)
-        meant = f" (did you mean {nearest}?)" if nearest else ""
-        raise ConfigError(f"HARDWARE={name} is unknown{meant}: choose auto, {', '.join(known)}")
+        raise ConfigError(f"HARDWARE={name} is unknown: {did_you_mean(name, known)}choose auto, {', '.join(known)}")
     file = FOLDER / f"{name}.yaml"
     values: Any = OmegaConf.to_container(OmegaConf.create({"hardware": _with_base(file)}), resolve=True)
     return validate_values(values["hardware"], Hardware, where=str(file))

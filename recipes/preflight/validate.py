@@ -30,10 +30,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from recipes.preflight.compose import ALGORITHMS, POLICY_GRADIENT, did_you_mean, leaves, nearest_key, usual_config
+from recipes.preflight.compose import ALGORITHMS, POLICY_GRADIENT, leaves, meant_key, usual_config
 from recipes.preflight.hardware import Hardware, check_layout
-from tsc.errors import ConfigError
-from tsc.yaml_file import nearest_spelling, validate_values
+from tsc.errors import ConfigError, did_you_mean
+from tsc.yaml_file import validate_values
 
 # bfloat16 arithmetic
 BF16_CAPABILITY = 8.0
@@ -52,8 +52,8 @@ DATACLASS_SECTIONS = (
 
 def _check_choice(key: str, value: object, allowed: Sequence[str], also: str = "") -> None:
     if value not in allowed:
-        meant = did_you_mean(nearest_spelling(str(value), allowed))
-        raise ConfigError(f"{key}={value} is unknown{meant}: choose {also}{', '.join(allowed)}")
+        meant = did_you_mean(str(value), allowed)
+        raise ConfigError(f"{key}={value} is unknown: {meant}choose {also}{', '.join(allowed)}")
 
 
 def validate(algorithm: str, config: DictConfig) -> None:
@@ -143,8 +143,8 @@ def _check_keys(algorithm: str, values: dict[str, Any]) -> None:
     known = usual_config(algorithm)
     for key in _added(values, known):
         if not key.startswith(DATACLASS_SECTIONS):
-            meant = did_you_mean(nearest_key(key, [path for path, _ in leaves(known)]))
-            raise ConfigError(f"{key} is read by nothing in {algorithm}{meant}: remove the override +{key}=…")
+            meant = meant_key(key, [path for path, _ in leaves(known)])
+            raise ConfigError(f"{key} is read by nothing in {algorithm}: {meant}remove the override +{key}=…")
     for key, value, usual in _changed_types(values, known):
         if value == "after_each_epoch" and algorithm == "sft":
             continue  # what verl's SFT trainer takes as save_freq and test_freq
@@ -348,8 +348,8 @@ def _check_vllm(engine_kwargs: Any) -> None:
     for key, value in values.items():
         path = f"{WORKER}.rollout.engine_kwargs.vllm.{key}"
         if key not in known:
-            meant = did_you_mean(nearest_spelling(key, known))
-            raise ConfigError(f"{path} is no argument of vLLM's engine{meant}: remove or correct the override")
+            meant = did_you_mean(key, known)
+            raise ConfigError(f"{path} is not an argument of vLLM's engine: {meant}remove or correct the override")
         if key == "attention_backend" and value is not None:
             _check_choice(path, value, ATTENTION_BACKENDS, "null (vLLM's own choice), ")
 
@@ -414,9 +414,9 @@ def _check_fields(cls: Any, values: Any, path: str) -> None:
         if key == "_target_":
             continue
         if key not in fields:
-            meant = did_you_mean(nearest_spelling(key, sorted(fields)))
+            meant = did_you_mean(key, sorted(fields))
             raise ConfigError(
-                f"{path}.{key} is unknown to verl's {cls.__name__}{meant}: remove the override +{path}.{key}=…"
+                f"{path}.{key} is unknown to verl's {cls.__name__}: {meant}remove the override +{path}.{key}=…"
             )
         if value is None or isinstance(value, dict):
             continue

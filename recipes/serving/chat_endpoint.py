@@ -15,8 +15,7 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from tsc.controllers.language_model import Conversation, Reply
-from tsc.errors import ConfigError, EndpointError
-from tsc.yaml_file import nearest_spelling
+from tsc.errors import ConfigError, EndpointError, did_you_mean
 
 Result = TypeVar("Result")
 
@@ -100,8 +99,7 @@ class ChatEndpoint:
                 f"the server at {self.base_url} serves {_listed(served)}: name one with --controllers llm:NAME=MODEL"
             )
         if self.model not in served:
-            nearest = nearest_spelling(self.model, served)
-            meant = f"did you mean {nearest!r}? " if nearest else ""
+            meant = did_you_mean(self.model, served)
             raise ConfigError(
                 f"the server at {self.base_url} has no model {self.model!r}: {meant}it serves {_listed(served)}"
             )

@@ -32,14 +32,13 @@ from tsc.controllers.language_model import Ask, ask_function
 from tsc.controllers.registry import LANGUAGE_MODEL
 from tsc.cost.outcome import OutcomeSettings
 from tsc.episodes.runner import EpisodeJob, run_jobs
-from tsc.errors import ConfigError, TscError, run_main
+from tsc.errors import ConfigError, TscError, did_you_mean, run_main
 from tsc.evaluation.statistics import interval95, paired_difference
 from tsc.files import REPO_ROOT, sha256_of, write_atomically
 from tsc.junction.prompt import PROMPT_VERSION
 from tsc.scenarios.scenario import Scenario, build_demand, build_net, load_scenario
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.version import installed_sumo_version
-from tsc.yaml_file import nearest_spelling
 
 if TYPE_CHECKING:
     from fast_grpo import TrainedPolicy
@@ -144,8 +143,7 @@ def chosen_variants(names: Sequence[str]) -> list[Variant]:
         elif name in known:
             chosen[name] = known[name]
         else:
-            nearest = nearest_spelling(name, [*groups, *known])
-            meant = f"did you mean {nearest!r}? " if nearest else ""
+            meant = did_you_mean(name, [*groups, *known])
             raise ConfigError(
                 f"--variants {name!r} is unknown: {meant}choose of {', '.join([*sorted(groups), *known])}"
             )

@@ -22,7 +22,7 @@ def test_a_misspelt_target_is_an_error_with_the_nearest_and_with_all_modules_of_
     with pytest.raises(ConfigError) as raised:
         lora_targets("tiny", "q_proj,v_prj")
     text = str(raised.value)
-    assert "v_prj (did you mean v_proj?)" in text
+    assert "v_prj, which tiny does not have: did you mean 'v_proj'?" in text
     for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "all-linear"):
         assert name in text
 
@@ -57,4 +57,4 @@ def test_the_command_prints_hydras_value_or_ends_with_status_2(repo_root: Path) 
     assert call("q_proj,v_proj").stdout == "[q_proj,v_proj]\n"
     wrong = call("q_prj")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert "did you mean q_proj" in wrong.stderr
+    assert "did you mean 'q_proj'" in wrong.stderr

@@ -115,7 +115,7 @@ def test_sigterm_leaves_no_process_and_the_same_command_resumes(project: Project
 
 def test_knobs_that_cannot_work_end_before_anything_is_made(project: Project) -> None:
     for knobs, cause in (
-        ({"LORA_TARGETS": "q_prj"}, "did you mean q_proj"),
+        ({"LORA_TARGETS": "q_prj"}, "did you mean 'q_proj'"),
         ({"NNODES": "2"}, "DPO runs on one machine"),
         ({"BETA": "0"}, "BETA=0 is unknown: choose a number above 0"),
     ):

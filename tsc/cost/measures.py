@@ -18,9 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsc.errors import ConfigError, ReplayError
+from tsc.errors import ConfigError, ReplayError, did_you_mean
 from tsc.files import sha256_of
-from tsc.yaml_file import nearest_spelling
 
 if TYPE_CHECKING:
     from tsc.junction.signal_control import SignalControl
@@ -191,8 +190,7 @@ def check_measure_name(name: str) -> str:
         return name
     if name.startswith(USER_PREFIX):
         raise ConfigError(f"measure {name!r}: write a function of your own as {USER_PREFIX}module:function")
-    nearest = nearest_spelling(name, MEASURES)
-    meant = f"did you mean {nearest!r}? " if nearest else ""
+    meant = did_you_mean(name, MEASURES)
     raise ConfigError(
         f"measure {name!r} is unknown: {meant}choose one of {', '.join(MEASURES)}, or a function of your own as "
         f"{USER_PREFIX}module:function"

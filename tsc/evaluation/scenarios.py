@@ -30,7 +30,7 @@ from typing import Any
 
 import sumo
 
-from tsc.errors import ConfigError, ScenarioError
+from tsc.errors import ConfigError, ScenarioError, did_you_mean
 from tsc.evaluation.settings import EvaluationSettings
 from tsc.files import sha256_of, write_atomically
 from tsc.junction.signal_control import controllable_programs
@@ -40,7 +40,6 @@ from tsc.scenarios.scenario import Scenario, build_demand, build_net
 from tsc.scenarios.sumocfg import SUMO_DEFAULT_TIME_TO_TELEPORT_S, SumoConfig, read_sumocfg
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
-from tsc.yaml_file import nearest_spelling
 
 # how long a sumocfg without an end is run
 DEFAULT_DURATION_S = 3600
@@ -206,8 +205,7 @@ def _of_word(word: str, settings: EvaluationSettings, folder: Path) -> list[Eval
         name = re.sub(r"[^\w.-]", "_", path.stem)
         return [_of_sumocfg(name, read_sumocfg(path), settings, folder)]
     offered = [*(RESCO_PREFIX + name for name in RESCO_LICENCES), *(SUMO_PREFIX + name for name in SUMO_NAMES)]
-    nearest = nearest_spelling(word, offered)
-    meant = f"did you mean {nearest!r}? " if nearest else ""
+    meant = did_you_mean(word, offered)
     raise ConfigError(
         f"scenario {word!r} is unknown: {meant}give a .yaml or .sumocfg file, or one of {', '.join(offered)}"
     )
@@ -216,8 +214,7 @@ def _of_word(word: str, settings: EvaluationSettings, folder: Path) -> list[Eval
 def _known(word: str, prefix: str, names: Sequence[str]) -> str:
     name = word.removeprefix(prefix)
     if name not in names:
-        nearest = nearest_spelling(name, names)
-        meant = f"did you mean {prefix + nearest!r}? " if nearest else ""
+        meant = did_you_mean(word, [prefix + known for known in names])
         raise ConfigError(
             f"scenario {word!r} is unknown: {meant}choose of {', '.join(prefix + name for name in names)}"
         )

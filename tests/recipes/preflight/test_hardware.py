@@ -142,7 +142,7 @@ def test_a_wrong_profile_names_file_key_value_and_what_is_allowed(
     (tmp_path / "t4.yaml").write_text(text.replace("optimizer_offload:", "optimizer_ofload:"))
     with pytest.raises(ConfigError, match=r"unknown key 'optimizer_ofload': did you mean 'optimizer_offload'"):
         load_hardware("t4")
-    with pytest.raises(ConfigError, match=r"HARDWARE=a100_80 is unknown \(did you mean a100_80g\?\): choose auto"):
+    with pytest.raises(ConfigError, match=r"HARDWARE=a100_80 is unknown: did you mean 'a100_80g'\? choose auto"):
         load_hardware("a100_80")
     with pytest.raises(ConfigError, match="HARDWARE=_gpu is unknown"):
         load_hardware("_gpu")
