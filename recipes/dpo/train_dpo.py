@@ -387,7 +387,7 @@ def train(config: DictConfig) -> None:
         tracking.finish()
 
 
-@hydra.main(version_base=None, config_path=".", config_name="dpo")
+@hydra.main(version_base=None, config_path="..", config_name="dpo")
 def main(config: DictConfig) -> None:
     run_main(lambda: train(config))
 

@@ -174,7 +174,7 @@ def test_an_unknown_algorithm_is_refused() -> None:
         ("grpo", [f"{W}.actor.strategy=megatron"], r"actor.strategy=megatron is unknown: choose fsdp, fsdp2"),
         ("grpo", ["algorithm.adv_estimator=gae"], r"needs a critic.*use scripts/train_ppo.sh"),
         # what verl would find out after minutes, or never
-        ("grpo", [f"+{W}.rollout.engine_kwargs.vllm.max_num_seq=1"], r"not an argument of vLLM's .*did you mean 'max_num_s"),
+        ("grpo", [f"+{W}.rollout.engine_kwargs.vllm.max_num_seq=1"], r"not an argument .*did you mean 'max_num_s"),
         ("grpo", ["hardware.vllm_attention_backend=TRITON"], r"=TRITON is unknown: did you mean 'TRITON_ATTN'"),
         ("grpo", ["hardware.micro_batch_size=3"], r"no multiple of the micro-batch of 3: set MICRO_BATCH=2"),
         ("ppo", ["critic.ppo_mini_batch_size=100"], r"critic.ppo_mini_batch_size=100 prompts an update do not divide"),
