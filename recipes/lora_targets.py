@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import argparse
 
-from recipes.models.model_facts import ALL_LINEAR, model_facts
+from recipes.models.model_shape import ALL_LINEAR, model_shape
 from tsc.errors import ConfigError, did_you_mean, run_main
 
 
 def lora_targets(model: str, text: str) -> str | list[str]:
     """What `text` names: "all-linear" (every linear layer but the head, as PEFT takes it), or the names in it.
 
-    model: as recipes.models.model_facts takes it. Names are the last parts of the layers' names, between commas: those
+    model: as recipes.models.model_shape takes it. Names are the last parts of the layers' names, between commas: those
     of the decoder's layers only, for neither verl's vLLM nor TRL trains an adapter on the head. Raises ConfigError.
     """
     if text == ALL_LINEAR:
         return ALL_LINEAR
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    known = list(dict.fromkeys(shape.name for shape in model_facts(model).linears))
+    known = list(dict.fromkeys(shape.name for shape in model_shape(model).linears))
     if not names:
         raise ConfigError(f"LORA_TARGETS is empty: choose {ALL_LINEAR} or some of {', '.join(known)}")
     for name in names:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.models.model_facts import MODEL_CONFIGS, ModelFacts, model_facts
+from recipes.models.model_shape import MODEL_CONFIGS, ModelShape, model_shape
 from recipes.preflight.memory_plan import PARTS, MemoryPlan, gib, longest_fitting_tokens, memory_plan, usable_bytes
 from recipes.preflight.remedies import Remedy, find_remedies, least
 from recipes.preflight.run_settings import ALGORITHMS, RunSettings, run_settings
@@ -31,7 +31,7 @@ def main() -> int:
     overrides, hardware = _with_hardware(options.overrides, options.hardware)
     config = _compose(options.algorithm, overrides)
     settings = on_this_machine(run_settings(options.algorithm, config, hardware=hardware))
-    facts = model_facts(options.model, root=REPO_ROOT)
+    facts = model_shape(options.model, root=REPO_ROOT)
     plan = memory_plan(facts, settings)
     longest = settings.sequence_tokens if plan.fits else longest_fitting_tokens(facts, settings)
     # Main memory yields a little, and a step of short sequences never comes near: the demo's have 69 of 528 tokens.
@@ -53,7 +53,7 @@ def main() -> int:
     return 0 if fits or options.ignore_fit else 2
 
 
-def report(facts: ModelFacts, settings: RunSettings, plan: MemoryPlan, *, fits: bool, longest: int) -> str:
+def report(facts: ModelShape, settings: RunSettings, plan: MemoryPlan, *, fits: bool, longest: int) -> str:
     """The plan as lines of text: what is run, the table, the verdict. longest: tokens up to which sequences fit."""
     lines = [*_title(facts, settings), "", *_table(settings, plan), ""]
     lines.append(f"main memory  {gib(plan.host_bytes)} GiB: {_list_of(plan.host_parts)}")
@@ -72,7 +72,7 @@ def report(facts: ModelFacts, settings: RunSettings, plan: MemoryPlan, *, fits: 
     return "\n".join(lines)
 
 
-def advice(algorithm: str, facts: ModelFacts, settings: RunSettings) -> list[str]:
+def advice(algorithm: str, facts: ModelShape, settings: RunSettings) -> list[str]:
     """What to type to make it fit: one of a few single changes, or a combination; a smaller model where both fail or
     take more GPUs."""
     command = f"bash scripts/train_{algorithm}.sh"
@@ -90,7 +90,7 @@ def advice(algorithm: str, facts: ModelFacts, settings: RunSettings) -> list[str
     return lines
 
 
-def _smaller_model(facts: ModelFacts, settings: RunSettings, command: str) -> str | None:
+def _smaller_model(facts: ModelShape, settings: RunSettings, command: str) -> str | None:
     """The command for the largest smaller model that the hardware carries."""
     for model in reversed(_family()):
         if model.num_parameters >= facts.num_parameters:
@@ -144,7 +144,7 @@ def machine_memory_bytes() -> int:
 # ---------------------------------------------------------------------------------------------- text
 
 
-def _title(facts: ModelFacts, settings: RunSettings) -> list[str]:
+def _title(facts: ModelShape, settings: RunSettings) -> list[str]:
     engine = settings.actor
     trained = "all weights" if engine.full else f"LoRA of rank {engine.lora_rank}"
     base = ", base in 4 bits" if engine.quantised else ""
@@ -191,7 +191,7 @@ def _margin(settings: RunSettings, plan: MemoryPlan) -> str:
     return f"at most {gib(fullest.total)} of {gib(usable)} GiB per GPU ({fullest.name})"
 
 
-def _time(facts: ModelFacts, settings: RunSettings) -> list[str]:
+def _time(facts: ModelShape, settings: RunSettings) -> list[str]:
     time = step_time(facts, settings)
     parts = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in time.parts_s.items())
     peak = settings.device.peak_tflops
@@ -225,9 +225,9 @@ def _seconds(seconds: float) -> str:
 # ---------------------------------------------------------------------------------------------- configuration
 
 
-def _family() -> list[ModelFacts]:
+def _family() -> list[ModelShape]:
     folders = (REPO_ROOT / MODEL_CONFIGS).glob(f"{FAMILY}*/config.json")
-    models = [model_facts(file.parent.name, root=REPO_ROOT) for file in folders]
+    models = [model_shape(file.parent.name, root=REPO_ROOT) for file in folders]
     return sorted(models, key=lambda model: model.num_parameters)
 
 

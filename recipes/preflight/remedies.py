@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from recipes.models.model_facts import ModelFacts
+from recipes.models.model_shape import ModelShape
 from recipes.preflight.memory_plan import MemoryPlan, kv_bytes_per_token, kv_cache_bytes, memory_plan, usable_bytes
 from recipes.preflight.run_settings import MIB, EngineSettings, RunSettings
 
@@ -37,7 +37,7 @@ class Remedy:
 
     changes: tuple[Change, ...]
     settings: RunSettings
-    facts: ModelFacts
+    facts: ModelShape
 
     @property
     def overrides(self) -> list[str]:
@@ -57,10 +57,10 @@ def _is_override(change: Change) -> bool:
 
 
 Candidate = tuple[Change, RunSettings]
-Knob = Callable[[ModelFacts, RunSettings], Iterator[Candidate]]
+Knob = Callable[[ModelShape, RunSettings], Iterator[Candidate]]
 
 
-def find_remedies(facts: ModelFacts, settings: RunSettings, *, most: int = 3, more_gpus: bool = True) -> list[Remedy]:
+def find_remedies(facts: ModelShape, settings: RunSettings, *, most: int = 3, more_gpus: bool = True) -> list[Remedy]:
     """Remedies, nearest first: up to `most` single changes, or else the one combination found; empty where none fits.
 
     A remedy's settings have a plan without problems. No other model is considered, nor, without more_gpus, other
@@ -81,7 +81,7 @@ def find_remedies(facts: ModelFacts, settings: RunSettings, *, most: int = 3, mo
     return [combined] if combined else []
 
 
-def shortage_bytes(plan: MemoryPlan, settings: RunSettings, facts: ModelFacts) -> float:
+def shortage_bytes(plan: MemoryPlan, settings: RunSettings, facts: ModelShape) -> float:
     """By how much a run does not fit: what all phases lack together, and the cache that vLLM lacks for a sequence."""
     device = settings.device
     lacking = 0.0
@@ -95,13 +95,13 @@ def shortage_bytes(plan: MemoryPlan, settings: RunSettings, facts: ModelFacts) -
     return lacking
 
 
-def least(facts: ModelFacts, settings: RunSettings) -> RunSettings:
+def least(facts: ModelShape, settings: RunSettings) -> RunSettings:
     """The settings with every knob but N_GPUS at the value that helps most, or as far as the run needs to fit."""
     return _most_frugal(facts, settings, KNOBS_OF_THE_MACHINE)[0]
 
 
 def _most_frugal(
-    facts: ModelFacts, settings: RunSettings, knobs: Sequence[Knob]
+    facts: ModelShape, settings: RunSettings, knobs: Sequence[Knob]
 ) -> tuple[RunSettings, dict[Knob, str]]:
     """Take the knobs in order, each at the value that helps most, until the run fits: the words taken of each.
 
@@ -126,7 +126,7 @@ def _most_frugal(
     return settings, taken
 
 
-def _combination(facts: ModelFacts, settings: RunSettings, knobs: Sequence[Knob]) -> Remedy | None:
+def _combination(facts: ModelShape, settings: RunSettings, knobs: Sequence[Knob]) -> Remedy | None:
     """The knobs that are needed together, each at its nearest value that is enough while the others stay."""
     frugal, chosen = _most_frugal(facts, settings, knobs)
     if not memory_plan(facts, frugal).fits:
@@ -145,7 +145,7 @@ def _combination(facts: ModelFacts, settings: RunSettings, knobs: Sequence[Knob]
     return _follow(facts, settings, chosen)
 
 
-def _follow(facts: ModelFacts, settings: RunSettings, chosen: dict[Knob, str]) -> Remedy | None:
+def _follow(facts: ModelShape, settings: RunSettings, chosen: dict[Knob, str]) -> Remedy | None:
     """The remedy of these knobs at these words; None where it is not enough, or a word is no choice any more."""
     settings, changes = _applied(facts, settings, chosen)
     if len(changes) < len(chosen) or not memory_plan(facts, settings).fits:
@@ -154,7 +154,7 @@ def _follow(facts: ModelFacts, settings: RunSettings, chosen: dict[Knob, str]) -
 
 
 def _applied(
-    facts: ModelFacts, settings: RunSettings, chosen: dict[Knob, str]
+    facts: ModelShape, settings: RunSettings, chosen: dict[Knob, str]
 ) -> tuple[RunSettings, tuple[Change, ...]]:
     """The settings after these words, and the changes; without those that are no choice. GPUs come first: how a model
     or a batch can be divided depends on them."""
@@ -172,7 +172,7 @@ def _applied(
 # Each yields the values to try, the nearest to the present one first.
 
 
-def _micro_batch(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _micro_batch(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     engines = [engine for engine in (settings.actor, settings.critic, settings.reference_engine) if engine]
     if any(engine.token_budget is not None for engine in engines):
         return
@@ -183,7 +183,7 @@ def _micro_batch(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate
             yield change, settings.with_micro_batch(size)
 
 
-def _gradient_checkpointing(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _gradient_checkpointing(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     if not settings.actor.gradient_checkpointing:
         yield (
             _override("hardware.gradient_checkpointing=true"),
@@ -191,13 +191,13 @@ def _gradient_checkpointing(facts: ModelFacts, settings: RunSettings) -> Iterato
         )
 
 
-def _sleep(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _sleep(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     rollout = settings.rollout
     if rollout is not None and not rollout.sleeps and not settings.device.is_cpu:
         yield _override("hardware.sleep_mode=true"), replace(settings, rollout=replace(rollout, sleeps=True))
 
 
-def _memory_fraction(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _memory_fraction(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     rollout = settings.rollout
     if rollout is None or rollout.kv_cache_bytes is not None or settings.device.is_cpu:
         return
@@ -210,7 +210,7 @@ def _memory_fraction(facts: ModelFacts, settings: RunSettings) -> Iterator[Candi
             )
 
 
-def _kv_cache(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _kv_cache(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     rollout = settings.rollout
     if rollout is None or rollout.kv_cache_bytes is None:
         return
@@ -224,7 +224,7 @@ def _kv_cache(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
             )
 
 
-def _num_sequences(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _num_sequences(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     rollout = settings.rollout
     if rollout is None:
         return
@@ -237,7 +237,7 @@ def _num_sequences(facts: ModelFacts, settings: RunSettings) -> Iterator[Candida
         size //= 2
 
 
-def _bucket(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _bucket(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     rollout = settings.rollout
     if rollout is None or settings.device.is_cpu:
         return
@@ -250,7 +250,7 @@ def _bucket(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
         size //= 2
 
 
-def _workers(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _workers(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     """Fewer processes that drive generation and compute rewards: each holds some main memory."""
     agents, rewards = settings.num_agent_workers, settings.num_reward_workers
     while max(agents, rewards) > 1:
@@ -262,7 +262,7 @@ def _workers(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
         )
 
 
-def _offload(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _offload(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     if settings.device.is_cpu or settings.algorithm == "dpo":
         return
     if not (settings.actor.param_offload and settings.actor.optimizer_offload):
@@ -277,7 +277,7 @@ def _offload(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
         )
 
 
-def _lora(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _lora(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     if not settings.actor.full:
         return
     key = "actor_rollout_ref.model.lora_rank" if settings.rollout else "model.lora_rank"
@@ -290,7 +290,7 @@ def _lora(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
     yield Change(words=f"LORA_RANK={LORA_RANK}", overrides=(f"{key}={LORA_RANK}",)), changed
 
 
-def _quantise(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _quantise(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     """recipes/models/quantisation.py: verl cannot, TRL can, with LoRA, on a GPU."""
     actor = settings.actor
     if settings.algorithm == "dpo" and not actor.full and not actor.quantised and not settings.device.is_cpu:
@@ -300,7 +300,7 @@ def _quantise(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
         )
 
 
-def _tensor_parallel(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _tensor_parallel(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     rollout = settings.rollout
     if rollout is None or settings.device.is_cpu:
         return
@@ -313,7 +313,7 @@ def _tensor_parallel(facts: ModelFacts, settings: RunSettings) -> Iterator[Candi
         size *= 2
 
 
-def _gpus(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _gpus(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     if settings.device.is_cpu:
         return
     count = settings.devices_per_node * 2
@@ -333,7 +333,7 @@ def _gpus(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
         count *= 2
 
 
-def _base_dtype(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _base_dtype(facts: ModelShape, settings: RunSettings) -> Iterator[Candidate]:
     """Base weights in bf16, which verl takes for the adapter, too: the last resort before a smaller model."""
     actor, capability = settings.actor, settings.device.compute_capability
     if capability is not None and capability < BF16_CAPABILITY:

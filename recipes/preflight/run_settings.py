@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recipes.models.model_facts import ALL_LINEAR
+from recipes.models.model_shape import ALL_LINEAR
 from tsc.errors import ConfigError
 
 POLICY_GRADIENT = ("grpo", "gspo", "ppo")

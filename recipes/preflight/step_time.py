@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from recipes.models.model_facts import ModelFacts
+from recipes.models.model_shape import ModelShape
 from recipes.preflight.memory_plan import kv_bytes_per_token, kv_cache_tokens, rollout_weight_bytes
 from recipes.preflight.run_settings import EngineSettings, RunSettings
 
@@ -41,7 +41,7 @@ class StepTime:
         return sum(self.parts_s.values())
 
 
-def step_time(facts: ModelFacts, settings: RunSettings) -> StepTime:
+def step_time(model: ModelShape, settings: RunSettings) -> StepTime:
     """2 operations a parameter and token forward, 4 backward, 2 of them for the weights' gradients, which a frozen base
     does not need; 2 more where activations are recomputed (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)."""
     forward, training = (
@@ -50,14 +50,14 @@ def step_time(facts: ModelFacts, settings: RunSettings) -> StepTime:
     tokens = settings.sequences * settings.sequence_tokens
     parts: dict[str, float] = {}
     if settings.rollout is not None:
-        parts["generate"] = generation_s(facts, settings)
+        parts["generate"] = generation_s(model, settings)
     passes = int(settings.old_log_prob_pass) + int(settings.reference != "none")
     if passes:
-        parts["log-probs"] = passes * 2 * facts.num_matmul_parameters * tokens / forward
+        parts["log-probs"] = passes * 2 * model.num_matmul_parameters * tokens / forward
     if settings.critic is not None:
-        critic = facts.layers * facts.num_layer
+        critic = model.layers * model.num_layer
         parts["critic"] = critic * tokens * (2 / forward + training_operations(settings.critic) / training)
-    parts["update"] = training_operations(settings.actor) * facts.num_matmul_parameters * tokens / training
+    parts["update"] = training_operations(settings.actor) * model.num_matmul_parameters * tokens / training
     parts["the rest"] = FIXED_S
     return StepTime(parts_s=parts, tokens=tokens)
 
@@ -74,7 +74,7 @@ def flops_per_s(settings: RunSettings, share: float) -> float:
     return share * settings.device.peak_tflops * 1e12
 
 
-def generation_s(facts: ModelFacts, settings: RunSettings) -> float:
+def generation_s(model: ModelShape, settings: RunSettings) -> float:
     """Prompts once for each group (prefix caching), then a pass for each token of the answers, which reads all weights
     and the sequences' keys and values: the slowest of reading, computing and starting kernels counts."""
     rollout = settings.rollout
@@ -90,15 +90,15 @@ def generation_s(facts: ModelFacts, settings: RunSettings) -> float:
     # a group shares its prompt; decisions of a stretch have a new one each
     groups = settings.batch_prompts if settings.sequences_per_sample == 1 else settings.sequences
     prompts = math.ceil(groups / copies)
-    prefill = 2 * facts.num_matmul_parameters * prompts * settings.prompt_tokens / (flops * rollout.tensor_parallel)
-    room = max(1, kv_cache_tokens(facts, settings) // settings.sequence_tokens)
+    prefill = 2 * model.num_matmul_parameters * prompts * settings.prompt_tokens / (flops * rollout.tensor_parallel)
+    room = max(1, kv_cache_tokens(model, settings) // settings.sequence_tokens)
     together = min(sequences, rollout.max_num_seqs, room)
-    cache = together * settings.sequence_tokens * kv_bytes_per_token(facts, rollout)
-    reading = (rollout_weight_bytes(facts, rollout) + cache) / bandwidth
-    computing = 2 * facts.num_matmul_parameters * together / (flops * rollout.tensor_parallel)
+    cache = together * settings.sequence_tokens * kv_bytes_per_token(model, rollout)
+    reading = (rollout_weight_bytes(model, rollout) + cache) / bandwidth
+    computing = 2 * model.num_matmul_parameters * together / (flops * rollout.tensor_parallel)
     starting = 0.0
     if not settings.device.is_cpu:
-        starting = facts.layers * (LAYER_S_EAGER if rollout.eager else LAYER_S_IN_GRAPHS)
+        starting = model.layers * (LAYER_S_EAGER if rollout.eager else LAYER_S_IN_GRAPHS)
     handling = sequences * copies * ANSWER_S / max(1, settings.num_agent_workers)
     decoding = math.ceil(sequences / together) * settings.answer_tokens * max(reading, computing, starting)
     return prefill + decoding + handling

@@ -28,7 +28,7 @@ def test_a_misspelt_target_is_an_error_with_the_nearest_and_with_all_modules_of_
 
 
 def test_another_architectures_name_and_no_name_are_errors() -> None:
-    with pytest.raises(ConfigError, match="names c_attn, which tiny has not"):
+    with pytest.raises(ConfigError, match="names c_attn, which tiny does not have"):
         lora_targets("tiny", "c_attn")
     with pytest.raises(ConfigError, match="LORA_TARGETS is empty"):
         lora_targets("tiny", " , ")
@@ -38,7 +38,7 @@ def test_peft_finds_every_target_that_passes() -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from recipes.models.tiny_model import TinyModelSize, tiny_config
+    from recipes.models.tiny_config import TinyModelSize, tiny_config
 
     names = lora_targets("tiny", "q_proj,gate_proj")
     model = AutoModelForCausalLM.from_config(tiny_config(TinyModelSize(), vocab_size=300))

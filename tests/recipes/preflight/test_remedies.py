@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from recipes.models.model_facts import ModelFacts, model_facts
+from recipes.models.model_shape import ModelShape, model_shape
 from recipes.preflight.compose import compose
 from recipes.preflight.memory_plan import memory_plan
 from recipes.preflight.remedies import Change, Remedy, find_remedies, least, shortage_bytes
@@ -38,8 +38,8 @@ def settings_of(algorithm: str, hardware: str, overrides: tuple[str, ...] = ()) 
 
 
 @cache
-def facts_of(model: str) -> ModelFacts:
-    return model_facts(model)
+def facts_of(model: str) -> ModelShape:
+    return model_shape(model)
 
 
 def full_fine_tuning(algorithm: str) -> str:
