@@ -38,9 +38,9 @@ class LinearShape:
 class ModelShape:
     """Sizes of a causal language model. Counts are parameters, not bytes.
 
-    num_parameters counts a head that is tied to the embedding once. num_embedding counts one vocabulary × hidden matrix,
-    num_layer one decoder layer. num_value_head_model counts the model with a head of one output in place of the
-    vocabulary's, as PPO's critic has it. linears are the linear layers of all decoder layers together, without the head.
+    num_parameters counts a head that is tied to the embedding once. num_embedding counts one vocabulary × hidden
+    matrix, num_layer one decoder layer. num_value_head_model counts the model with a head of one output in place of the
+    vocabulary's, as PPO's critic has it. linears are the linear layers of all decoder layers, without the head.
     """
 
     name: str
@@ -66,8 +66,8 @@ class ModelShape:
     def lora_parameters(self, rank: int, targets: str | Sequence[str] = ALL_LINEAR) -> int:
         """Parameters of a LoRA adapter: r · (in + out) for each matching linear layer (Hu et al. 2021, section 4.1).
 
-        targets: "all-linear" (every linear layer but the head, as PEFT takes it), or the last parts of the layers' names.
-        Raises ConfigError for a name that the model does not have, with the names that it has.
+        targets: "all-linear" (every linear layer but the head, as PEFT takes it), or the last parts of the layers'
+        names. Raises ConfigError for a name that the model does not have, with the names that it has.
         """
         return sum(rank * linear.count * (linear.num_in + linear.num_out) for linear in self.lora_linears(targets))
 
@@ -163,9 +163,7 @@ def _decoder_layers(model: nn.Module) -> nn.ModuleList:
 
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not lists:
-        raise ConfigError(
-            f"{type(model).__name__} does not have a list of layers: the plan does not understand this kind of model"
-        )
+        raise ConfigError(f"{type(model).__name__} does not have a list of layers: the plan cannot count such a model")
     return max(lists, key=lambda module: sum(parameter.numel() for parameter in module.parameters()))
 
 

@@ -1,8 +1,8 @@
 """A tiny Qwen3 with random weights, and its tokenizer, for the demonstration on a machine without a GPU.
 
-The tokenizer is a byte-level BPE trained on the chats the model will see. Digits are single tokens, so that 12 and 13
-have something in common; everything between two digits may become one token, so that a prompt is little more than its
-numbers. Any other text still encodes, byte by byte.
+The tokenizer is a byte-level BPE, trained on the chats that the model will see. Digits are single tokens, so that 12
+and 13 have something in common. Everything between two digits may become one token, so that a prompt is little more
+than its numbers. Any other text still encodes, byte by byte.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# The punctuation of JSON is kept apart: {"extend": "yes"} is five tokens, {" extend ": " yes "}. Otherwise an answer
-# would be one token, and a model could not get its format wrong.
+# The punctuation of JSON is separate: {"extend": "yes"} is five tokens, {" extend ": " yes "}. Otherwise an answer
+# would be one token, and a model could not make a mistake in its format.
 JSON_PUNCTUATION = r'[{}\[\]"]+(?:[:,] ?[{}\[\]"]+)*'
 
 MAX_CHATS_READ = 20_000
@@ -79,7 +79,7 @@ def read_chats(parquet_file: Path) -> list[list[dict[str, str]]]:
 
 
 def train_tokenizer(chats: list[list[dict[str, str]]], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocab_size` tokens; fewer where the texts repeat fewer phrases than that."""
+    """A tokenizer of at most `vocab_size` tokens. It has fewer if the texts repeat fewer phrases than that."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -91,8 +91,8 @@ def train_tokenizer(chats: list[list[dict[str, str]]], vocab_size: int) -> PreTr
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # A token never continues past a line's end. So the prompt, which ends with "assistant" and a line's end, has
-            # the same tokens whatever answer follows.
+            # A token never continues past a line's end. So the prompt, which ends with "assistant" and a line's end,
+            # has the same tokens whatever answer follows.
             pre_tokenizers.Split("\n", behavior="merged_with_previous"),
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.Split(Regex(JSON_PUNCTUATION), behavior="isolated"),
@@ -129,11 +129,11 @@ def random_model(size: TinyModelSize, tokenizer: PreTrainedTokenizerFast, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config).to(torch.float32)
-        # LoRA on all linear layers leaves the head as it is. What comes into it has length sqrt(hidden), so no logit
-        # exceeds sqrt(hidden) times the length of its row: 2.6 at hidden 128 with the usual deviation 0.02, with which
+        # LoRA on all linear layers leaves the head as it is. The head's input has length sqrt(hidden), so no logit
+        # exceeds sqrt(hidden) times the length of its row. At hidden 128 and the usual deviation 0.02 that is 2.6, and
         # no token of 400 gets a probability above 0.03. Rows of length 1 give logits of variance 1 at the start and up
-        # to 11.3 later. Measured: 120 LoRA steps from random weights end at a loss of 3.61 a token with the usual
-        # deviation, at 0.10 with this one. Where the head is trained too, the two are alike.
+        # to 11.3 later. 120 LoRA steps from random weights end at a loss of 3.61 a token with the usual deviation, and
+        # at 0.10 with this one. If the head is trained too, the two are alike.
         torch.nn.init.normal_(model.lm_head.weight, std=1 / math.sqrt(size.hidden))
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id

@@ -1,10 +1,10 @@
-"""The memory a run takes, phase by phase, from its settings and the model's sizes: arithmetic only, nothing is started.
+"""The memory a run takes, phase by phase, from its settings and the model's sizes. It is arithmetic; nothing starts.
 
-What is counted, and where each formula comes from, stands at the function that computes it. Sources named "verl" are
-files of verl 0.9.1. Known to be left out: the odd kernel's workspace, tensors of a few bytes a token, and what other
-programs hold. docs/hardware.md compares plans with what was measured.
+Each function says what it counts and where its formula comes from. Sources named "verl" are files of verl 0.9.1. The
+plan leaves out some kernels' workspaces, tensors of a few bytes a token, and the memory of other programs.
+docs/hardware.md compares plans with measurements.
 
-All sizes are bytes of one GPU, or, on a CPU, of the machine; sequences are taken as long as the configuration allows.
+All sizes are bytes of one GPU, or of the machine for a CPU run. Sequences are as long as the configuration allows.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from dataclasses import dataclass, replace
 from recipes.models.model_shape import ModelShape
 from recipes.preflight.run_settings import GIB, MIB, EngineSettings, RolloutSettings, RunSettings
 
-# What a process has on a GPU before its first tensor: CUDA's context, cuBLAS' workspace, loaded kernels. 0.3–0.6 GiB.
+# What a process holds on a GPU before its first tensor: CUDA's context, cuBLAS' workspace, loaded kernels. 0.3–0.6 GiB.
 CUDA_CONTEXT_BYTES = GIB // 2
-# NCCL's buffers, where GPUs talk to each other.
+# NCCL's buffers, if there are several GPUs.
 NCCL_BYTES = GIB // 2
-# vLLM's CUDA graphs stay when it sleeps, with what else its allocator does not own.
+# vLLM's CUDA graphs stay when it sleeps, and so does what its allocator does not own.
 CUDA_GRAPHS_BYTES = 3 * GIB // 4
 VLLM_LEFTOVER_BYTES = GIB // 4
 # Share of the trainer's tensors that torch's caching allocator holds in gaps between them.
 FRAGMENTATION = 0.05
 # NF4 with quantised constants: 4 bits and 0.127 a weight (Dettmers et al. 2023, QLoRA, section 3).
 QUANTISED_BYTES = 4.127 / 8
-# What must stay free: a plan is an estimate.
+# The share that must stay free, because a plan is an estimate.
 SAFETY = 0.03
 
-# Main memory of a run's processes, as their proportional set sizes (/proc/PID/smaps_rollup) were read in a run of the
-# tiny model: the driver, Ray's and the transfer queue's own; one process each that drives generation or computes
-# rewards (with its share of the replay workers); for each device a trainer and vLLM's worker, engine and server.
+# Main memory of a run's processes: their proportional set sizes (/proc/PID/smaps_rollup) in a run of the tiny model.
+# FIXED: the driver, Ray's and the transfer queue's processes. AGENT, REWARD: one process that drives generation or
+# computes rewards (with its share of the replay workers). DEVICE: a trainer and vLLM's worker, engine and server.
 FIXED_PROCESSES_BYTES = 2600 * MIB
 AGENT_PROCESS_BYTES = 600 * MIB
 REWARD_PROCESS_BYTES = 400 * MIB
@@ -54,9 +54,9 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What a run takes. problems: sentences, empty where it fits; host_bytes: main memory of one machine.
+    """What a run takes. problems: sentences, none if it fits. host_bytes: main memory of one machine.
 
-    kv_tokens: tokens for which vLLM has room in its cache, in a copy of the model; None without a rollout.
+    kv_tokens: tokens for which the cache of one copy of the model in vLLM has room; None without a rollout.
     """
 
     phases: tuple[Phase, ...]
@@ -78,12 +78,12 @@ class MemoryPlan:
 
 
 def memory_plan(model: ModelShape, settings: RunSettings) -> MemoryPlan:
-    """The plan of a run. Raises ConfigError for LoRA targets that the model lacks."""
+    """The plan of a run. Raises ConfigError for LoRA targets that the model does not have."""
     phases = _phases(model, settings)
     host = _host_parts(model, settings)
     kv_tokens = kv_cache_tokens(model, settings) if settings.rollout else None
     if settings.device.is_cpu:
-        # One memory for all: what the phases hold beside each other, and the processes.
+        # The tensors of the fullest phase and the processes share one memory.
         fullest = max(phase.total for phase in phases)
         host = {"the trainer's and vLLM's tensors": fullest, **host}
     return MemoryPlan(
@@ -98,7 +98,7 @@ def memory_plan(model: ModelShape, settings: RunSettings) -> MemoryPlan:
 
 
 def trained_parameters(model: ModelShape, engine: EngineSettings) -> int:
-    """Parameters with a gradient and an optimizer state: all, or the adapter's."""
+    """Parameters with a gradient and an optimizer state: all of them, or the adapter's."""
     if engine.full:
         return parameters(model, engine)
     return model.lora_parameters(engine.lora_rank, engine.lora_targets)
@@ -112,7 +112,7 @@ def parameters(model: ModelShape, engine: EngineSettings) -> int:
 def weight_bytes(model: ModelShape, engine: EngineSettings) -> int:
     """Weights on one GPU while the engine works, divided by FSDP over `shards` (verl: engine/fsdp/transformer_impl.py).
 
-    The optimizer's weights are kept in model_dtype, fp32 unless set; none where FSDP2's policy has them in main memory.
+    The weights are kept in model_dtype, fp32 by default. With FSDP2's offload policy they are in main memory instead.
     """
     if engine.cpu_offload_policy:
         return 0
@@ -131,9 +131,9 @@ def adapter_bytes(model: ModelShape, engine: EngineSettings) -> int:
 
 
 def gathered_bytes(model: ModelShape, engine: EngineSettings) -> int:
-    """Weights in the type of computation that FSDP gathers for a pass: two layers (one works while the next comes), and
-    the root's embedding and head, which stay gathered (torch: fully_shard). Without FSDP, autocast keeps a copy of
-    fp32 weights in the type of the computation, and a quantised layer is unpacked when its turn comes."""
+    """Weights that FSDP gathers for a pass, in the type of the computation: two layers (one works while the next
+    comes), and the root's embedding and head, which stay gathered (torch: fully_shard). Without FSDP, autocast keeps a
+    copy of fp32 weights in the type of the computation, and a quantised layer is unpacked when its turn comes."""
     if engine.fsdp_version == 0:
         if engine.quantised:
             return engine.compute_bytes * model.num_layer
@@ -143,8 +143,8 @@ def gathered_bytes(model: ModelShape, engine: EngineSettings) -> int:
 
 
 def gradient_bytes(model: ModelShape, engine: EngineSettings) -> int:
-    """Gradients in the weights' own type, sharded like them, and one gathered gradient of the embedding on its way to
-    its shards (computed in compute_bytes, added up in fp32), where the embedding is trained."""
+    """Gradients in the weights' own type, sharded like them. If the embedding is trained: also its gathered gradient on
+    the way to its shards, computed in compute_bytes and added up in fp32."""
     if not engine.trained:
         return 0
     element = engine.master_bytes if engine.full else engine.adapter_bytes
@@ -164,10 +164,10 @@ def optimizer_bytes(model: ModelShape, engine: EngineSettings) -> int:
 def layer_activation_bytes_per_token(model: ModelShape, engine: EngineSettings) -> float:
     """What one decoder layer keeps of one token for its backward pass, without recomputation.
 
-    Counted over transformers' Qwen and Llama layers with sdpa, in the manner of Korthikanti et al. 2022
-    (arXiv:2205.05198, section 4.1), with c bytes an activation: two norms; attention keeps query, key, value and its
-    output, twice (once for the projection), keys and values repeated for all heads, as sdpa with a mask wants them;
-    the gated MLP keeps four tensors of the intermediate width. LoRA adds `rank` numbers for each adapted layer.
+    The count follows Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1) for transformers' Qwen and Llama layers
+    with sdpa, at c bytes an activation. There are two norms. Attention keeps query, key, value, and its output twice
+    (once for the projection); sdpa with a mask needs keys and values repeated for all heads. The gated MLP keeps four
+    tensors of the intermediate width. LoRA adds `rank` numbers for each adapted layer.
     """
     c = engine.compute_bytes
     width = model.heads * model.head_dim
@@ -181,14 +181,14 @@ def layer_activation_bytes_per_token(model: ModelShape, engine: EngineSettings) 
 
 
 def norm_activation_bytes_per_token(model: ModelShape, engine: EngineSettings) -> int:
-    """Its input in fp32 and its output; where its weights are trained, the normalised input, too."""
+    """A norm keeps its input in fp32 and its output, and also the normalised input if its weights are trained."""
     return model.hidden * (4 + engine.compute_bytes * (2 if engine.full else 1))
 
 
 def activation_bytes(model: ModelShape, engine: EngineSettings, tokens: int) -> tuple[int, int]:
-    """Activations of a training pass over `tokens`: those kept through the whole pass (layers and the last norm),
-    and one layer's while it is worked on. With gradient checkpointing only the input of each layer is kept, the rest
-    recomputed layer by layer."""
+    """Activations of a training pass over `tokens`: those kept through the whole pass (layers and the last norm), and
+    those of the layer in work. With gradient checkpointing only the input of each layer is kept; the rest is recomputed
+    layer by layer."""
     layer = layer_activation_bytes_per_token(model, engine)
     last = norm_activation_bytes_per_token(model, engine)
     # gradients of the widest tensors of a layer, while the backward pass is in it
@@ -200,19 +200,20 @@ def activation_bytes(model: ModelShape, engine: EngineSettings, tokens: int) -> 
 
 
 def forward_bytes(model: ModelShape, engine: EngineSettings, tokens: int) -> int:
-    """The widest moment of a pass without gradients: a layer's MLP beside the residual stream."""
+    """The widest moment of a pass without gradients: a layer's MLP and the residual stream."""
     return int(tokens * (engine.compute_bytes * (3 * model.intermediate + 2 * model.hidden) + 4 * model.hidden))
 
 
 def logits_bytes(model: ModelShape, engine: EngineSettings, tokens: int, *, trained: bool) -> int:
     """Logits and their copies at the fullest moment, for every token and every word of the vocabulary.
 
-    verl (prepare_model_outputs, logprobs_from_logits_v2): the logits in the type of computation, a copy without the
-    padding, and one for a temperature other than 1. Training in 16 bits adds their log-softmax in fp32, kept for the
-    backward pass; in fp32 three more copies appear in the backward pass, when the one for the temperature is gone. The
-    entropy adds a softmax and its product with the logits. For DPO (recipes/dpo/train_dpo.py): log-softmax and two
-    gradients in fp32.
-    flash-attn's cross-entropy, which needs one copy, is not among the pinned packages; verl's fused kernels never hold
+    verl (prepare_model_outputs, logprobs_from_logits_v2) holds the logits in the type of the computation, a copy
+    without the padding, and a copy for a temperature other than 1. Training in 16 bits adds their log-softmax in fp32,
+    which is kept for the backward pass. Training in fp32 adds three copies in the backward pass, when the copy for the
+    temperature is gone. The entropy adds a softmax and its product with the logits. DPO (recipes/dpo/train_dpo.py)
+    holds log-softmax and two gradients in fp32.
+
+    flash-attn's cross-entropy, which needs one copy, is not among the pinned packages. verl's fused kernels never hold
     all logits.
     """
     if not engine.has_lm_head or engine.fused_log_probs:
@@ -239,8 +240,8 @@ def rollout_weight_bytes(model: ModelShape, rollout: RolloutSettings) -> int:
 
 
 def rollout_working_bytes(model: ModelShape, rollout: RolloutSettings) -> int:
-    """What vLLM sets aside beside weights and cache, from the passes it tries at its start: the widest layer of
-    max_num_batched_tokens, and the sampler's logits of max_num_seqs in fp32, sorted and as probabilities (vLLM:
+    """What vLLM reserves in addition to weights and cache, from trial passes at its start: the widest layer of
+    max_num_batched_tokens, or the sampler's logits of max_num_seqs in fp32, sorted and as probabilities (vLLM:
     gpu_worker.py, determine_available_memory)."""
     layer = 2 * rollout.max_batched_tokens * (3 * model.intermediate // rollout.tensor_parallel + 2 * model.hidden)
     sampler = rollout.max_num_seqs * model.vocab * 4 * 3
@@ -249,13 +250,13 @@ def rollout_working_bytes(model: ModelShape, rollout: RolloutSettings) -> int:
 
 
 def kv_bytes_per_token(model: ModelShape, rollout: RolloutSettings) -> float:
-    """Key and value in every layer; with more GPUs than KV heads each GPU keeps at least one head."""
+    """A key and a value in every layer. With more GPUs than KV heads each GPU keeps one head."""
     heads = max(1, model.kv_heads // rollout.tensor_parallel)
     return 2 * model.layers * heads * model.head_dim * rollout.kv_bytes
 
 
 def kv_cache_bytes(model: ModelShape, settings: RunSettings) -> int:
-    """vLLM's KV cache on one GPU: as set, or what its share of the memory leaves. Negative where nothing is left."""
+    """vLLM's KV cache on one GPU: as set, or what its share of the GPU leaves. Negative if the share is too small."""
     rollout = settings.rollout
     assert rollout is not None
     if rollout.kv_cache_bytes is not None:
@@ -280,7 +281,7 @@ def rollout_bytes(model: ModelShape, settings: RunSettings) -> int:
 
 
 def rollout_resting_bytes(model: ModelShape, settings: RunSettings) -> int:
-    """vLLM on one GPU while the trainer works: all of it, or, asleep, its CUDA graphs and leftovers."""
+    """vLLM on one GPU while the trainer works: its CUDA graphs and leftovers if it sleeps, otherwise all of it."""
     rollout = settings.rollout
     if rollout is None:
         return 0
@@ -375,7 +376,7 @@ def _forward(
 
 
 def _backward(model: ModelShape, settings: RunSettings, engine: EngineSettings) -> dict[str, int]:
-    """verl brings weights and optimizer back to the GPU for the whole of an update, offloaded or not."""
+    """verl brings offloaded weights and optimizer back to the GPU for the whole of an update."""
     tokens = settings.pass_tokens(engine)
     kept, in_layer = activation_bytes(model, engine, tokens)
     logits = logits_bytes(model, engine, settings.logit_tokens(engine), trained=True)
@@ -391,13 +392,13 @@ def _backward(model: ModelShape, settings: RunSettings, engine: EngineSettings) 
 
 
 def _gradients(model: ModelShape, settings: RunSettings, engine: EngineSettings) -> int:
-    """Without FSDP torch's DistributedDataParallel adds them up in buckets of its own, a second copy."""
+    """Without FSDP, torch's DistributedDataParallel adds gradients up in its own buckets, which are a second copy."""
     copies = 2 if engine.fsdp_version == 0 and settings.num_devices > 1 else 1
     return copies * gradient_bytes(model, engine)
 
 
 def _step(model: ModelShape, settings: RunSettings, engine: EngineSettings) -> dict[str, int]:
-    """Adam over all tensors at once (torch's foreach) holds one more copy of the trained weights meanwhile."""
+    """Adam over all tensors at once (torch's foreach) needs one more copy of the trained weights."""
     optimizer = optimizer_bytes(model, engine)
     return _weights(model, engine) | {
         GRADIENTS: _gradients(model, settings, engine),
@@ -408,8 +409,8 @@ def _step(model: ModelShape, settings: RunSettings, engine: EngineSettings) -> d
 def _send(model: ModelShape, settings: RunSettings) -> dict[str, int]:
     """New weights on their way to vLLM, whose weights are back and whose cache is not (verl: update_weights).
 
-    All weights, or the adapter merged into them: a buffer, and the largest tensor gathered. The adapter alone: its
-    tensors. FSDP1 gathers the whole model for an adapter, unless layered_summon is on, and always for merging.
+    All weights, or the adapter merged into them, need a buffer and the largest tensor, gathered. The adapter alone
+    needs its tensors. FSDP1 gathers the whole model to merge an adapter, and to send one unless layered_summon is on.
     """
     rollout, actor = settings.rollout, settings.actor
     assert rollout is not None
@@ -463,11 +464,11 @@ def _host_parts(model: ModelShape, settings: RunSettings) -> dict[str, int]:
             # verl keeps the unmerged weights while it sends the merged ones.
             offloaded += devices / actor.shards * model.num_parameters * actor.master_bytes
         elif rollout.sleeps:
-            # vLLM's weights wait in main memory (sleep level 1).
+            # At sleep level 1 vLLM's weights wait in main memory.
             offloaded += devices / rollout.tensor_parallel * model.num_parameters * rollout.weight_bytes
     parts["weights and optimizer moved out"] = int(offloaded)
     if not cpu:
-        # With FSDP the first process reads the model for all, unless its embedding is its head (verl:
+        # With FSDP the first process reads the model for all processes, unless its embedding is also its head (verl:
         # get_init_weight_context_manager).
         readers = devices if model.tied_embedding or actor.fsdp_version == 0 else 1
         parts["reading the model"] = int(max(0.0, readers * model.num_parameters * actor.master_bytes - offloaded))
@@ -478,7 +479,7 @@ def _host_parts(model: ModelShape, settings: RunSettings) -> dict[str, int]:
 
 
 def longest_fitting_tokens(model: ModelShape, settings: RunSettings) -> int:
-    """Tokens of the longest sequences with which the run fits, in steps of an eighth of those allowed; 0: with none."""
+    """Tokens of the longest sequences with which the run fits, in eighths of the longest allowed; 0 if none fits."""
     for eighths in range(8, 0, -1):
         tokens = settings.sequence_tokens * eighths // 8
         shorter = replace(settings, prompt_tokens=max(1, tokens - settings.answer_tokens))

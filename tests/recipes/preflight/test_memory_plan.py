@@ -1,7 +1,7 @@
 """The plan's arithmetic against what real models, TRL's loss and verl's own code hold, and against hand-worked sizes.
 
-Bytes are counted on the CPU (tests/recipes/preflight/live_bytes.py); 16 bits are bfloat16 with torch's autocast. CUDA's autocast
-computes log-softmax in fp32, the CPU's does not: the tests give it fp32.
+Bytes are counted on the CPU (tests/recipes/preflight/live_bytes.py); 16 bits are bfloat16 with torch's autocast. CUDA's
+autocast computes log-softmax in fp32, the CPU's does not: the tests give it fp32.
 """
 
 from __future__ import annotations
