@@ -19,15 +19,13 @@ def main() -> int:
     options = _options()
     overrides = with_hardware(options.overrides, options.hardware)
     if options.dry_run:
-        return (
-            0
-            if show_plan(
-                options.algorithm, overrides, model=options.model, ignore_fit=options.ignore_fit, out=options.out
-            )
-            else 2
+        may_start = show_plan(
+            options.algorithm, overrides, model=options.model, ignore_fit=options.ignore_fit, out=options.out
         )
-    fits = print_plan(options.algorithm, compose(options.algorithm, overrides), model=options.model)
-    return 0 if fits or options.ignore_fit else 2
+    else:
+        config = compose(options.algorithm, overrides)
+        may_start = print_plan(options.algorithm, config, model=options.model, ignore_fit=options.ignore_fit)
+    return 0 if may_start else 2
 
 
 def with_hardware(overrides: list[str], hardware: str | None) -> list[str]:

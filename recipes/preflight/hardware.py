@@ -31,6 +31,8 @@ QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "mig.mode.curre
 # https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/ (CUDA driver, minimum versions)
 LEAST_DRIVER = 580
 NVIDIA_SMI_TIMEOUT_S = 60
+# the least compute capability with bfloat16 arithmetic
+BF16_CAPABILITY = 8.0
 # verl's placement group takes 3 CPUs for each GPU; its runner and its transfer queue take one each
 RAY_CPUS_PER_DEVICE, RAY_CPUS_BESIDE = 3, 2
 

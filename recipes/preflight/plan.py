@@ -28,30 +28,28 @@ COLUMN = 14
 def show_plan(
     algorithm: str, overrides: Sequence[str], *, model: str, ignore_fit: bool = False, out: Path | None = None
 ) -> bool:
-    """Print what a run takes and whether it fits, then check its configuration: whether the run may start.
+    """Print what a run takes and whether it fits, then check its configuration. Returns whether the run may start.
 
     overrides: Hydra's, with hardware=NAME among them. model: what model_shape takes. ignore_fit: the run may start
-    although it does not fit. out: a dry run's folder, in which config.yaml, the resolved configuration, is written.
-    Raises ConfigError. The check imports verl and vLLM or TRL, which takes a quarter of a minute on two cores; so the
-    plan is printed before it.
+    although it does not fit. out: a dry run's folder; the resolved configuration becomes its config.yaml. Raises
+    ConfigError. The check imports verl and vLLM (or TRL), which takes a quarter of a minute on two cores, so the plan
+    is printed before it.
     """
     from recipes.preflight.validate import validate
 
     config = compose(algorithm, overrides)
-    fits = print_plan(algorithm, config, model=model)
+    may_start = print_plan(algorithm, config, model=model, ignore_fit=ignore_fit)
     validate(algorithm, config)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         file = out / "config.yaml"
         write_atomically(file, OmegaConf.to_yaml(config, resolve=True).encode())
         print(f"dry run: the configuration is valid, and written to {file}")
-    if not fits and ignore_fit:
-        print("FIT=ignore: continuing all the same")
-    return fits or ignore_fit
+    return may_start
 
 
-def print_plan(algorithm: str, config: DictConfig, *, model: str) -> bool:
-    """Print what the run of a composed configuration takes, and what to change if it does not fit: whether it fits.
+def print_plan(algorithm: str, config: DictConfig, *, model: str, ignore_fit: bool = False) -> bool:
+    """The first half of show_plan: print what a run takes, and what to change if it does not fit.
 
     Imports neither verl nor vLLM. Raises ConfigError.
     """
@@ -64,8 +62,11 @@ def print_plan(algorithm: str, config: DictConfig, *, model: str) -> bool:
     lines = [report(shape, settings, plan, fits=fits, longest=longest)]
     if not plan.fits:
         lines += advice(algorithm, shape, settings)
-    print("\n".join([*lines, family_line(settings)]), flush=True)
-    return fits
+    lines.append(family_line(settings))
+    if not fits and ignore_fit:
+        lines.append("FIT=ignore: continuing all the same")
+    print("\n".join(lines), flush=True)
+    return fits or ignore_fit
 
 
 def report(shape: ModelShape, settings: RunSettings, plan: MemoryPlan, *, fits: bool, longest: int) -> str:

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from recipes.models.model_shape import ModelShape
+from recipes.preflight.hardware import BF16_CAPABILITY
 from recipes.preflight.memory_plan import memory_plan
 from recipes.preflight.run_settings import RunSettings
 
 LORA_RANK = 32
-# bfloat16 arithmetic
-BF16_CAPABILITY = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +76,8 @@ def _vllms_share(settings: RunSettings) -> Choices:
     rollout = settings.rollout
     if rollout is not None and not settings.device.is_cpu:
         for share in sorted((n / 10 for n in range(1, 10)), key=lambda share: abs(share - rollout.memory_fraction)):
-            changed = replace(rollout, memory_fraction=share)
-            yield f"hardware.gpu_memory_utilization={share:g}", replace(settings, rollout=changed)
+            changed = replace(settings, rollout=replace(rollout, memory_fraction=share))
+            yield f"hardware.gpu_memory_utilization={share:g}", changed
 
 
 def _offload(settings: RunSettings) -> Choices:
@@ -107,16 +106,11 @@ def _lighter_weights(settings: RunSettings) -> Choices:
 
 
 def _gpus(settings: RunSettings) -> Choices:
-    def on(count: int) -> RunSettings:
-        shards = {settings.num_devices: settings.num_nodes * count} if settings.actor.fsdp_version else {}
-        sharded = settings.with_engines(lambda engine: replace(engine, shards=shards.get(engine.shards, engine.shards)))
-        return replace(sharded, devices_per_node=count)
-
     for count in (2, 4, 8):
         devices, sequences = settings.num_nodes * count, settings.sequences // settings.updates_per_batch
         even = settings.batch_prompts % devices == 0 and sequences % (devices * settings.actor.micro_batch) == 0
         if even and count > settings.devices_per_node and not settings.device.is_cpu:
-            yield f"N_GPUS={count}", on(count)
+            yield f"N_GPUS={count}", settings.with_devices_per_node(count)
 
 
 CHANGES = (_micro_batch, _checkpointing, _vllms_share, _offload, _lighter_weights)

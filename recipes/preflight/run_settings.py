@@ -187,6 +187,16 @@ class RunSettings:
 
         return self.with_engines(smaller)
 
+    def with_devices_per_node(self, count: int) -> RunSettings:
+        """The same run on another number of GPUs. What FSDP divides over all GPUs, it divides over the new number."""
+        world = self.num_nodes * count
+
+        def sharded(engine: EngineSettings) -> EngineSettings:
+            over_all = engine.fsdp_version > 0 and engine.shards == self.num_devices
+            return replace(engine, shards=world if over_all else engine.shards)
+
+        return replace(self.with_engines(sharded), devices_per_node=count)
+
     def with_engines(self, change: Callable[[EngineSettings], EngineSettings]) -> RunSettings:
         """The same run with `change` applied to actor, critic and reference."""
         return replace(

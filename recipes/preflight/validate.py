@@ -28,12 +28,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.preflight.compose import POLICY_GRADIENT, leaves, meant_key, usual_config
-from recipes.preflight.hardware import Hardware, check_layout
+from recipes.preflight.hardware import BF16_CAPABILITY, Hardware, check_layout
 from tsc.errors import ConfigError, did_you_mean
 from tsc.yaml_file import validate_values
 
-# bfloat16 arithmetic
-BF16_CAPABILITY = 8.0
 FSDP = ("fsdp", "fsdp2")
 # vLLM's ways to compute attention on an NVIDIA GPU
 ATTENTION_BACKENDS = ("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "TRITON_ATTN")
