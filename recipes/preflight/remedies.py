@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from recipes.models.model_shape import ModelShape
 from recipes.preflight.hardware import BF16_CAPABILITY
@@ -39,8 +40,8 @@ Choices = Iterator[tuple[str, RunSettings]]
 
 
 def find_remedy(model: ModelShape, settings: RunSettings, *, more_gpus: bool = False) -> Remedy | None:
-    """The first remedy whose plan has no problems, or None. more_gpus: N_GPUS may change, too."""
-    changes = (*CHANGES, _gpus) if more_gpus else CHANGES
+    """The first remedy whose plan has no problems, or None. more_gpus: the number of GPUs may change, too."""
+    changes = (partial(_gpus, model.heads), *CHANGES) if more_gpus else CHANGES
     for end in range(1, len(changes) + 1):
         for remedy in _combinations(Remedy(words=(), settings=settings), changes[:end]):
             if memory_plan(model, remedy.settings).fits:
@@ -59,11 +60,10 @@ def _combinations(remedy: Remedy, changes: Sequence[Callable[[RunSettings], Choi
 
 
 def _micro_batch(settings: RunSettings) -> Choices:
-    sequences, least = settings.sequences_per_update, settings.least_micro_batch
-    if settings.actor.token_budget is None:
-        for size in range(min(settings.actor.micro_batch, sequences) - 1, least - 1, -1):
-            if sequences % size == 0 and size % least == 0:
-                yield f"MICRO_BATCH={size}", settings.with_micro_batch(size)
+    sequences = settings.sequences_per_update
+    for size in range(min(settings.actor.micro_batch, sequences) - 1, 0, -1):
+        if sequences % size == size % settings.least_micro_batch == 0 and settings.actor.token_budget is None:
+            yield f"MICRO_BATCH={size}", settings.with_micro_batch(size)
 
 
 def _checkpointing(settings: RunSettings) -> Choices:
@@ -92,8 +92,8 @@ def _lighter_weights(settings: RunSettings) -> Choices:
     """An adapter instead of all weights. Under an adapter: base weights of 4 bits (TRL) or 16 bits (verl)."""
     actor, capability = settings.actor, settings.device.compute_capability
     if actor.full:
-        master_bytes = actor.compute_bytes if settings.algorithm == "dpo" else actor.master_bytes
-        adapted = replace(settings, actor=replace(actor, lora_rank=LORA_RANK, master_bytes=master_bytes))
+        frozen_bytes = actor.compute_bytes if settings.algorithm == "dpo" else actor.master_bytes
+        adapted = replace(settings, actor=replace(actor, lora_rank=LORA_RANK, master_bytes=frozen_bytes))
         if settings.reference == "separate":
             adapted = replace(adapted, reference="adapter_off", reference_engine=None)
         yield f"LORA_RANK={LORA_RANK}", adapted
@@ -105,12 +105,17 @@ def _lighter_weights(settings: RunSettings) -> Choices:
         yield "hardware.model_dtype=bf16", halved
 
 
-def _gpus(settings: RunSettings) -> Choices:
+def _gpus(heads: int, settings: RunSettings) -> Choices:
     for count in (2, 4, 8):
         devices, sequences = settings.num_nodes * count, settings.sequences // settings.updates_per_batch
         even = settings.batch_prompts % devices == 0 and sequences % (devices * settings.actor.micro_batch) == 0
         if even and count > settings.devices_per_node and not settings.device.is_cpu:
-            yield f"N_GPUS={count}", settings.with_devices_per_node(count)
+            larger = settings.with_devices_per_node(count)
+            yield f"N_GPUS={count}", larger
+            if larger.rollout is not None:
+                for split in (size for size in (2, 4, 8) if count % size == heads % size == 0):
+                    rollout = replace(larger.rollout, tensor_parallel=split)
+                    yield f"N_GPUS={count} TENSOR_PARALLEL={split}", replace(larger, rollout=rollout)
 
 
 CHANGES = (_micro_batch, _checkpointing, _vllms_share, _offload, _lighter_weights)

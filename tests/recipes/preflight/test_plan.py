@@ -37,6 +37,6 @@ def test_a_run_that_does_not_fit_may_start_only_if_its_user_ignores_that(capsys:
 
 
 def test_an_unknown_profile_is_refused_before_anything_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match=r"HARDWARE=t5 is unknown: did you mean 't4'"):
-        show_plan("sft", ["hardware=t5"], model="tiny")
+    with pytest.raises(ConfigError, match=r"HARDWARE=h1000 is unknown: did you mean 'h100'"):
+        show_plan("sft", ["hardware=h1000"], model="tiny")
     assert capsys.readouterr().out == ""

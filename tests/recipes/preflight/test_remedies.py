@@ -53,6 +53,7 @@ def as_overrides(algorithm: str, remedy: Remedy) -> list[str]:
     knobs = {
         "MICRO_BATCH": "hardware.micro_batch_size",
         "N_GPUS": "hardware.num_devices",
+        "TENSOR_PARALLEL": "hardware.tensor_parallel",
         "LORA_RANK": lora_rank(algorithm),
         "QUANTIZE": "model.quantize",
     }
