@@ -13,7 +13,7 @@ import argparse
 import re
 from pathlib import Path
 
-from recipes.models.model_facts import known_models
+from recipes.models.model_shape import known_models
 from tsc.errors import ConfigError, run_main
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

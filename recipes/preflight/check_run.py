@@ -167,14 +167,14 @@ def adapter_modules(value: Any) -> str | list[str]:
 def check_lora_targets(model: str, names: str | Sequence[str]) -> None:
     """That the model has modules of these names: the last parts of the names of the linear layers in its decoder.
 
-    model: as recipes.models.model_facts takes it. Neither verl's vLLM nor TRL trains an adapter on the head. Raises
+    model: as recipes.models.model_shape takes it. Neither verl's vLLM nor TRL trains an adapter on the head. Raises
     ConfigError.
     """
     if isinstance(names, str):
         return
-    from recipes.models.model_facts import model_facts
+    from recipes.models.model_shape import model_shape
 
-    known = list(dict.fromkeys(shape.name for shape in model_facts(model).linears))
+    known = list(dict.fromkeys(shape.name for shape in model_shape(model).linears))
     for name in names:
         if name not in known:
             raise ConfigError(
