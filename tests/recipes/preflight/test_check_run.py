@@ -37,7 +37,7 @@ W = "actor_rollout_ref"
         (
             "grpo",
             "knobs.decisions=33",
-            "DECISIONS=33 .* is too large: choose a whole number of at least 1 and at most 32",
+            "DECISIONS=33 .* is too large: choose .* at most 32",
         ),
         ("dpo", "trl.beta=0", "BETA=0 .* is too small: choose a number above 0"),
         ("sft", "trainer.total_epochs=0", "EPOCHS=0 .* is too small"),
@@ -162,10 +162,9 @@ def test_peft_finds_the_modules_that_were_checked() -> None:
 def test_where_bitsandbytes_is_missing_a_run_says_so_and_a_dry_run_goes_through(
     repo_root: Path, tmp_path: Path
 ) -> None:
-    training = {"algorithm": "dpo", "model": "qwen2.5-0.5b"}
-    training["overrides"] = [  # type: ignore[assignment]
-        "hardware=t4", "model.quantize=4bit", "data.train_files=a", "model.path=b", "trainer.default_local_dir=c"
-    ]  # fmt: skip
+    overrides = ["hardware=t4", "model.quantize=4bit", "data.train_files=a", "model.path=b"]
+    overrides.append("trainer.default_local_dir=c")
+    training = {"algorithm": "dpo", "model": "qwen2.5-0.5b", "overrides": overrides}
     command = [sys.executable, "recipes/preflight/check_run.py"]
 
     def call(values: dict[str, object]) -> subprocess.CompletedProcess[str]:
