@@ -18,7 +18,9 @@ FILES_OF_OTHERS = {"docker/Dockerfile.stable.vllm": "verl's"}
 # Metrics (reward/score/mean) and data sources (tsc/four_way) look like folders of ours.
 METRIC_OR_DATA_SOURCE = re.compile(r"(tsc|reward)(/\w+)+")
 
-MODULE_NAME = re.compile(r"(?<![\w./-])(?:tsc|reward|data_tools|recipes|benchmarks)(?:\.[A-Za-z_]\w*)+(?::\w+)?(?![\w*<{$\[])")
+MODULE_NAME = re.compile(
+    r"(?<![\w./-])(?:tsc|reward|data_tools|recipes|benchmarks)(?:\.[A-Za-z_]\w*)+(?::\w+)?(?![\w*<{$\[])"
+)
 # Other names that begin with "reward.": files, keys of verl's configuration, and settings of the reward.
 NOT_MODULES = re.compile(
     r"reward\.(md|yaml|custom_reward_function|num_workers|reward_model|format|weights|normalisation|\w+_veh_s)\b"
@@ -108,7 +110,7 @@ def test_every_link_of_a_page_leads_somewhere() -> None:
 
 
 def test_a_wrong_name_is_found_and_a_placeholder_is_not() -> None:
-    text = "see `scripts/gone.py`, scripts/train_*.sh, runs/scripts/x.sh, recipes/NAME.yaml and configs/scenarios/mine.yaml"
+    text = "`scripts/gone.py`, scripts/train_*.sh, runs/scripts/x.sh, recipes/NAME.yaml, configs/scenarios/mine.yaml"
     assert missing_files(text) == ["scripts/gone.py"]
     text = "-m reward.gone, 'tsc.errors:ConfigError', tsc.errors.Gone, pkg://recipes.gone, reward.num_workers"
     assert missing_modules(text) == ["reward.gone", "tsc.errors.Gone"]
