@@ -374,7 +374,7 @@ def test_stop_ends_this_machines_node_with_all_its_processes_and_no_other(cluste
     ("action", "variables", "message"),
     [
         ("worker", {"HEAD": ""}, "IP:PORT"),
-        ("head", {"PORT": "none"}, "PORT=none is no whole number"),
+        ("head", {"PORT": "none"}, "PORT=none is not a whole number"),
         ("head", {"BLOCK": "yes"}, "choose 0 or 1"),
         ("head", {"RAY_TMP": "/tmp/a-folder-whose-name-leaves-no-room-for-sockets"}, "at most 40 characters"),
         ("restart", {}, "head|worker|status|stop"),
@@ -393,8 +393,8 @@ def test_a_wrong_call_is_refused_with_what_is_allowed(
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"HEAD": "no-such-host.invalid:6379"}, "no-such-host.invalid:6379: this machine knows no such name"),
-        ({"HEAD": "127.0.0.1:9", "NODE_IP": "203.0.113.7"}, "NODE_IP=203.0.113.7 is no address of this machine"),
+        ({"HEAD": "no-such-host.invalid:6379"}, "no-such-host.invalid:6379: this machine does not know this name"),
+        ({"HEAD": "127.0.0.1:9", "NODE_IP": "203.0.113.7"}, "NODE_IP=203.0.113.7 is not an address of this machine"),
     ],
 )
 def test_a_worker_whose_head_or_own_address_is_wrong_says_so_before_ray_starts(
