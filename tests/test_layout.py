@@ -178,7 +178,7 @@ def test_packages_are_where_this_test_looks_for_them() -> None:
 
 def test_imports_are_found_wherever_they_hide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "REPO_ROOT", tmp_path)
-    (tmp_path / "tsc").mkdir()
-    module = tmp_path / "tsc" / "example.py"
+    (tmp_path / "tsc" / "junction").mkdir(parents=True)
+    module = tmp_path / "tsc" / "junction" / "example.py"
     module.write_text("def late():\n    import torch.nn\n    from ray import get\n    from .decision import Decision\n")
-    assert imports(module) == ((2, "torch.nn"), (3, "ray.get"), (4, "tsc.decision.Decision"))
+    assert imports(module) == ((2, "torch.nn"), (3, "ray.get"), (4, "tsc.junction.decision.Decision"))
