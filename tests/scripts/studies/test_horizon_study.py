@@ -120,9 +120,7 @@ def test_a_wrong_option_is_reported_before_anything_runs(
     repo_root: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     command = [sys.executable, str(repo_root / "scripts/studies/horizon_study.py"), "--scenarios", "four_way"]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path), *arguments], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = subprocess.run([*command, "--out", str(tmp_path), *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert not (tmp_path / "episodes.jsonl").exists()
