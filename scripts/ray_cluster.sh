@@ -109,6 +109,8 @@ explain() {
         fail "the head has another token: copy ~/.ray/auth_token of the head to this machine (chmod 600), or set RAY_AUTH_TOKEN_PATH to it"
     elif grep -q 'Version mismatch' "$log"; then
         fail "this machine and the head have different versions (above): bring both to the same state of the repository"
+    elif grep -q 'node timed out during startup' "$log"; then
+        fail "Ray waits 30 s for its own node, and this machine is too busy for that: try again when other programs have ended"
     elif [[ -n $HEAD ]]; then
         fail "the node did not start within $START_S s: is the head at HEAD=$HEAD, and does its firewall let this machine in?"
     fi
