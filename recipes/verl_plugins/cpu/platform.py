@@ -81,7 +81,7 @@ class CpuDeviceModule(types.ModuleType):
         torch.set_rng_state(state)
 
 
-_DEVICE_MODULE = CpuDeviceModule("recipes.verl_plugins.cpu.device")
+_DEVICE_MODULE = CpuDeviceModule(f"{__name__}.device")
 
 
 @PlatformRegistry.register(platform="cpu")
