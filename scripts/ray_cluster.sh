@@ -20,12 +20,29 @@ RAY_TMP=${RAY_TMP:-/tmp/tsc-ray-$UID}   # folder of this node for sockets and lo
 BLOCK=${BLOCK:-0}               # 1: stay in the foreground until the node ends, for Slurm and containers
 
 START_S=120
-DRY_RUN=0
+PYTHON=.venv/bin/python
 
-# shellcheck source=scripts/launch.sh
-source scripts/launch.sh
-# The launchers mark with it what ends with them. A node outlives the shell that started it.
-unset TSC_LAUNCH
+fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
+
+# prepare: .venv, the profile of this machine, and the environment that the node's workers inherit
+prepare() {
+    local found
+    PROFILE=${PROFILE:-$([[ $HARDWARE != cpu ]] || echo cpu)} bash scripts/setup_env.sh
+    export PATH="$PWD/.venv/bin:$PATH"
+    if [[ $HARDWARE == auto ]]; then
+        found=$("$PYTHON" recipes/preflight/hardware.py)
+        HARDWARE=${found% *} N_GPUS=${N_GPUS:-${found#* }}
+    fi
+    # what is started here must not join another Ray by itself
+    unset RAY_ADDRESS PYTHONDONTWRITEBYTECODE
+}
+
+# environment: what the node and its workers read, the nodes' token among it
+environment() {
+    local lines
+    lines=$("$PYTHON" recipes/running/environment.py --hardware "$HARDWARE")
+    eval "$lines"
+}
 
 usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 
@@ -67,7 +84,7 @@ start_node() {  # start_node OPTION OF ray start...
         ray get-auth-token --generate >/dev/null 2>&1 ||
             fail "the token by which nodes recognise each other is missing, and Ray cannot make one: look at ~/.ray/auth_token and RAY_AUTH_TOKEN_PATH"
     fi
-    ray_token
+    environment
     # Ray writes colours even to files.
     export RAY_COLOR_MODE=none
     local -a options
@@ -183,7 +200,7 @@ TEXT
             HEAD=$(address)
         fi
         prepare
-        ray_token
+        environment
         "$PYTHON" recipes/running/cluster_check.py --address "$HEAD" --hardware "$HARDWARE"
         ;;
     stop)
