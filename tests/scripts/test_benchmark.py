@@ -279,7 +279,7 @@ def _run(repo_root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_an_unknown_row_is_told_with_the_nearest_spelling(repo_root: Path, tmp_path: Path) -> None:
     done = _run(repo_root, "reward", "--only", "replay-city", "replay-bear", "--folder", str(tmp_path / "none"))
     assert done.returncode == 2
-    assert "--only 'replay-bear' is unknown: did you mean 'replay-bare'? choose of replay-bare, " in done.stderr
+    assert "--only 'replay-bear' is unknown: did you mean 'replay-bare'? choose from replay-bare, " in done.stderr
     assert not (tmp_path / "none").exists()
 
 

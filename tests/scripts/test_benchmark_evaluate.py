@@ -43,7 +43,7 @@ def test_a_bare_episode_has_the_recorded_traffic(controller: str, tmp_path: Path
 
 def test_a_bare_episode_with_other_traffic_is_no_comparison(tmp_path: Path) -> None:
     script, _ = in_new_process(_record_and_run, "max_pressure", tmp_path)
-    with pytest.raises(ReplayError, match=r"the bare episode has a queue of \d+ veh·s, the recorded one of \d+ veh·s"):
+    with pytest.raises(ReplayError, match=r"the bare episode has a queue of \d+ veh·s, but the recorded one has \d+ "):
         in_new_process(bare_cost, replace(script, states={}))
 
 

@@ -18,6 +18,7 @@ from tsc.evaluation import figures
 from tsc.evaluation.disagreements import Disagreements, compare_with_lookahead
 from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
 from tsc.evaluation.figures import Differences, Picture
+from tsc.evaluation.machine import processor_name
 from tsc.evaluation.metrics import COUNTED, GROUP_TITLES, METRICS, Group, Metric, metrics_of
 from tsc.evaluation.statistics import (
     ALL_SCENARIOS,
@@ -500,16 +501,6 @@ def _machine(ran: Sequence[dict[str, Any]]) -> dict[str, str]:
         "SUMO": installed_sumo_version(),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processor": f"{processor_name()}, {os.cpu_count()} cores",
         "computing time": f"{computed_s:.0f} s over {len(ran)} episodes",
     }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or "unknown"

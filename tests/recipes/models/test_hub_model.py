@@ -33,7 +33,10 @@ def test_a_model_in_the_cache_needs_no_network(repo_root: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("some/model", "no folder here, and was not to be had"), ("models", "neither a folder here nor OWNER/NAME")],
+    [
+        ("some/model", "not a local folder and could not be downloaded from the Hugging Face Hub ("),
+        ("models", "neither a local folder nor OWNER/NAME"),
+    ],
 )
 def test_what_cannot_be_had_is_an_error_with_a_remedy(repo_root: Path, tmp_path: Path, name: str, message: str) -> None:
     done = ask(repo_root, tmp_path, name)

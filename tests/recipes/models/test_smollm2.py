@@ -114,7 +114,7 @@ def test_a_complete_folder_is_left_alone(model_folder, monkeypatch):
 
 def test_an_incomplete_folder_is_refused_with_what_it_lacks(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"has no tokenizer\.json .* remove it"):
+    with pytest.raises(ConfigError, match=r"does not have tokenizer\.json .* remove it"):
         get_smollm2(tmp_path)
 
 

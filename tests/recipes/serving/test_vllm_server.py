@@ -171,7 +171,7 @@ def test_an_unknown_model_is_refused_with_the_served_ones(
     endpoint: ChatEndpoint, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(ConfigError, match="no model 'tinny': did you mean 'tiny'.*it serves tiny-base, tiny$"):
+    with pytest.raises(ConfigError, match="the model 'tinny': did you mean 'tiny'.*it serves tiny-base, tiny$"):
         checked(ServedModelChoice(name="x", base_url=endpoint.base_url, model_id="tinny"))
     with pytest.raises(ConfigError, match="serves tiny-base, tiny: name one with"):
         checked(ServedModelChoice(name="x", base_url=endpoint.base_url, model_id=None))
@@ -238,7 +238,7 @@ def test_a_server_that_dies_in_the_middle_is_told_and_leaves_no_process(endpoint
     assert servers
     for server in servers:
         server.kill()
-    with pytest.raises(EndpointError, match="its log .*vllm.log may tell why; the same command"):
+    with pytest.raises(EndpointError, match="its log .*vllm.log may say why; to continue, run the same command"):
         for _ in range(3):
             endpoint.ask(CONVERSATIONS)
 
