@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic and what its sides do. Nothing here depends on how fast the machine is."""
+"""The benchmark's arithmetic, and the work of its sides. Nothing here depends on the speed of the machine."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_bare_steps_are_those_of_both_horizons() -> None:
 
 
 def _steps_counted_by(work: Sequence[object], path: Path) -> None:
-    """Calls work[0](*work[1:]) and appends a byte to `path` for each step, in forks too."""
+    """Call work[0](*work[1:]) and append a byte to `path` for each step, also in forks."""
     function, *arguments = work
     step = Simulation.step
 
@@ -184,7 +184,7 @@ def test_live_bare_and_fresh_replays_simulate_as_many_steps(requests: list[Repla
 
 
 def test_the_alternatives_simulate_the_same_traffic(requests: list[ReplayRequest]) -> None:
-    """A sumo of its own over TraCI, and libsumo."""
+    """One simulates with a new sumo over TraCI, the other with libsumo."""
     expected = in_new_process(fresh_libsumo_queue_veh_s, requests[:1], 45)
     assert fresh_traci(requests[:1], 45)["queue_veh_s"] == expected
     assert sum(expected) > 0

@@ -1,4 +1,4 @@
-"""What the rows on evaluations compare. Nothing here depends on how fast the machine is."""
+"""What the rows on evaluations compare. Nothing here depends on the speed of the machine."""
 
 from __future__ import annotations
 

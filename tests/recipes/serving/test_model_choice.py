@@ -1,4 +1,4 @@
-"""The words that name language models, and servers that are not there."""
+"""The words that name language models, and servers that do not answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BASE_URL = "http://localhost:8000/v1"
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """model/, adapter/ made for it, and stray/ made for a model of the hub: as far as names of files tell."""
+    """The folders model/, adapter/ (made for model/) and stray/ (made for a model of the Hub), with empty weights."""
     monkeypatch.chdir(tmp_path)
     files = {
         "model": {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors": ""},
@@ -79,7 +79,7 @@ def test_a_word_that_does_not_name_a_model_is_refused_with_the_remedy(folders: P
         parse_model_choice(word)
 
 
-def test_what_a_model_is_follows_from_the_contents_of_its_files(folders: Path) -> None:
+def test_the_identity_of_a_model_follows_from_the_contents_of_its_files(folders: Path) -> None:
     choices = [parse_model_choice(word) for word in ("llm:a=model", "llm:b=model", "llm:a=adapter")]
     model, renamed, adapted = [choice.identity() for choice in choices]
     assert model == renamed != adapted
@@ -93,7 +93,7 @@ def unused_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_a_server_that_is_down_is_told_before_and_during_a_run() -> None:
+def test_a_server_that_is_down_is_reported_before_and_during_a_run() -> None:
     with ChatEndpoint(f"http://127.0.0.1:{unused_port()}/v1", "m") as endpoint:
         with pytest.raises(
             ConfigError, match=r"no server answers at http://127.0.0.1:\d+/v1 \(.*connect.*\): start it"
@@ -104,7 +104,7 @@ def test_a_server_that_is_down_is_told_before_and_during_a_run() -> None:
 
 
 @pytest.mark.parametrize("base_url", ["localhost:8000/v1", "https://", "runs/demo"])
-def test_what_is_no_address_is_refused(base_url: str) -> None:
+def test_a_base_url_that_is_not_an_address_is_refused(base_url: str) -> None:
     with pytest.raises(ConfigError, match="is not the address of a server: write http://HOST:PORT/v1"):
         ChatEndpoint(base_url, "m")
 

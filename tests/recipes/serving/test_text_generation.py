@@ -104,7 +104,7 @@ def test_answers_are_cut_off_at_max_new_tokens(model_folder):
 
 @pytest.fixture(scope="module")
 def adapter_folder(model_folder, tmp_path_factory):
-    """A LoRA adapter with random, not small, weights."""
+    """A LoRA adapter with large random weights."""
     peft = pytest.importorskip("peft")
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     torch.manual_seed(3)
