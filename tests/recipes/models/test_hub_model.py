@@ -38,7 +38,7 @@ def test_a_model_in_the_cache_needs_no_network(repo_root: Path, tmp_path: Path) 
         ("models", "neither a local folder nor OWNER/NAME"),
     ],
 )
-def test_a_model_that_cannot_be_downloaded_is_an_error(repo_root: Path, tmp_path: Path, name: str, message: str) -> None:
+def test_a_model_that_cannot_be_fetched_is_an_error(repo_root: Path, tmp_path: Path, name: str, message: str) -> None:
     done = ask(repo_root, tmp_path, name)
     assert done.returncode == 2
     assert f"error: MODEL_PATH={name} is " in done.stderr
