@@ -124,7 +124,7 @@ class Machine:
 def table(rows: Sequence[Row]) -> str:
     """The rows in aligned columns, with numbers to the right."""
     verdicts: Mapping[bool | None, str] = {True: "yes", False: "no", None: ""}
-    cells = [("name", "value", "unit", "beside", "ratio", "must reach", "ok", "what, beside what")]
+    cells = [("name", "value", "unit", "beside", "ratio", "must reach", "ok", "what; compared with")]
     for row in rows:
         cells.append(
             (

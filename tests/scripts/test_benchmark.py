@@ -95,14 +95,14 @@ def test_rows_that_cannot_be_written_leave_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_table_is_aligned_and_says_what_each_row_stands_beside() -> None:
+def test_the_table_is_aligned_and_says_what_each_row_is_compared_with() -> None:
     lines = table([_row(22.123, 165.4, Bound(at="least", value=0.7)), _row(46_917)]).splitlines()
     assert [line.split() for line in lines] == [
-        ["name", "value", "unit", "beside", "ratio", "must", "reach", "ok", "what,", "beside", "what"],
+        ["name", "value", "unit", "beside", "ratio", "must", "reach", "ok", "what;", "compared", "with"],
         ["speed", "22.1", "1/s", "165", "0.134", "≥", "0.7", "no", "a", "thing"],
         ["speed", "46,917", "1/s", "a", "thing"],
     ]
-    assert len({line.index(word) for line, word in zip(lines, ("what,", "a thing", "a thing"), strict=True)}) == 1
+    assert len({line.index(word) for line, word in zip(lines, ("what;", "a thing", "a thing"), strict=True)}) == 1
 
 
 def test_a_busy_machine_is_warned_of() -> None:
@@ -195,7 +195,7 @@ def test_the_city_is_the_largest_net_in_the_wheel() -> None:
     assert max(nets, key=lambda path: path.stat().st_size) == Path(sumo.SUMO_HOME, CITY_NET)
 
 
-def test_live_replays_stand_beside_the_bare_steps_of_their_own_episode(
+def test_live_replays_are_compared_with_the_bare_steps_of_their_own_episode(
     small_dataset: Path, short_scenario: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(replay_speed, "default_dataset", lambda folder, episodes: small_dataset)

@@ -47,7 +47,7 @@ def test_a_bare_episode_with_other_traffic_is_no_comparison(tmp_path: Path) -> N
         in_new_process(bare_cost, replace(script, states={}))
 
 
-def test_an_episode_stands_beside_bare_libsumo(tmp_path: Path) -> None:
+def test_an_episode_is_compared_with_bare_libsumo(tmp_path: Path) -> None:
     (row,) = episode_rows(tmp_path, FEW, controller="max_pressure")
     assert row.name == "episode-max_pressure"
     assert row.beside is not None and min(row.value, row.beside) > 0

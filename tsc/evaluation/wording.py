@@ -87,7 +87,7 @@ def direction(row: Row) -> str:
         return "too few seeds"
     if row["difference_ci95_high"] < 0:
         return "shorter"
-    return "longer" if row["difference_ci95_low"] > 0 else "none shown"
+    return "longer" if row["difference_ci95_low"] > 0 else "no difference shown"
 
 
 def chosen_controller(
@@ -151,7 +151,7 @@ def _against_reference(row: Row, of_reference: Row | None, reference: str) -> st
         f"p {p_value(row['wilcoxon_p'])}, {row['num_seeds']} seeds"
     )
     said = direction(row)
-    if said == "none shown":
+    if said == "no difference shown":
         return (
             f"No difference is shown between {name} and {reference}: their mean queues are {row['mean']:.2f} and "
             f"{of_reference['mean']:.2f} vehicles, a difference of {signed(row['difference'], 2)} ({interval})."

@@ -164,7 +164,7 @@ def page_of(out: Path) -> Page:
 FIGURES = ("paired_differences", "queue_over_time", "cumulative_trips", "signal_timeline")
 
 
-def test_the_report_stands_alone_with_figures_that_also_lie_beside_it(
+def test_the_report_stands_alone_and_its_figures_are_also_files(
     written: tuple[Path, str],
 ) -> None:
     out, text = written
