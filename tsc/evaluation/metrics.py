@@ -238,8 +238,8 @@ _METRICS = (
         key="invalid_answers",
         name="invalid answers",
         unit="",
-        definition='Answers of a language model without a readable {"extend": "yes"} or {"extend": "no"}. The fallback '
-        "decides instead.",
+        definition='Answers of a language model without a readable {"extend": "yes"} or {"extend": "no"}. The fallback, '
+        "the net's own plan, decides instead.",
         better="lower",
         decimals=1,
         group="model",
@@ -248,7 +248,8 @@ _METRICS = (
         key="late_answers",
         name="late answers",
         unit="",
-        definition="Decisions for which no answer came within the time limit. The fallback decides instead.",
+        definition="Decisions for which no answer came within the time limit. The fallback, the net's own plan, "
+        "decides instead.",
         better="lower",
         decimals=1,
         group="model",

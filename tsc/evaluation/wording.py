@@ -166,12 +166,11 @@ def _against_reference(row: Row, of_reference: Row | None, reference: str) -> st
 def _of_the_gap(row: Row) -> str:
     low, high = row["gap_closed_ci95_low"], row["gap_closed_ci95_high"]
     interval = f"95 % interval {percent_range(low, high)}"
-    gap = f"the gap between {GAP_FROM} and {GAP_TO}"
-    ceiling = f"{GAP_TO} knows the future demand, so it is a ceiling and not a competitor."
+    gap = f"the gap between {GAP_FROM} and {GAP_TO}, a ceiling that knows the future demand"
     if low <= 0:
         shown = "It closes none" if high <= 0 else "It is not shown to close any"
-        return f"{shown} of {gap} ({percent(row['gap_closed'])}, {interval}). {ceiling}"
-    return f"It closes {percent(row['gap_closed'])} ({interval}) of {gap}. {ceiling}"
+        return f"{shown} of {gap} ({percent(row['gap_closed'])}, {interval})."
+    return f"It closes {percent(row['gap_closed'])} ({interval}) of {gap}."
 
 
 def interval_words(row: Row, decimals: int) -> str:
