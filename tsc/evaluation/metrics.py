@@ -238,8 +238,8 @@ _METRICS = (
         key="invalid_answers",
         name="invalid answers",
         unit="",
-        definition='Answers of a language model without a readable {"extend": "yes"} or {"extend": "no"}. The fallback, '
-        "the net's own plan, decides instead.",
+        definition='Answers of a language model without a readable {"extend": "yes"} or {"extend": "no"}. The '
+        "fallback, the net's own plan, decides instead.",
         better="lower",
         decimals=1,
         group="model",
