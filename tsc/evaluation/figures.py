@@ -256,7 +256,7 @@ def signal_timeline(traces: Mapping[str, Trace], seed: int, warm_up_s: int, look
         for group, (name, trace) in zip(groups, traces.items(), strict=True):
             mean_queue = trace.queue_veh(one.junction_lanes[junction_id])[begin:end].mean()
             group.suptitle(
-                f"{name}: mean queue of the junction in this window {mean_queue:.1f} veh",
+                f"{name}: mean queue of the junction {mean_queue:.1f} veh in this window",
                 x=0.01,
                 horizontalalignment="left",
                 fontweight="bold",
