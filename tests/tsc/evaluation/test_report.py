@@ -201,7 +201,7 @@ def test_disagreements_are_counted_and_told_with_prompt_and_answer(written: tupl
     text = " ".join(page_of(written[0]).text.split())
     assert "Of 3 decisions, 2 (66.7 %) were not the cheaper one; 0 were ties." in text
     assert "The disagreements cost 40.0 each on average, and 80 together." in text
-    assert "In 1 of them the fallback had decided" in text
+    assert "In 1 of them, the fallback decided instead of the model" in text
     # the costliest first; the beginning that the prompts share once
     assert text.index("1. 70 veh·s") < text.index("At 80.0") < text.index("2. 10 veh·s") < text.index("At 70.0")
     assert text.count("You run a signal.") == 1
