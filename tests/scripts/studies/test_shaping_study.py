@@ -1,4 +1,4 @@
-"""The shaping study: its variants, its table, and that a stopped study goes on."""
+"""The shaping study: its variants, its table, and that a stopped study continues."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_study_ends_with_a_table_and_a_second_call_repeats_nothing(
         "--out",
         out,
     ]
-    # a model with random weights says nothing readable, which whole answers may
+    # a model with random weights never gives a readable answer; whole answers allow that
     study += ["--variants", "start", "format_graded", "--seeds", 1, "--steps", 1, "--hours", 701]
     first = call(*study, "--json", tmp_path / "rows.json")
     assert "| format_graded |" in first
