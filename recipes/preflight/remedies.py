@@ -9,13 +9,18 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from recipes.models.model_shape import ModelShape
 from recipes.preflight.hardware import BF16_CAPABILITY
 from recipes.preflight.memory_plan import memory_plan
 from recipes.preflight.run_settings import RunSettings
+from tsc.files import REPO_ROOT
+from tsc.yaml_file import read_yaml
 
-LORA_RANK = 32
+# the rank that the recipes give an adapter
+_SHARED: Any = read_yaml(REPO_ROOT / "recipes" / "shared.yaml")
+LORA_RANK = int(_SHARED["shared"]["lora_rank"])
 
 
 @dataclass(frozen=True, kw_only=True)

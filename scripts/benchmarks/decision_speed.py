@@ -179,6 +179,10 @@ def tiny_model(folder: Path, effort: Effort) -> Path:
         DATA=parquet,
         HARDWARE="cpu",
         WANDB="off",
+        # a new model, though it is given as a folder
+        LORA_RANK="0",
+        LEARNING_RATE="1e-3",
+        BATCH_CHATS="64",
         EPOCHS=max(1, 20 // effort.episodes),
     )
     return model

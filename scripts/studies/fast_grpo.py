@@ -18,16 +18,19 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.core_algos import agg_loss, compute_grpo_outcome_advantage, get_policy_loss_fn, kl_penalty
 from verl.utils.torch_functional import get_cosine_schedule_with_warmup
 from verl.workers.config import ActorConfig
 
 from recipes.models.model_folder import check_model_folder, no_progress_bars_in_logs
+from recipes.preflight.compose import compose
 from reward.ground_truth import GroundTruth, parse_ground_truth
 from reward.scoring import score_answer
 from reward.settings import RewardSettings, load_settings
@@ -47,9 +50,19 @@ MAX_ANSWER_TOKENS = 16
 PASS_PROMPTS = 128
 
 
+@cache
+def _recipe() -> DictConfig:
+    return compose("grpo", ["start=tiny"])
+
+
+def _of_recipe(key: str) -> Any:
+    """A field whose default is the recipe's."""
+    return field(default_factory=lambda: OmegaConf.select(_recipe(), key))
+
+
 @dataclass(frozen=True, kw_only=True)
 class GrpoSettings:
-    """The settings of one training run. The defaults are those of scripts/train_grpo.sh for its tiny model.
+    """The settings of one training run. The defaults are the recipe's for a tiny model (recipes/grpo.yaml).
 
     drop_within_veh_s: leave out states whose two costs differ by no more than this; None keeps all, including ties.
     balance: leave out states until each answer is the better one equally often (json_to_parquet --balance).
@@ -62,15 +75,15 @@ class GrpoSettings:
     decisions: the number of consecutive decisions per answer, scored together (docs/multi_decision.md).
     """
 
-    steps: int = 40
-    batch_prompts: int = 128
-    rollout_n: int = 4
-    learning_rate: float = 1e-3
-    lora_rank: int = 32
-    lora_alpha: int = 64
-    kl: float = 0.3
-    normalise_std: bool = False
-    temperature: float = 1.0
+    steps: int = _of_recipe("trainer.total_training_steps")
+    batch_prompts: int = _of_recipe("data.train_batch_size")
+    rollout_n: int = _of_recipe("actor_rollout_ref.rollout.n")
+    learning_rate: float = _of_recipe("actor_rollout_ref.actor.optim.lr")
+    lora_rank: int = _of_recipe("actor_rollout_ref.model.lora_rank")
+    lora_alpha: int = _of_recipe("actor_rollout_ref.model.lora_alpha")
+    kl: float = _of_recipe("actor_rollout_ref.actor.kl_loss_coef")
+    normalise_std: bool = _of_recipe("algorithm.norm_adv_by_std_in_grpo")
+    temperature: float = _of_recipe("actor_rollout_ref.rollout.temperature")
     drop_within_veh_s: float | None = 0.0
     balance: bool = False
     weigh_by_gap: bool = False

@@ -19,7 +19,7 @@ def test_verls_trainings_say_that_they_have_no_4_bit_weights_and_what_to_do(algo
 
 def test_dpo_takes_4_bit_weights_under_an_adapter_only() -> None:
     check_quantize("dpo", "4bit", 32)
-    with pytest.raises(ConfigError, match="set LORA_RANK"):
+    with pytest.raises(ConfigError, match="leave LORA_RANK empty"):
         check_quantize("dpo", "4bit", 0)
     with pytest.raises(ConfigError, match="QUANTIZE=8bit is unknown: choose 4bit"):
         check_quantize("dpo", "8bit", 32)
