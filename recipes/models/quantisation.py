@@ -38,7 +38,7 @@ def check_quantize(algorithm: str, quantize: str, lora_rank: int) -> None:
         raise ConfigError(f"QUANTIZE={FOUR_BIT} with {algorithm.upper()}: {NOT_IN_VERL}")
     if lora_rank == 0:
         raise ConfigError(
-            f"QUANTIZE={FOUR_BIT} with LORA_RANK=0: weights of 4 bits cannot be trained themselves: leave LORA_RANK empty"
+            f"QUANTIZE={FOUR_BIT} with LORA_RANK=0: weights of 4 bits cannot be trained: leave LORA_RANK empty"
         )
 
 
