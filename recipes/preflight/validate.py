@@ -187,7 +187,7 @@ def _check_dtypes(config: DictConfig, values: dict[str, Any], hardware: Hardware
     if hardware.param_dtype == "fp16" and hardware.device != "cuda":
         raise ConfigError(
             "hardware.param_dtype=fp16 needs an NVIDIA GPU: verl scales the loss with torch's ShardedGradScaler, which "
-            "is off elsewhere, and small gradients would vanish. Choose hardware.param_dtype=fp32"
+            "is off elsewhere, and small gradients would vanish: choose hardware.param_dtype=fp32"
         )
 
 
