@@ -71,9 +71,9 @@ def played(source: StretchSource, truth: GroundTruth, script: str) -> Stretch:
     """The stretch that `script` makes; every question before it is asked."""
     answers: list[Answer] = []
     for word in script.split():
-        assert source.play(truth, answers).played.question is not None
+        assert source.play(truth, answers).progress.question is not None
         answers.append(SCRIPT[word])
-    found = source.play(truth, answers).played.stretch
+    found = source.play(truth, answers).progress.stretch
     assert found is not None
     return found
 
@@ -123,10 +123,10 @@ def test_one_decision_scores_as_compute_score_where_the_tail_would_decide_otherw
         for answer, said in ((YES, '{"extend": "yes"}'), (NO, '{"extend": "no"}')):
             single = compute_score("", said, text, replay={"workers": 2}, cache=NOTHING_KEPT)
             found = source.play(truth, [answer])
-            assert found.played.stretch is not None
-            parts = source.score([answer], found.played.stretch, was_kept=found.was_kept, failed=found.failed)
+            assert found.progress.stretch is not None
+            parts = source.score([answer], found.progress.stretch, found.origin)
             assert list(parts) == [*list(single)[:9], "num_decisions", *list(single)[9:]]
-            if found.played.stretch.costs == found.played.stretch.tail_costs:
+            if found.progress.stretch.costs == found.progress.stretch.tail_costs:
                 assert parts["traffic"] == 0.0
             else:
                 differing += 1
@@ -192,7 +192,7 @@ def test_a_stretch_that_fails_is_named_with_state_junction_and_cause(
         source.play(parse_ground_truth(make_ground_truth(state)), [])
     # its place is free again
     found = source.play(parse_ground_truth(make_ground_truth("crash_once")), [])
-    assert found.failed and found.played.question is not None
+    assert found.origin.failed and found.progress.question is not None
 
 
 ROLLOUT = """
