@@ -157,7 +157,7 @@ def test_settings_that_change_only_the_arithmetic_share_workers_and_kept_outcome
     scores = [compute_score("tsc/x", YES, truth, {}, **kwargs | changes) for changes in ({}, *arithmetic)]
     assert [score["outcome_from_cache"] for score in scores] == [0.0, *[1.0] * len(arithmetic)]
     assert len(module._sources) == 1
-    compute_score("tsc/x", YES, truth, {}, **kwargs | {"terms": {"switches": 0.1}, "format": {"invalid": -1.1}})
+    compute_score("tsc/x", YES, truth, {}, **kwargs | {"outcome": {"horizon_s": 30}})
     assert len(module._sources) == 2
 
 
