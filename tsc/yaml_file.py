@@ -1,4 +1,4 @@
-"""Read a YAML file into a pydantic model; what is wrong with it is told with file, key, value and what is allowed."""
+"""Read a YAML file into a pydantic model. Errors name the file, the key, the value and the allowed values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _DuplicateKey(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """As safe_load, but a key given twice is an error: YAML would silently keep the last."""
+    """Like safe_load, but a key given twice is an error: YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         line_of_key: dict[str, int] = {}
@@ -35,16 +35,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(path: Path, model: type[Model]) -> Model:
-    """The file `path` as a `model`. An empty file means all defaults.
+    """Read the file `path` as a `model`. An empty file means all defaults.
 
-    Raises ConfigError that names the file and, for each fault, the key, the value and the allowed values; for a key
-    the model does not have, its nearest spelling.
+    Raises a ConfigError that names the file and, for each fault, the key, the value and the allowed values. For a key
+    that the model does not have, it gives the nearest spelling.
     """
     return validate_values(read_yaml(path), model, where=str(path))
 
 
 def read_yaml(path: Path) -> object:
-    """What the file holds, an empty one `{}`. Raises ConfigError for what is no readable YAML."""
+    """The content of the file; `{}` for an empty file. Raises ConfigError if the file is not readable YAML."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -65,12 +65,12 @@ def read_yaml(path: Path) -> object:
 
 
 def validate_values(values: object, model: type[Model], *, where: str) -> Model:
-    """`values` as a `model`; `where` (a file, say) opens the message of the ConfigError."""
+    """Check `values` as a `model`. Raises ConfigError, whose message begins with `where` (a file, for example)."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: holds a {type(values).__name__}, expected keys: {', '.join(_keys(model))}")
     try:
         return model.model_validate(values)
-    except ConfigError as error:  # a validator that builds one of our own checked objects
+    except ConfigError as error:  # from a validator that builds one of our own checked objects
         raise ConfigError(f"{where}: {error}") from error
     except ValidationError as error:
         faults = [_fault(detail, model) for detail in error.errors(include_url=False)]
@@ -87,9 +87,9 @@ def _fault(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if detail["type"] == "missing":
         return f"key '{key}' is missing"
     message = detail["msg"].removeprefix("Value error, ")
-    if not location:  # a check of several keys together names them itself
+    if not location:  # the message of a check of several keys names them itself
         return message
-    # a fault of a whole section is told by its message; repeating all its values would bury it
+    # the message explains a fault of a whole section; all its values would bury it
     value = "" if isinstance(detail["input"], dict) else f" is {detail['input']!r}"
     return f"{key}{value}: {message[:1].lower()}{message[1:]}"
 

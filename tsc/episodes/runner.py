@@ -1,4 +1,4 @@
-"""Runs evaluation episodes in worker processes, and answers those that ask a language model in common batches."""
+"""Run evaluation episodes in worker processes. Their questions to a language model are answered in common batches."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ from tsc.sumo.running import SumoFiles
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeJob:
-    """One episode of one controller. `kind` is one of tsc.controllers.registry.CONTROLLERS or LANGUAGE_MODEL;
-    `controller` is the name it is reported under.
+    """One episode of one controller.
 
-    fingerprint: of everything that decides the result; stands in the record.
-    trace_file, decisions_file: where to write them, None for nowhere. The decisions of a language model are each
-    compared with what lookahead finds in forks of the simulation.
+    controller: the name in the results. kind: a name of tsc.controllers.registry.CONTROLLERS, or LANGUAGE_MODEL.
+    fingerprint: digest of everything that decides the result; it is stored in the record.
+    trace_file: where to write the trace; None writes none.
+    decisions_file: where to write the decisions of a language model, each with the costs that lookahead finds for both
+    answers in forks of the simulation; None writes none.
     """
 
     scenario: str
@@ -60,8 +61,11 @@ class EpisodeJob:
 
 
 def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
-    """The episode's record. Writes its trace and decisions. A controller that does not apply to the net gives a record
-    with the reason in `not_applicable`, and no metrics. Raises ScenarioError and what `ask` raises."""
+    """Run the episode, write its trace and decisions, and return its record.
+
+    If the controller does not apply to the net, the record has the reason in `not_applicable`, and no metrics.
+    Raises ScenarioError, and what `ask` raises.
+    """
     begin = time.monotonic()
     record: dict[str, Any] = {
         "scenario": job.scenario,
@@ -109,7 +113,7 @@ def _controller(job: EpisodeJob, ask: Ask | None) -> Controller | None:
 def _compare_with_lookahead(
     model: LanguageModelController, settings: OutcomeSettings, decisions: list[dict[str, Any]]
 ) -> OnRound:
-    """Puts every decision, with the costs of both answers, into `decisions`."""
+    """An OnRound that appends every decision, with the costs of both answers, to `decisions`."""
 
     def on_round(control: SignalControl, junction_ids: Sequence[str]) -> None:
         for asked in model.last_round:
@@ -136,7 +140,7 @@ def _compare_with_lookahead(
 
 
 def _asking(model: LanguageModelController | None) -> dict[str, Any]:
-    """Counts, percentiles of the latency, and tokens a decision; None where nobody was asked."""
+    """Invalid and late answers, percentiles of the latency, and tokens per decision; None without a language model."""
 
     def percentile(share: float) -> float | None:
         return float(np.percentile(model.latencies_s, share)) if model and model.latencies_s else None
@@ -157,8 +161,10 @@ def _asking(model: LanguageModelController | None) -> dict[str, Any]:
 
 
 def _work(connection: Connection) -> None:
-    """In a worker process: runs the jobs it is sent, until None. Sends ("ask", conversations), and for each job
-    ("done", record) or ("failed", message, trace)."""
+    """The work of a worker process: run the jobs that it receives, until None.
+
+    It sends ("ask", conversations), and for each job ("done", record) or ("failed", message, trace).
+    """
     die_with_parent()
 
     def ask(conversations: list[Conversation]) -> list[Reply]:
@@ -175,7 +181,7 @@ def _work(connection: Connection) -> None:
             except Exception as error:
                 connection.send(("failed", repr(error), traceback.format_exc()))
     except KeyboardInterrupt:
-        pass  # the parent has been interrupted as well and reports it
+        pass  # Ctrl-C interrupts the parent as well, which reports it
 
 
 def run_jobs(jobs: Sequence[EpisodeJob], workers: int, ask: Ask | None = None) -> Iterator[dict[str, Any]]:
@@ -234,7 +240,7 @@ def run_jobs(jobs: Sequence[EpisodeJob], workers: int, ask: Ask | None = None) -
 
 
 def _answer(asked: dict[Connection, list[Conversation]], order: Sequence[Connection], ask: Ask) -> None:
-    """Answer all waiting episodes with one call, in the order in which they were started."""
+    """Answer all waiting episodes with one call of `ask`, in the order in which they were started."""
     waiting = [connection for connection in order if connection in asked]
     replies = ask([conversation for connection in waiting for conversation in asked[connection]])
     for connection in waiting:

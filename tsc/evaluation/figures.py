@@ -1,7 +1,7 @@
 """The report's figures, as PNG bytes: same input, same bytes.
 
-They are read in print, in greyscale and by colour-blind readers: nothing is told by colour alone, and colours differ
-in lightness (Paul Tol's high-contrast set).
+They must be readable in print, in greyscale and by colour-blind readers: nothing is shown by colour alone, and the
+colours differ in lightness (Paul Tol's high-contrast set).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _STYLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """name: of the file. alt: what it shows, for who cannot see it."""
+    """A figure of the report. name: the file's name. alt: the content in words, for readers who cannot see it."""
 
     name: str
     title: str
@@ -58,7 +58,10 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """Of one controller to the reference: by seed, and their mean with its interval, None of a single seed."""
+    """The differences of one controller to the reference, by seed, and their mean.
+
+    interval_veh: the interval of the mean; None for a single seed.
+    """
 
     controller: str
     by_seed_veh: Sequence[float]
@@ -68,7 +71,7 @@ class Differences:
 
 
 def paired_differences(differences: Sequence[Differences], reference: str) -> Picture:
-    """One row a controller, in the order given."""
+    """Draw one row per controller, in the given order."""
     with style.context(["default", _STYLE]):
         figure = Figure(figsize=(9, 1.0 + 0.46 * len(differences)), layout="constrained")
         axes = figure.subplots()
@@ -105,16 +108,16 @@ def paired_differences(differences: Sequence[Differences], reference: str) -> Pi
         return Picture(
             name="paired_differences",
             title=f"Mean queue against {reference}, seed by seed",
-            caption="Circles: one seed each. Diamond: their mean. Bar: its 95 % interval; where it crosses the line "
-            "at 0, no difference is shown. An arrowhead at the edge: the mean lies outside the scale, and its value "
-            "stands to the right.",
+            caption="Each circle is one seed. The diamond is their mean, and the bar is its 95 % interval. If the bar "
+            "crosses the line at 0, no difference is shown. An arrowhead at the edge means that the mean lies outside "
+            "the scale. The mean is written on the right.",
             alt="; ".join(f"{each.controller}: {_difference_label(each)}" for each in differences),
             png=_png(figure),
         )
 
 
 def _difference_limits(differences: Sequence[Differences]) -> tuple[float, float]:
-    """So wide that all fit, but for those that would squeeze the others together."""
+    """A scale on which all controllers fit, except those that would squeeze the others together."""
     reach = sorted(max(map(abs, [each.mean_veh, *(each.interval_veh or ())])) for each in differences)
     limit = 5 * max(float(np.median(reach)), 0.02)
     values = [0.0]
@@ -132,7 +135,7 @@ def _difference_label(each: Differences) -> str:
 
 
 def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_up_s: int) -> Picture:
-    """One panel a controller; traces: of each controller, one a seed."""
+    """Draw one panel per controller. traces: for each controller, one trace per seed."""
     queues = {
         name: np.array([smoothed(trace.queue_veh(), SMOOTHING_S) for trace in of_controller])
         for name, of_controller in traces.items()
@@ -174,15 +177,16 @@ def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_
             if place % columns == 0:
                 axes.set_ylabel("queue [veh]")
         figure.supxlabel("minutes after the begin", fontsize=9)
-        dashed = f" Dashed: the mean of {reference}, to compare." if reference in queues and len(queues) > 1 else ""
+        compares = reference in queues and len(queues) > 1
+        dashed = f" Dashed line: the mean of {reference}, for comparison." if compares else ""
         several = max(len(of_controller) for of_controller in traces.values()) > 1
-        band = " Grey: from the lowest to the highest seed." if several else ""
+        band = " Grey band: from the lowest to the highest seed." if several else ""
         return Picture(
             name="queue_over_time",
             title="Queue over time",
-            caption=f"Halting vehicles on all controlled approaches, mean of the last {SMOOTHING_S} s. Black: mean "
-            f"over the seeds.{band}{dashed}{_warm_up_words(warm_up_s)}",
-            alt="Queue over time, one panel for each of: " + ", ".join(queues),
+            caption=f"Halting vehicles on all controlled approaches, mean of the last {SMOOTHING_S} s. Black line: "
+            f"mean over the seeds.{band}{dashed}{_warm_up_words(warm_up_s)}",
+            alt="Queue over time, one panel per controller: " + ", ".join(queues),
             png=_png(figure),
         )
 
@@ -190,7 +194,7 @@ def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_
 def cumulative_trips(
     traces: Mapping[str, Sequence[Trace]], reference: str, warm_up_s: int, left_out: Sequence[str]
 ) -> Picture:
-    """At most MAX_LINES controllers. left_out: those that are not drawn, for the caption."""
+    """Draw at most MAX_LINES controllers. left_out: the controllers that are not drawn, for the caption."""
     arrived = {
         name: np.array([trace.arrived_veh for trace in of_controller], dtype=float).mean(axis=0)
         for name, of_controller in traces.items()
@@ -218,21 +222,27 @@ def cumulative_trips(
             axes.grid(color="0.92")
             axes.set_axisbelow(True)
         panels[-1].set_xlabel("minutes after the begin")
-        below = f" Below: how many more than {reference} by the same time, mean of the last {SMOOTHING_S} s."
-        also = f" Not drawn, to keep it readable: {', '.join(left_out)}." if left_out else ""
+        below = (
+            f" Lower panel: how many more (or fewer) than under {reference} by the same time, mean of the last "
+            f"{SMOOTHING_S} s."
+        )
+        also = f" Left out to keep the figure readable: {', '.join(left_out)}." if left_out else ""
         return Picture(
             name="cumulative_trips",
             title="Trips finished so far",
             caption=f"Vehicles that have arrived since the begin, mean over the seeds.{below if compares else ''}"
             f"{also}{_warm_up_words(warm_up_s)}",
-            alt="Trips finished until the end: " + ", ".join(f"{name} {t[-1]:.0f}" for name, t in arrived.items()),
+            alt="Trips finished by the end: " + ", ".join(f"{name} {t[-1]:.0f}" for name, t in arrived.items()),
             png=_png(figure),
         )
 
 
 def signal_timeline(traces: Mapping[str, Trace], seed: int, warm_up_s: int, looked_for_in: str) -> Picture:
-    """Of one or two controllers on the same seed, one below the other: the junction and the TIMELINE_S seconds with the
-    longest queue under the controller `looked_for_in`."""
+    """Draw the greens and queues of one junction under one or two controllers on the same seed, one below the other.
+
+    The figure shows the junction and the TIMELINE_S seconds with the longest queue under the controller
+    `looked_for_in`.
+    """
     junction_id, begin, end = busiest_window(traces[looked_for_in], warm_up_s)
     one = traces[looked_for_in]
     stage_lanes = one.stage_lanes[junction_id]
@@ -267,18 +277,18 @@ def signal_timeline(traces: Mapping[str, Trace], seed: int, warm_up_s: int, look
         return Picture(
             name="signal_timeline",
             title=f"Signal of junction {junction_id} minute by minute",
-            caption=f"Dark bars: this stage is green, with its length in seconds. Grey hill: halting vehicles on the "
-            f"lanes that it gives green (a lane that is green in several stages counts in each); all panels have the "
-            f"same scale. Between bars lie yellow and all-red. Seed {seed}; shown are the junction and the "
-            f"{(end - begin) / 60:.0f} minutes with the longest queue under {looked_for_in}.",
+            caption=f"Dark bar: the stage is green; the number is the length of the green in seconds. Between the bars "
+            f"are yellow and all-red. Grey area: halting vehicles on the lanes of the stage (a lane that is green in "
+            f"several stages counts in each). All panels have the same scale. The figure shows seed {seed}, and the "
+            f"junction and the {(end - begin) / 60:.0f} minutes with the longest queue under {looked_for_in}.",
             alt=f"Greens and queues of junction {junction_id} under " + " and ".join(traces),
             png=_png(figure),
         )
 
 
 def busiest_window(trace: Trace, warm_up_s: int) -> tuple[str, int, int]:
-    """(junction, first row, row after the last) of the window around the longest queue of a junction, as the mean of
-    a minute."""
+    """(junction, first row, row after the last) of the window around the longest queue of any junction, measured as
+    the mean of a minute."""
     best: tuple[float, str, int] = (-1.0, trace.junctions[0], warm_up_s)
     for junction_id in trace.junctions:
         queue = smoothed(trace.queue_veh(trace.junction_lanes[junction_id]), 60)
@@ -292,7 +302,7 @@ def busiest_window(trace: Trace, warm_up_s: int) -> tuple[str, int, int]:
 
 
 def smoothed(values: NDArray[Any], window_s: int) -> NDArray[np.float64]:
-    """Mean of the last window_s seconds, of fewer at the begin."""
+    """The mean of the last window_s seconds; of fewer seconds at the begin."""
     total = np.concatenate(([0.0], np.cumsum(values, dtype=float)))
     ends = np.arange(1, len(values) + 1)
     begins = np.maximum(0, ends - window_s)
@@ -300,7 +310,8 @@ def smoothed(values: NDArray[Any], window_s: int) -> NDArray[np.float64]:
 
 
 def _draw_stage(axes: Axes, minutes: NDArray[Any], queue: NDArray[Any], green: NDArray[Any], top: int) -> None:
-    """minutes: of the begin and the end of each second, one more than the others have."""
+    """Draw one stage. minutes: the begin of each second and the end of the last one, so one value more than `queue` and
+    `green` have."""
     axes.stairs(queue, minutes, fill=True, color="0.78")
     axes.stairs(queue, minutes, color="0.35", linewidth=0.9)
     bar_low, bar_high = -0.55 * top, -0.12 * top
@@ -328,13 +339,13 @@ def _draw_stage(axes: Axes, minutes: NDArray[Any], queue: NDArray[Any], green: N
 
 
 def _approaches(lanes: Sequence[str], width: int = 22) -> str:
-    """The edges of the lanes, shortened."""
+    """The edges of the lanes, shortened to `width` characters."""
     text = ", ".join(dict.fromkeys(lane.rpartition("_")[0] for lane in lanes))
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _label_line_ends(axes: Axes, ends: Mapping[str, float]) -> None:
-    """Names at the right, moved apart where lines end close together."""
+    """Write the names on the right, moved apart if lines end close together."""
     low, high = axes.get_ylim()
     apart = 0.14 * (high - low)
     places: dict[str, float] = {}

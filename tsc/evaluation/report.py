@@ -1,4 +1,4 @@
-"""Everything that an evaluation leaves behind its episodes: summary.csv, results.json, figures and report.html."""
+"""Write the results of an evaluation: summary.csv, results.json, figures and report.html."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tsc.evaluation import figures
 from tsc.evaluation.disagreements import Disagreements, compare_with_lookahead
 from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
 from tsc.evaluation.figures import Differences, Picture
+from tsc.evaluation.machine import processor_name
 from tsc.evaluation.metrics import COUNTED, GROUP_TITLES, METRICS, Group, Metric, metrics_of
 from tsc.evaluation.statistics import (
     ALL_SCENARIOS,
@@ -56,7 +57,7 @@ _NUM_INVALID_SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Of a table: the number, and in small type its interval or the like, line by line."""
+    """A cell of a table: the number, and below it lines in small type, such as its interval."""
 
     text: str
     small: Sequence[str] = ()
@@ -71,8 +72,11 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """How one language model decided on one scenario, on the seeds of which every decision was kept. shared_prompt: the
-    messages with which the prompts of all the costliest decisions begin."""
+    """The decisions of one language model on one scenario, on the seeds whose decisions were compared with lookahead.
+
+    shared_prompt: the messages with which the prompts of all the costliest decisions begin.
+    invalid: the first decisions whose answer could not be read.
+    """
 
     controller: str
     seeds: str
@@ -102,10 +106,10 @@ def write_results(
     command: str,
     reference: str,
 ) -> str:
-    """Write OUT/summary.csv, results.json, figures/SCENARIO-NAME.png and report.html; returns the console's tables.
+    """Write OUT/summary.csv, results.json, figures/SCENARIO-NAME.png and report.html. Returns the console's tables.
 
-    episodes: the records, in any order; those with `not_applicable` count as not run. Traces and decisions are read
-    from OUT where they are; what they would show is left out where they are not.
+    episodes: the records, in any order. A record with `not_applicable` counts as not run. Traces and decisions are read
+    from OUT; the report leaves out figures and sections whose files are missing.
     """
     ran = _in_order(episodes, scenarios, controllers)
     frame = pd.DataFrame(ran, columns=None if ran else ["scenario", "controller", "seed", *METRICS])
@@ -226,7 +230,7 @@ def _table(
     shares = group == "main" and any(
         (summary.row(scenario, name) or {}).get("gap_closed") is not None for name in names
     )
-    # beside the mean queue, which they are about
+    # they stand next to the mean queue, which they are about
     added = [Cell(text=f"against {reference}", small=("veh",))] if differs else []
     added += [Cell(text="gap closed")] if shares else []
     rows = []
@@ -234,9 +238,9 @@ def _table(
         cells = [_mean_cell(summary.row(scenario, name, metric.key), metric, num_seeds) for metric in columns]
         queue = summary.row(scenario, name)
         assert queue is not None
-        beside = [_difference_cell(queue, reference)] if differs else []
-        beside += [_gap_cell(queue)] if shares else []
-        rows.append((name, [*cells[:1], *beside, *cells[1:]]))
+        inserted = [_difference_cell(queue, reference)] if differs else []
+        inserted += [_gap_cell(queue)] if shares else []
+        rows.append((name, [*cells[:1], *inserted, *cells[1:]]))
     return Table(title=GROUP_TITLES[group], header=[*header[:1], *added, *header[1:]], rows=rows)
 
 
@@ -276,30 +280,31 @@ def _between(low: float | None, high: float | None, decimals: int) -> str:
 
 
 def _notes(summary: Summary, scenario: ScenarioFacts) -> list[str]:
-    """What limits the comparison: bounds not kept, vehicles kept out, teleports, missing controllers."""
+    """The limits of the comparison: greens outside the bounds, vehicles kept out, teleports, missing controllers."""
     notes = []
     for name in summary.controllers(scenario.name):
         outside, greens = (summary.mean(scenario.name, name, key) for key in ("greens_outside_bounds", "greens"))
         if outside and greens:
             notes.append(
-                f"{name}: {number(outside, 1)} of {number(greens, 1)} greens an episode ({percent(outside / greens)}) "
-                f"lie outside {scenario.timing.min_green_s}–{scenario.timing.max_green_s} s: it has more freedom."
+                f"{name}: {number(outside, 1)} of {number(greens, 1)} greens per episode ({percent(outside / greens)}) "
+                f"are outside {scenario.timing.min_green_s}–{scenario.timing.max_green_s} s, so it has more freedom "
+                "than the controllers that keep to these bounds."
             )
         for key, what in (
-            ("not_inserted_veh", "vehicles an episode found no room to enter; they are in no mean but the delays"),
-            ("teleports", "vehicles an episode were moved by SUMO past the jam they stood in"),
+            ("not_inserted_veh", "found no room to enter; of the means, only the delays include them"),
+            ("teleports", "were moved by SUMO past the jam in which they stood"),
         ):
             count = summary.mean(scenario.name, name, key)
             if count:
-                notes.append(f"{name}: {number(count, 1)} {what}.")
-    notes += [f"{name} does not apply here: {reason}" for name, reason in scenario.not_applicable.items()]
+                notes.append(f"{name}: {number(count, 1)} vehicles per episode {what}.")
+    notes += [f"{name} cannot run here: {reason}" for name, reason in scenario.not_applicable.items()]
     return notes
 
 
 def _overall_tables(
     summary: Summary, scenarios: Sequence[ScenarioFacts], controllers: Sequence[ControllerFacts], reference: str
 ) -> list[Table]:
-    """Of all scenarios together: who did how well where, and the means."""
+    """The tables over all scenarios: the mean queue by scenario and controller, and the means over the scenarios."""
     if len(scenarios) < 2:
         return []
     names = [each.name for each in controllers if any(summary.row(s.name, each.name) for s in scenarios)]
@@ -328,7 +333,7 @@ def _overall_tables(
             Cell(text="mean queue", small=("veh",)),
             Cell(text=f"against {reference}", small=("veh",)),
             Cell(text="gap closed"),
-            Cell(text="queue ratio", small=(f"to {reference}", "scenarios weigh the same")),
+            Cell(text="queue ratio", small=(f"to {reference}", "all scenarios weigh the same")),
         ]
         tables.append(Table(title="All scenarios together", header=header, rows=rows))
     return tables
@@ -392,7 +397,7 @@ def _differences(ran: Sequence[dict[str, Any]], scenario: str, summary: Summary,
 
 
 def _trace(out: Path, scenario: ScenarioFacts, controller: str, seed: int) -> Trace | None:
-    """None also for one of another begin or end, which an earlier evaluation has left."""
+    """The trace of an episode. None if it is missing, or has another begin or end, from an earlier evaluation."""
     trace = load_trace(trace_file(out, scenario.name, controller, seed))
     if trace is None or (trace.begin_s, len(trace.stage)) != (scenario.begin_s, scenario.end_s - scenario.begin_s):
         return None
@@ -400,7 +405,7 @@ def _trace(out: Path, scenario: ScenarioFacts, controller: str, seed: int) -> Tr
 
 
 def _traces(out: Path, ran: Sequence[dict[str, Any]], scenario: ScenarioFacts) -> dict[str, list[Trace]]:
-    """By controller; those without any are left out."""
+    """The traces by controller; controllers without traces are left out."""
     found: dict[str, list[Trace]] = {}
     for record in ran:
         if record["scenario"] == scenario.name:
@@ -417,7 +422,7 @@ def _drawn(
     reference: str,
     traces: Mapping[str, Any],
 ) -> list[str]:
-    """At most MAX_LINES of the controllers: those that the report is about first, then by mean queue."""
+    """The controllers to draw, at most MAX_LINES: first those that the report is about, then by mean queue."""
     models = [each.name for each in controllers if each.is_language_model][::-1]
     ranked = sorted(traces, key=lambda name: summary.mean(scenario, name, QUEUE) or 0.0)
     chosen = chosen_controller(summary, scenario, controllers, reference)
@@ -448,7 +453,7 @@ def _model_section(out: Path, ran: Sequence[dict[str, Any]], scenario: str, cont
 
 
 def _shared_beginning(prompts: Sequence[list[dict[str, str]]]) -> list[dict[str, str]]:
-    """Of several prompts; none of a single one."""
+    """The messages with which several prompts begin; none for a single prompt."""
     if len(prompts) < 2:
         return []
     shared = []
@@ -465,7 +470,7 @@ def _shared_beginning(prompts: Sequence[list[dict[str, str]]]) -> list[dict[str,
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # names, notes and above all answers are others' text
+        autoescape=True,  # names, notes and above all the model's answers are text that we do not control
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -480,7 +485,7 @@ def _environment() -> Environment:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested keys with dots."""
+    """The nested settings with dotted keys."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -496,16 +501,6 @@ def _machine(ran: Sequence[dict[str, Any]]) -> dict[str, str]:
         "SUMO": installed_sumo_version(),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processor": f"{processor_name()}, {os.cpu_count()} cores",
         "computing time": f"{computed_s:.0f} s over {len(ran)} episodes",
     }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or "unknown"

@@ -1,7 +1,7 @@
-"""A function called in a forked copy of this process, which itself stays as it was.
+"""Call a function in a forked copy of this process. This process itself stays as it was.
 
-A fork of a running simulation goes on bit-exactly, and whatever happens to it (a crash of SUMO, memory that is not
-given back) ends with it. Only for processes without other threads.
+A fork of a running simulation continues bit-exactly. Whatever happens to it (a crash of SUMO, memory that is not freed)
+ends with it. Only for processes without other threads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ForkedCall(Generic[Result]):
-    """Started at once; result() waits for it."""
+    """A call that starts at once in a fork; result() waits for it."""
 
     def __init__(self, function: Callable[[], Result]) -> None:
         read_end, write_end = os.pipe()
@@ -35,8 +35,11 @@ class ForkedCall(Generic[Result]):
         self._read_end = read_end
 
     def result(self) -> Result:
-        """What the function returned. Raises what it raised, where that is an error of ours; ReplayError for any other,
-        with its traceback; and ReplayProcessDied where the copy ended without an answer."""
+        """The function's return value.
+
+        Raises the function's own TscError, ReplayError with the traceback for any other exception, and
+        ReplayProcessDied if the fork ended without an answer.
+        """
         with os.fdopen(self._read_end, "rb") as pipe:
             message = pipe.read()
         _, status = os.waitpid(self._process_id, 0)
@@ -52,11 +55,12 @@ class ForkedCall(Generic[Result]):
 
 
 def in_fork(function: Callable[[], Result]) -> Result:
+    """Call the function in a fork and wait for its result. Raises what ForkedCall.result raises."""
     return ForkedCall(function).result()
 
 
 def die_with_parent() -> None:
-    """From now on this process is killed when its parent ends, however that ends."""
+    """From now on, the kernel kills this process when its parent ends, for whatever reason."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 

@@ -68,8 +68,8 @@ def test_no_difference_is_claimed_from_few_seeds(num_seeds: int) -> None:
 
 def test_a_controller_alone_is_compared_with_nothing() -> None:
     assert said({"static": SIX}).startswith("static had a mean queue of 2.07 vehicles (95 % interval 1.8")
-    assert "nothing of max_pressure to compare it with" in said({"static": SIX})
-    assert said({}) == "No episode has been run."
+    assert "cannot be compared with max_pressure, which did not run" in said({"static": SIX})
+    assert said({}) == "No episode was run."
 
 
 def test_without_a_model_the_best_that_could_be_built_is_told_and_not_the_ceiling() -> None:
@@ -101,7 +101,7 @@ def test_the_console_table_tells_of_what_did_not_run() -> None:
         not_applicable={"webster": "no demand"},
     )
     text = text_tables(Summary([]), [scenario], "max_pressure", {"four_way": []})
-    assert "four_way: no episode has been run\n  webster does not apply: no demand" in text
+    assert "four_way: no episode was run\n  webster cannot run here: no demand" in text
 
 
 @pytest.mark.parametrize(

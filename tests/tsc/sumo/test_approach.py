@@ -1,4 +1,4 @@
-"""How far upstream a junction looks, on nets with short incoming lanes."""
+"""How far upstream a junction sees, on nets with short incoming lanes."""
 
 import subprocess
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_an_approach_does_not_reach_past_another_signal_nor_turn_around(short_la
 
 
 def _seen(files: SumoFiles) -> list[tuple[float, int]]:
-    """While the one vehicle comes: SUMO's distance to the stop line, and how far away the junction sees it."""
+    """While a single vehicle approaches: SUMO's distance to the stop line, and the distance that the junction sees."""
     control = SignalControl(Simulation(files), Timing())
     control.start()
     seen = []
@@ -99,7 +99,7 @@ def test_a_junction_sees_a_vehicle_at_sumos_own_distance_through_all_pieces(shor
 
 
 def _distances(files: SumoFiles) -> list[tuple[float, float]]:
-    """SUMO's distance of vehicles to the stop line of their next signal, and ours."""
+    """The distances of vehicles to the stop line of their next signal, by SUMO and by us."""
     control = SignalControl(Simulation(files), Timing())
     control.start()
     for _ in range(200):
