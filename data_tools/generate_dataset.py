@@ -37,7 +37,7 @@ from tsc.junction.decision import Decision
 from tsc.junction.observation import observe
 from tsc.junction.prompt import PROMPT_VERSION, messages
 from tsc.junction.signal_control import SignalControl
-from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION
+from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION, Message, Sample, SampleOutcomes
 from tsc.rules.controller import Controller
 from tsc.rules.random_choice import Random
 from tsc.rules.tail import tail_controller
@@ -45,6 +45,7 @@ from tsc.scenarios.family import load_scenarios
 from tsc.scenarios.scenario import Scenario, build_demand, build_net
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
+from tsc.sumo.sumo_input import SumoInput
 from tsc.sumo.version import installed_sumo_version
 from tsc.yaml_file import load_yaml
 
@@ -125,27 +126,17 @@ def run_episode(episode: Episode) -> None:
     route_file = episode.folder / "demand.rou.xml"
     build_demand(episode.scenario, episode.net_file, episode.seed, route_file)
     files = SumoFiles(net_file=episode.net_file, route_files=(route_file,), seed=SUMO_SEED)
-    lines = [json.dumps(sample, separators=(",", ":")) for sample in _samples(episode, files)]
+    lines = [json.dumps(sample.to_json(), separators=(",", ":")) for sample in _samples(episode, files)]
     write_atomically(episode.samples_file, "".join(f"{line}\n" for line in lines).encode())
 
 
-def _samples(episode: Episode, files: SumoFiles) -> Iterator[dict[str, Any]]:
+def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     config = episode.config
-    # behaviour and sampling have generators of their own: another sample_share leaves the traffic as it was
+    # behaviour and sampling draw from generators of their own, so that another sample_share does not change the traffic
     behaviour_draw = random.Random(f"behaviour/{episode.scenario.name}/{episode.seed}")
     sample_draw = random.Random(f"sample/{episode.scenario.name}/{episode.seed}")
     random_controller = Random(episode.seed)
-    sumo = {
-        "version": installed_sumo_version(),
-        "net_file": str(files.net_file.relative_to(episode.out)),
-        "route_files": [str(path.relative_to(episode.out)) for path in files.route_files],
-        "additional_files": [],
-        "net_sha256": sha256_of(files.net_file),
-        "route_sha256": [sha256_of(path) for path in files.route_files],
-        "seed": files.seed,
-        "step_length_s": files.step_length_s,
-        "time_to_teleport_s": files.time_to_teleport_s,
-    }
+    sumo = SumoInput.of(files, episode.out)
     simulation = Simulation(files, saves_states=True)
     control = SignalControl(simulation, episode.scenario.timing)
     control.start()
@@ -164,42 +155,39 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[dict[str, Any]]:
         if chosen:
             state_file = episode.folder / "states" / f"t{second:05d}.xml.gz"
             simulation.save_state(state_file)
-            shared = {
-                "schema_version": SCHEMA_VERSION,
-                "scenario": episode.scenario.name,
-                "episode": episode.number,
-                **({"split": episode.split} if episode.split else {}),
-                "behaviour": behaviour,
-                "time_s": float(second),
-                "prompt_version": PROMPT_VERSION,
-                "state_file": str(state_file.relative_to(episode.out)),
-                "state_sha256": sha256_of(state_file),
-                "clocks": control.stored_clocks(),
-                "sumo": sumo,
-            }
+            state_sha256, clocks = sha256_of(state_file), control.stored_clocks()
             for name in chosen:
                 observation = observe(control, name)
-                better = outcomes[name].better()
                 clock = control.clocks[name]
-                yield {
-                    **shared,
-                    "id": f"{episode.scenario.name}-seed{episode.seed:04d}-t{second:05d}-{name}",
-                    "junction_id": name,
-                    "prompt": messages(observation),
-                    "current_green_elapsed": clock.elapsed_green_s,
-                    "min_green": float(control.timing.min_green_s),
-                    "max_green": float(control.timing.max_green_s),
-                    "green_extension": float(control.timing.green_extension_s),
-                    "stage": clock.stage,
-                    "next_stage": control.program(name).next_stage(clock.stage),
-                    "observation": observation.as_dict(),
-                    "outcomes": {
-                        "settings": episode.outcome.as_dict(),
+                yield Sample(
+                    schema_version=SCHEMA_VERSION,
+                    scenario=episode.scenario.name,
+                    episode=episode.number,
+                    split=episode.split,
+                    behaviour=behaviour,
+                    time_s=float(second),
+                    prompt_version=PROMPT_VERSION,
+                    state_file=str(state_file.relative_to(episode.out)),
+                    state_sha256=state_sha256,
+                    clocks=clocks,
+                    sumo=sumo,
+                    id=f"{episode.scenario.name}-seed{episode.seed:04d}-t{second:05d}-{name}",
+                    junction_id=name,
+                    prompt=[Message.model_validate(message) for message in messages(observation)],
+                    current_green_elapsed=clock.elapsed_green_s,
+                    min_green=control.timing.min_green_s,
+                    max_green=control.timing.max_green_s,
+                    green_extension=control.timing.green_extension_s,
+                    stage=clock.stage,
+                    next_stage=control.program(name).next_stage(clock.stage),
+                    observation=observation.as_dict(),
+                    outcomes=SampleOutcomes(
+                        settings=episode.outcome.as_dict(),
+                        ends={decision: each.end for decision, each in continuations[name].items()},
                         **outcomes[name].as_dict(),
-                        "ends": {decision.value: each.end for decision, each in continuations[name].items()},
-                    },
-                    **({"expert_decision": better.value} if better else {}),
-                }
+                    ),
+                    expert_decision=outcomes[name].better(),
+                )
         if behaviour == "lookahead":
             decisions = {name: outcomes[name].better() or Decision.YES for name in due}
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,7 +80,7 @@ def validate_values(values: object, model: type[Model], *, where: str) -> Model:
 def _fault(detail: ErrorDetails, model: type[BaseModel]) -> str:
     location = detail["loc"]
     key = ".".join(str(part) for part in location)
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # of a model, of a dataclass
         known = _keys(_model_at(model, location[:-1]))
         meant = did_you_mean(str(location[-1]), known)
         return f"unknown key '{key}': {meant}allowed: {', '.join(known)}"
@@ -93,22 +94,25 @@ def _fault(detail: ErrorDetails, model: type[BaseModel]) -> str:
     return f"{key}{value}: {message[:1].lower()}{message[1:]}"
 
 
-def _keys(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _keys(model: type) -> list[str]:
+    if issubclass(model, BaseModel):
+        return [field.alias or name for name, field in model.model_fields.items()]
+    return [field.name for field in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else []
 
 
-def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
-    """The model of the section at `location`; the first that fits the path if a section has several possible models."""
+def _model_at(model: type, location: Sequence[int | str]) -> type:
+    """The model or dataclass of the section at `location`. If a section has several possible models, the first that
+    fits the path."""
     for part in location:
-        field = model.model_fields.get(str(part))
+        field = model.model_fields.get(str(part)) if issubclass(model, BaseModel) else None
         if field is None:  # an index of a list, or the tag of a union
             continue
         model = next(_models_in(field.annotation), model)
     return model
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models_in(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
         yield from _models_in(argument)

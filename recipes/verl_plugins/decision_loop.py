@@ -21,7 +21,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -32,7 +32,7 @@ from verl.workers.config import FSDPActorConfig
 
 from reward.compute_score import settings_for
 from reward.ground_truth import GroundTruth, parse_ground_truth
-from reward.stretch_source import Found, StretchSource
+from reward.stretch_source import ProgressWithOrigin, StretchSource
 from tsc.errors import ConfigError
 from tsc.junction.decision import Answer, parse_answer
 from tsc.replays.stretch import MAX_DECISIONS
@@ -77,7 +77,7 @@ class _Stretches:
         # as many as the pool serves at a time
         self._threads = ThreadPoolExecutor(2 * settings.replay.num_workers, thread_name_prefix="stretch")
 
-    async def play(self, truth: GroundTruth, answers: Sequence[Answer]) -> Found:
+    async def play(self, truth: GroundTruth, answers: Sequence[Answer]) -> ProgressWithOrigin:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.source.play, truth, answers)
 
 
@@ -110,14 +110,14 @@ class DecisionLoop(AgentLoopBase):  # type: ignore[misc]  # verl has no types
         answers: list[Answer] = []
         outputs: list[AgentLoopOutput] = []
         waited_s = 0.0
-        failed = False
+        failed = 0.0
         while True:
             metrics: dict[str, float] = {}
             with simple_timer("tool_calls", metrics):
-                found = await self._stretches.play(truth, answers)
+                reached = await self._stretches.play(truth, answers)
             waited_s += metrics["tool_calls"]
-            failed |= found.failed
-            question, stretch = found.played.question, found.played.stretch
+            failed = max(failed, reached.origin.failed)
+            question, stretch = reached.progress.question, reached.progress.stretch
             if stretch is not None:
                 break
             assert question is not None
@@ -126,7 +126,7 @@ class DecisionLoop(AgentLoopBase):  # type: ignore[misc]  # verl has no types
             answers.append(parse_answer(self.tokenizer.decode(output.response_ids, skip_special_tokens=True)))
         last = outputs[-1]
         last.metrics.compute_score = waited_s
-        score = self._stretches.source.score(answers, stretch, was_kept=found.was_kept, failed=failed)
+        score = self._stretches.source.score(answers, stretch, replace(reached.origin, failed=failed))
         last.reward_score = score["score"]
         last.extra_fields["reward_extra_info"] = score
         return outputs

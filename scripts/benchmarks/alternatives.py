@@ -21,7 +21,6 @@ from tsc.files import REPO_ROOT
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
-from tsc.replays.replay import sumo_files
 from tsc.replays.request import ReplayRequest
 from tsc.rules.max_pressure import MaxPressure
 from tsc.sumo.binaries import sumo_binary
@@ -63,7 +62,7 @@ def fresh_libsumo_queue_veh_s(requests: Sequence[ReplayRequest], horizon_s: int)
     """The queues of replays that start libsumo anew for each answer (with --load-state), step, and close it."""
     queues_veh_s = []
     for request in requests:
-        files = sumo_files(request.sumo, Path(request.dataset_dir))
+        files = request.sumo.files_in(Path(request.dataset_dir))
         for decision in Decision:
             simulation = Simulation(files, state_file=request.state_path)
             lanes = simulation.program(request.junction_id).incoming_lanes
@@ -91,7 +90,7 @@ def fresh_traci(requests: Sequence[ReplayRequest], horizon_s: int) -> dict[str, 
     """The output of benchmarks.traci_replay. Raises ReplayError."""
     jobs = []
     for request in requests:
-        files = sumo_files(request.sumo, Path(request.dataset_dir))
+        files = request.sumo.files_in(Path(request.dataset_dir))
         command = [str(sumo_binary("sumo")), *files.options(), "--load-state", str(request.state_path)]
         command += ["--no-step-log", "--no-warnings", "--duration-log.disable"]
         remaining_s = [_green_to_come_s(request, decision) for decision in Decision]

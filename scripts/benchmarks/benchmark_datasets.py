@@ -20,7 +20,7 @@ from tsc.rules.max_pressure import MaxPressure
 from tsc.sumo.binaries import sumo_binary
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
-from tsc.sumo.version import installed_sumo_version
+from tsc.sumo.sumo_input import SumoInput
 
 DEFAULT_SCENARIO = REPO_ROOT / "configs/scenarios/four_way.yaml"
 
@@ -118,16 +118,7 @@ def _save_city_states(out: Path, files: SumoFiles) -> list[dict[str, Any]]:
     simulation = Simulation(files, saves_states=True)
     control = SignalControl(simulation, timing)
     control.start()
-    sumo_input = {
-        "version": installed_sumo_version(),
-        "net_file": files.net_file.name,
-        "route_files": [path.name for path in files.route_files],
-        "net_sha256": sha256_of(files.net_file),
-        "route_sha256": [sha256_of(path) for path in files.route_files],
-        "seed": files.seed,
-        "step_length_s": files.step_length_s,
-        "time_to_teleport_s": files.time_to_teleport_s,
-    }
+    sumo_input = SumoInput.of(files, out)
     every_s = (CITY_DURATION_S - CITY_FIRST_STATE_S) // CITY_NUM_STATES
     requests: list[dict[str, Any]] = []
     for second in range(CITY_DURATION_S):

@@ -20,7 +20,6 @@ from benchmarks.rows import Bound, Row
 from benchmarks.stopwatch import Cost, in_turn
 from benchmarks.warm_process import warm_processes
 from tsc.cost.outcome import load_outcome_settings
-from tsc.replays.replay import sumo_files
 from tsc.replays.request import ReplayRequest
 from tsc.scenarios.scenario import load_scenario
 
@@ -39,7 +38,7 @@ def bare_rows(folder: Path, effort: Effort) -> list[Row]:
     samples = spread(samples_of(dataset, episode=0), effort.live_replays)
     requests = [ReplayRequest.from_sample(sample, dataset) for sample in samples]
     times_s = [sample.time_s for sample in samples if sample.time_s is not None]
-    files = sumo_files(requests[0].sumo, dataset)
+    files = requests[0].sumo.files_in(dataset)
 
     with warm_processes(2) as (live, bare):
 

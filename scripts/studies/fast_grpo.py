@@ -558,10 +558,10 @@ class Trainer:
             prompts = []
             still = []
             for number, each in zip(under_way, found, strict=True):
-                if each.played.stretch is not None:
-                    scores[number] = score_stretch(answers[number], each.played.stretch, self._reward)["score"]
-                elif each.played.question is not None:
-                    prompts.append(each.played.question.prompt)
+                if each.progress.stretch is not None:
+                    scores[number] = score_stretch(answers[number], each.progress.stretch, self._reward).score
+                elif each.progress.question is not None:
+                    prompts.append(each.progress.question.prompt)
                     still.append(number)
             under_way = still
             if under_way:

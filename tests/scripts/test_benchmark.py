@@ -31,7 +31,6 @@ from tests.tsc.sumo_process import in_new_process
 from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ReplayProcessDied
 from tsc.junction.decision import Decision
-from tsc.replays.replay import sumo_files
 from tsc.replays.request import ReplayRequest
 from tsc.sumo.simulation import Simulation
 
@@ -167,7 +166,7 @@ def _steps_counted_by(work: Sequence[object], path: Path) -> None:
 
 def test_live_bare_and_fresh_replays_simulate_as_many_steps(requests: list[ReplayRequest], tmp_path: Path) -> None:
     settings = OutcomeSettings()
-    files = sumo_files(requests[0].sumo, Path(requests[0].dataset_dir))
+    files = requests[0].sumo.files_in(Path(requests[0].dataset_dir))
 
     def num_steps(*work: object) -> int:
         path = tmp_path / "steps"

@@ -9,10 +9,10 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tsc.errors import ScenarioError
 from tsc.sumo.binaries import sumo_binary
+from tsc.sumo.sumo_input import SumoInput
 
 # SUMO's own values for what a sumocfg leaves out
 SUMO_DEFAULT_SEED = 23423
@@ -132,23 +132,23 @@ def read_sumocfg(path: Path) -> SumoConfig:
     )
 
 
-def sumo_input(config: SumoConfig, *, version: str, dataset_dir: Path) -> dict[str, Any]:
-    """The `sumo` field of a sample whose dataset lies in dataset_dir; digests are not part of it."""
+def sumo_input(config: SumoConfig, *, version: str, dataset_dir: Path) -> SumoInput:
+    """The `sumo` field of a sample whose dataset lies in dataset_dir, without digests."""
     folder = dataset_dir.resolve()
 
     def name(file: Path) -> str:
         file = file.resolve()
         return str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
 
-    return {
-        "version": version,
-        "net_file": name(config.net_file),
-        "route_files": [name(file) for file in config.route_files],
-        "additional_files": [name(file) for file in config.additional_files],
-        "seed": config.seed,
-        "step_length_s": config.step_length_s,
-        "time_to_teleport_s": config.time_to_teleport_s,
-    }
+    return SumoInput(
+        version=version,
+        net_file=name(config.net_file),
+        route_files=tuple(map(name, config.route_files)),
+        additional_files=tuple(map(name, config.additional_files)),
+        seed=config.seed,
+        step_length_s=config.step_length_s,
+        time_to_teleport_s=config.time_to_teleport_s,
+    )
 
 
 def _seconds(text: str) -> float:

@@ -217,9 +217,9 @@ def test_several_decisions_to_an_answer_share_the_score_of_what_they_lead_to(sta
         numbers = list(islice(prompt_order(states, training_pool(states, settings), settings, seed=1), 2))
         for answer in range(4):
             said = [parse_answer(text) for text, owner in zip(rollout.texts, owners, strict=True) if owner == answer]
-            stretch = source.play(truths[numbers[answer // 2]], said).played.stretch
+            stretch = source.play(truths[numbers[answer // 2]], said).progress.stretch
             assert stretch is not None and stretch.num_decisions == len(said) == 3
-            assert float(scores[answer]) == pytest.approx(score_stretch(said, stretch, load_settings())["score"])
+            assert float(scores[answer]) == pytest.approx(score_stretch(said, stretch, load_settings()).score)
     finally:
         source.close()
         trainer.close()
