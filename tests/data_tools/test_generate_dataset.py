@@ -161,4 +161,4 @@ def test_a_family_gives_samples_of_every_member_that_convert_together(repo_root:
 def test_two_scenarios_of_one_name_are_refused(repo_root: Path, short_scenario: Path, tmp_path: Path) -> None:
     done = run(repo_root, short_scenario, tmp_path / "out", "--scenario", str(short_scenario))
     assert done.returncode == 2
-    assert "two scenarios have the same name: four_way" in done.stderr
+    assert "two scenarios are named 'four_way'" in done.stderr

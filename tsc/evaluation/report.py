@@ -16,9 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tsc.evaluation import figures
 from tsc.evaluation.disagreements import Disagreements, compare_with_lookahead
-from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
 from tsc.evaluation.figures import Differences, Picture
 from tsc.evaluation.metrics import COUNTED, GROUP_TITLES, METRICS, Group, Metric, metrics_of
+from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.statistics import (
     ALL_SCENARIOS,
     DEFINITIONS,
@@ -83,7 +83,7 @@ class ModelSection:
 
 @dataclass(frozen=True, kw_only=True)
 class ScenarioSection:
-    facts: ScenarioFacts
+    facts: ReportedScenario
     seeds: str
     findings: Sequence[str]
     tables: Sequence[Table]
@@ -96,8 +96,8 @@ def write_results(
     out: Path,
     *,
     episodes: Sequence[dict[str, Any]],
-    scenarios: Sequence[ScenarioFacts],
-    controllers: Sequence[ControllerFacts],
+    scenarios: Sequence[ReportedScenario],
+    controllers: Sequence[ReportedController],
     settings: Mapping[str, Any],
     command: str,
     reference: str,
@@ -141,7 +141,7 @@ def write_results(
 
 
 def _in_order(
-    episodes: Sequence[dict[str, Any]], scenarios: Sequence[ScenarioFacts], controllers: Sequence[ControllerFacts]
+    episodes: Sequence[dict[str, Any]], scenarios: Sequence[ReportedScenario], controllers: Sequence[ReportedController]
 ) -> list[dict[str, Any]]:
     places = {each.name: place for place, each in enumerate([*scenarios])}
     turns = {each.name: place for place, each in enumerate([*controllers])}
@@ -166,8 +166,8 @@ def _seeds(ran: Sequence[dict[str, Any]], scenario: str, controller: str | None 
 def _section(
     out: Path,
     ran: Sequence[dict[str, Any]],
-    scenario: ScenarioFacts,
-    controllers: Sequence[ControllerFacts],
+    scenario: ReportedScenario,
+    controllers: Sequence[ReportedController],
     summary: Summary,
     reference: str,
 ) -> ScenarioSection:
@@ -275,7 +275,7 @@ def _between(low: float | None, high: float | None, decimals: int) -> str:
     return "" if low is None or low == high else f"{number(low, decimals)} to {number(high, decimals)}"
 
 
-def _notes(summary: Summary, scenario: ScenarioFacts) -> list[str]:
+def _notes(summary: Summary, scenario: ReportedScenario) -> list[str]:
     """What limits the comparison: bounds not kept, vehicles kept out, teleports, missing controllers."""
     notes = []
     for name in summary.controllers(scenario.name):
@@ -297,7 +297,7 @@ def _notes(summary: Summary, scenario: ScenarioFacts) -> list[str]:
 
 
 def _overall_tables(
-    summary: Summary, scenarios: Sequence[ScenarioFacts], controllers: Sequence[ControllerFacts], reference: str
+    summary: Summary, scenarios: Sequence[ReportedScenario], controllers: Sequence[ReportedController], reference: str
 ) -> list[Table]:
     """Of all scenarios together: who did how well where, and the means."""
     if len(scenarios) < 2:
@@ -340,8 +340,8 @@ def _overall_tables(
 def _pictures(
     out: Path,
     ran: Sequence[dict[str, Any]],
-    scenario: ScenarioFacts,
-    controllers: Sequence[ControllerFacts],
+    scenario: ReportedScenario,
+    controllers: Sequence[ReportedController],
     summary: Summary,
     reference: str,
 ) -> list[Picture]:
@@ -391,7 +391,7 @@ def _differences(ran: Sequence[dict[str, Any]], scenario: str, summary: Summary,
     return found
 
 
-def _trace(out: Path, scenario: ScenarioFacts, controller: str, seed: int) -> Trace | None:
+def _trace(out: Path, scenario: ReportedScenario, controller: str, seed: int) -> Trace | None:
     """None also for one of another begin or end, which an earlier evaluation has left."""
     trace = load_trace(trace_file(out, scenario.name, controller, seed))
     if trace is None or (trace.begin_s, len(trace.stage)) != (scenario.begin_s, scenario.end_s - scenario.begin_s):
@@ -399,7 +399,7 @@ def _trace(out: Path, scenario: ScenarioFacts, controller: str, seed: int) -> Tr
     return trace
 
 
-def _traces(out: Path, ran: Sequence[dict[str, Any]], scenario: ScenarioFacts) -> dict[str, list[Trace]]:
+def _traces(out: Path, ran: Sequence[dict[str, Any]], scenario: ReportedScenario) -> dict[str, list[Trace]]:
     """By controller; those without any are left out."""
     found: dict[str, list[Trace]] = {}
     for record in ran:
@@ -413,7 +413,7 @@ def _traces(out: Path, ran: Sequence[dict[str, Any]], scenario: ScenarioFacts) -
 def _drawn(
     summary: Summary,
     scenario: str,
-    controllers: Sequence[ControllerFacts],
+    controllers: Sequence[ReportedController],
     reference: str,
     traces: Mapping[str, Any],
 ) -> list[str]:

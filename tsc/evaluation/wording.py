@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
+from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.statistics import (
     ALL_SCENARIOS,
     GAP_FROM,
@@ -90,7 +90,7 @@ def direction(row: Row) -> str:
 
 
 def chosen_controller(
-    summary: Summary, scenario: str, controllers: Sequence[ControllerFacts], reference: str
+    summary: Summary, scenario: str, controllers: Sequence[ReportedController], reference: str
 ) -> str | None:
     """What a report is about: the last language model, else the one with the shortest queue that a city could want,
     which lookahead and random are not, beside the reference."""
@@ -104,7 +104,7 @@ def chosen_controller(
 
 
 def findings(
-    summary: Summary, scenario: ScenarioFacts, controllers: Sequence[ControllerFacts], reference: str
+    summary: Summary, scenario: ReportedScenario, controllers: Sequence[ReportedController], reference: str
 ) -> list[str]:
     """Plain sentences; never more than the intervals show."""
     there = summary.controllers(scenario.name)
@@ -176,7 +176,7 @@ def interval_words(row: Row, decimals: int) -> str:
     return f"95 % interval {number(row['ci95_low'], decimals)} to {number(row['ci95_high'], decimals)}"
 
 
-def findings_over_all(summary: Summary, controllers: Sequence[ControllerFacts], reference: str) -> list[str]:
+def findings_over_all(summary: Summary, controllers: Sequence[ReportedController], reference: str) -> list[str]:
     """Of the scenarios taken together; empty for one scenario."""
     there = summary.controllers(ALL_SCENARIOS)
     models = [each.name for each in controllers if each.is_language_model and each.name in there]
@@ -196,7 +196,7 @@ def findings_over_all(summary: Summary, controllers: Sequence[ControllerFacts], 
 
 
 def text_tables(
-    summary: Summary, scenarios: Sequence[ScenarioFacts], reference: str, seeds: Mapping[str, Sequence[int]]
+    summary: Summary, scenarios: Sequence[ReportedScenario], reference: str, seeds: Mapping[str, Sequence[int]]
 ) -> str:
     """For the console: one table a scenario, at most 120 columns wide for names of up to 16 characters."""
     lines = []

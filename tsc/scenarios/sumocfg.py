@@ -133,22 +133,23 @@ def read_sumocfg(path: Path) -> SumoConfig:
 
 
 def sumo_input(config: SumoConfig, *, version: str, dataset_dir: Path) -> dict[str, Any]:
-    """The `sumo` field of a sample whose dataset lies in dataset_dir; digests are not part of it."""
-    folder = dataset_dir.resolve()
-
-    def name(file: Path) -> str:
-        file = file.resolve()
-        return str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
-
+    """The `sumo` field of a sample, without digests. The dataset file is in dataset_dir."""
     return {
         "version": version,
-        "net_file": name(config.net_file),
-        "route_files": [name(file) for file in config.route_files],
-        "additional_files": [name(file) for file in config.additional_files],
+        "net_file": name_in_dataset(config.net_file, dataset_dir),
+        "route_files": [name_in_dataset(file, dataset_dir) for file in config.route_files],
+        "additional_files": [name_in_dataset(file, dataset_dir) for file in config.additional_files],
         "seed": config.seed,
         "step_length_s": config.step_length_s,
         "time_to_teleport_s": config.time_to_teleport_s,
     }
+
+
+def name_in_dataset(file: Path, dataset_dir: Path) -> str:
+    """How samples name a file: relative to dataset_dir if it is below it, so that the dataset can be moved, else by its
+    absolute path."""
+    file, dataset_dir = file.resolve(), dataset_dir.resolve()
+    return str(file.relative_to(dataset_dir)) if file.is_relative_to(dataset_dir) else str(file)
 
 
 def _seconds(text: str) -> float:
