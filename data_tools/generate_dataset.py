@@ -55,8 +55,8 @@ from tsc.sumo.simulation import Simulation
 from tsc.sumo.version import installed_sumo_version
 from tsc.yaml_file import load_yaml
 
-# The seed of SUMO's own random numbers (how drivers dawdle) in episodes that differ by their vehicles. All these episodes
-# have the same, so that a replay worker can keep one simulation for their states.
+# The seed of SUMO's own random numbers (how drivers dawdle) in episodes that differ by their vehicles. All of them have
+# this one, so that a replay worker can keep one simulation for their states.
 SUMO_SEED = 1
 
 CONFIGS = REPO_ROOT / "configs"
