@@ -65,7 +65,7 @@ def plan_jobs(
                     "scenario": {**scenario.fingerprint(), "warm_up_s": settings.warm_up_s},
                     "timing": asdict(scenario.timing),
                     "time_s": [scenario.begin_s, scenario.end_s, settings.warm_up_s],
-                    "teleport_s": files.time_to_teleport_s,
+                    "teleport_s": scenario.time_to_teleport_s,
                     "seed": seed,
                     "kind": contestant.kind,
                 }

@@ -39,7 +39,7 @@ class DrawnScenario(TrafficScenario):
             net_file=self.net_file,
             route_files=(route_file,),
             seed=seed,
-            time_to_teleport_s=self.time_to_teleport_s,
+            time_to_teleport_s=float(self.time_to_teleport_s),
             begin_s=self.begin_s,
         )
 

@@ -109,7 +109,7 @@ def sumocfg_scenario(
             net_file=config.net_file,
             route_files=config.route_files,
             additional_files=tuple(_without_outputs(path, folder / name) for path in config.additional_files),
-            time_to_teleport_s=settings.time_to_teleport_s,
+            time_to_teleport_s=float(settings.time_to_teleport_s),
             begin_s=begin_s,
             more_options=config.traffic_options,
         ),
