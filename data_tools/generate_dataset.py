@@ -116,7 +116,7 @@ def _prepare_worker(decisions: Synchronized[int], seconds: Synchronized[int], pa
 
 
 def _count_second(decisions: int) -> None:
-    """Report progress, and end this worker when its parent was killed and so nobody waits for the episode."""
+    """Report progress. End this worker if its parent was killed, because nobody waits for the episode then."""
     if os.getppid() != _parent_id:
         os._exit(1)
     with _decisions_done.get_lock():

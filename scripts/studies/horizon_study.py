@@ -4,8 +4,8 @@ Example:
     python scripts/studies/horizon_study.py --scenarios four_way arterial --seeds 5 --duration 900 --out data/horizons
 
 Each setting implies a policy: at every decision point, fork the simulation, try both answers, take the cheaper. The
-study runs that policy over whole episodes and reports how often both answers cost the same, how often `yes` was the
-better one, and the mean queue and waiting time that came of it, paired over seeds with the default.
+study runs this policy over whole episodes. It reports how often both answers cost the same, how often `yes` was the
+better one, and the mean queue and waiting time, compared with the default on the same seeds.
 
 Writes OUT/episodes.jsonl (one line per episode; a second call continues), the table OUT/horizon_study.md and the figure
 OUT/horizon_study.png. The same arguments give the same table. The demand periods of a scenario file are squeezed into
