@@ -1,11 +1,16 @@
 """Run SUMO episodes, save states at decision points, and label both answers by forking the live simulation.
 
-Example:
+Examples:
     python data_tools/generate_dataset.py --scenario configs/scenarios/four_way.yaml --out data/four_way \\
         --episodes 12 --validation-episodes 1 --workers 2
+    python data_tools/generate_dataset.py --scenario mine.sumocfg --out data/mine --episodes 4
 
-Writes OUT/grpo_dataset.json, OUT/scenario/ (the net) and OUT/episodes/ (demand, states, samples of each episode).
-The same arguments give the same bytes, whatever the number of workers.
+Writes OUT/grpo_dataset.json, OUT/scenario/ (what is built once for a scenario) and OUT/episodes/ (demand, states,
+samples of each episode). The same arguments give the same bytes, whatever the number of workers.
+
+The episodes of a scenario or family file differ by their vehicles. Those of a .sumocfg file, resco:NAME and sumo:NAME
+have the same vehicles, and the seed draws how drivers behave. Their samples name SUMO's files by absolute paths, so
+these files have to stay where they are.
 """
 
 from __future__ import annotations
@@ -16,12 +21,12 @@ import multiprocessing
 import os
 import random
 import shutil
+import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, Literal
@@ -41,16 +46,17 @@ from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION, Message, Sample, S
 from tsc.rules.controller import Controller
 from tsc.rules.random_choice import Random
 from tsc.rules.tail import tail_controller
-from tsc.scenarios.family import load_scenarios
-from tsc.scenarios.scenario import Scenario, build_demand, build_net
+from tsc.scenarios.by_word import WORDS_HELP, traffic_scenarios
+from tsc.scenarios.opening import controlled_junctions
+from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
 from tsc.sumo.sumo_input import SumoInput
 from tsc.sumo.version import installed_sumo_version
 from tsc.yaml_file import load_yaml
 
-# Of SUMO's own random numbers (how drivers dawdle). The same for all episodes, which differ by their demand, so that a
-# replay worker can keep one simulation for the states of all of them.
+# The seed of SUMO's own random numbers (how drivers dawdle) in episodes that differ by their vehicles. All of them have
+# this one, so that a replay worker can keep one simulation for their states.
 SUMO_SEED = 1
 
 CONFIGS = REPO_ROOT / "configs"
@@ -76,11 +82,14 @@ class DatasetConfig(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One episode to run; everything a worker process needs."""
+    """One episode to run, with everything that a worker process needs.
 
-    scenario: Scenario
+    split: None means that json_to_parquet draws it.
+    """
+
+    scenario: TrafficScenario
     number: int
-    split: Literal["train", "val"] | None  # None: json_to_parquet is to draw it
+    split: Literal["train", "val"] | None
     seed: int
     out: Path
     config: DatasetConfig
@@ -92,12 +101,8 @@ class Episode:
 
     @property
     def samples_file(self) -> Path:
-        """Written last: an episode that has it is complete."""
+        """It is written last: an episode that has it is complete."""
         return self.folder / "samples.jsonl"
-
-    @property
-    def net_file(self) -> Path:
-        return self.out / "scenario" / f"{self.scenario.name}.net.xml"
 
 
 _decisions_done: Synchronized[int]
@@ -111,7 +116,7 @@ def _prepare_worker(decisions: Synchronized[int], seconds: Synchronized[int], pa
 
 
 def _count_second(decisions: int) -> None:
-    """Report progress, and end this worker when its parent was killed and so nobody waits for the episode."""
+    """Report progress. End this worker if its parent was killed, because nobody waits for the episode then."""
     if os.getppid() != _parent_id:
         os._exit(1)
     with _decisions_done.get_lock():
@@ -123,9 +128,9 @@ def run_episode(episode: Episode) -> None:
     """Run one episode in this process and write its folder; the samples file comes last."""
     shutil.rmtree(episode.folder, ignore_errors=True)
     (episode.folder / "states").mkdir(parents=True)
-    route_file = episode.folder / "demand.rou.xml"
-    build_demand(episode.scenario, episode.net_file, episode.seed, route_file)
-    files = SumoFiles(net_file=episode.net_file, route_files=(route_file,), seed=SUMO_SEED)
+    files = episode.scenario.files(episode.seed, demand_file=episode.folder / "demand.rou.xml")
+    if episode.scenario.draws_vehicles:
+        files = replace(files, seed=SUMO_SEED)
     lines = [json.dumps(sample.to_json(), separators=(",", ":")) for sample in _samples(episode, files)]
     write_atomically(episode.samples_file, "".join(f"{line}\n" for line in lines).encode())
 
@@ -141,13 +146,14 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     control = SignalControl(simulation, episode.scenario.timing)
     control.start()
     behaviour = ""
-    for second in range(episode.scenario.duration_s):
-        if second % config.behaviour_block_s == 0:
+    begin_s, end_s = episode.scenario.begin_s, episode.scenario.end_s
+    for second in range(begin_s, end_s):
+        if (second - begin_s) % config.behaviour_block_s == 0:
             (behaviour,) = behaviour_draw.choices(list(config.behaviours), weights=list(config.behaviours.values()))
         due = control.due_junctions()
         chosen = [name for name in due if sample_draw.random() < config.sample_share]
         # the horizon of every sample lies within the episode
-        if not config.warm_up_s <= second <= episode.scenario.duration_s - episode.outcome.horizon_s:
+        if not begin_s + config.warm_up_s <= second <= end_s - episode.outcome.horizon_s:
             chosen = []
         to_label = due if behaviour == "lookahead" else chosen
         continuations = {name: continuations_by_fork(control, name, episode.outcome) for name in to_label}
@@ -199,16 +205,19 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
 
 
 def plan_episodes(
-    scenarios: list[Scenario], arguments: argparse.Namespace, config: DatasetConfig, outcome: OutcomeSettings
+    scenarios: list[TrafficScenario], arguments: argparse.Namespace, config: DatasetConfig, outcome: OutcomeSettings
 ) -> list[Episode]:
-    """Training and validation episodes of every scenario, in the order of the dataset."""
+    """The training and validation episodes of every scenario, in the order of the dataset.
+
+    Raises ScenarioError if a scenario does not have seeds for so many episodes.
+    """
     counts = (("train", "train", arguments.episodes), ("validation", "val", arguments.validation_episodes))
     return [
         Episode(
             scenario=scenario,
             number=number,
             split=split if arguments.validation_episodes else None,  # type: ignore[arg-type]
-            seed=scenario.seeds.episode_seed(seeds, number),  # type: ignore[arg-type]
+            seed=scenario.episode_seed(seeds, number),  # type: ignore[arg-type]
             out=arguments.out,
             config=config,
             outcome=outcome,
@@ -217,6 +226,19 @@ def plan_episodes(
         for seeds, split, count in counts
         for number in range(count)
     ]
+
+
+def check_replayable(scenario: TrafficScenario) -> None:
+    """Raises ConfigError or ScenarioError if saved states of SUMO's own files could not be made or replayed."""
+    if scenario.draws_vehicles:  # of a scenario file, where every key is checked
+        return
+    options = scenario.files(scenario.episode_seed("train", 0)).more_options
+    if options:
+        raise ConfigError(
+            f"scenario {scenario.name} sets SUMO's {' '.join(options)}, which the replay of a saved state does not set "
+            "yet: take the option out of the sumocfg, or choose a scenario without it"
+        )
+    controlled_junctions(scenario)
 
 
 def prepare_folder(out: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -311,9 +333,7 @@ def _at_least(lowest: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--scenario", type=Path, action="append", required=True, help="a scenario or family file; repeatable"
-    )
+    parser.add_argument("--scenario", action="append", required=True, help=f"{WORDS_HELP}; repeatable")
     parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
     parser.add_argument(
         "--episodes", type=_at_least(1), default=12, help="of each scenario, for training (default: %(default)s)"
@@ -331,26 +351,30 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
 
-    scenarios = [scenario for path in arguments.scenario for scenario in load_scenarios(path)]
-    names = Counter(scenario.name for scenario in scenarios)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise ConfigError(f"two scenarios have the same name: {', '.join(twice)}")
     config = load_yaml(arguments.config, DatasetConfig)
     outcome = load_outcome_settings(arguments.reward)
-    episodes = plan_episodes(scenarios, arguments, config, outcome)
-    settings = {
-        "scenarios": [scenario.model_dump(mode="json") for scenario in scenarios],
-        "episodes": arguments.episodes,
-        "validation_episodes": arguments.validation_episodes,
-        "config": config.model_dump(mode="json"),
-        "outcome": outcome.as_dict(),
-        "prompt_version": PROMPT_VERSION,
-        "sumo_version": installed_sumo_version(),
-    }
+    # the faults of scenarios show here, before anything is written into --out
+    with tempfile.TemporaryDirectory(prefix="tsc-scenarios-") as scratch:
+        scenarios = traffic_scenarios(arguments.scenario, Path(scratch))
+        plan_episodes(scenarios, arguments, config, outcome)
+        for scenario in scenarios:
+            check_replayable(scenario)
+        settings = {
+            "scenarios": [scenario.definition() for scenario in scenarios],
+            "episodes": arguments.episodes,
+            "validation_episodes": arguments.validation_episodes,
+            "config": config.model_dump(mode="json"),
+            "outcome": outcome.as_dict(),
+            "prompt_version": PROMPT_VERSION,
+            "sumo_version": installed_sumo_version(),
+        }
     prepare_folder(arguments.out, settings, arguments.resume)
-    for episode in episodes:
-        if not episode.net_file.exists():
-            build_net(episode.scenario, episode.net_file)
+    scenarios = traffic_scenarios(arguments.scenario, arguments.out / "scenario")
+    for scenario in scenarios:
+        scenario.prepare()
+        if scenario.note:
+            print(f"scenario {scenario.name}: {scenario.note}")
+    episodes = plan_episodes(scenarios, arguments, config, outcome)
     missing = [episode for episode in episodes if not episode.samples_file.exists()]
     if len(missing) < len(episodes):
         print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")
