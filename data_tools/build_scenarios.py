@@ -10,12 +10,16 @@ import argparse
 from pathlib import Path
 
 from tsc.errors import run_main
+from tsc.files import folder_lock
 from tsc.scenarios.family import load_scenarios
 from tsc.scenarios.scenario import Scenario, ScenarioFiles, build_demand, build_net, build_sumocfg
 
 
 def members_table(scenarios: list[Scenario]) -> list[str]:
-    """What the junctions of a family are; one value an approach where these differ. Demand: of the busiest period."""
+    """Return a table of a family's junctions, line by line.
+
+    A cell has one value per approach if the approaches differ. The demand is that of the busiest period.
+    """
 
     def each(values: list[object]) -> str:
         return " ".join(map(str, values if len(set(values)) > 1 else values[:1]))
@@ -67,6 +71,12 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "validation", "evaluation"), default="train")
     parser.add_argument("--episodes", type=int, default=1, help="demands to draw, one seed each (default: %(default)s)")
     arguments = parser.parse_args()
+    with folder_lock(arguments.out, "scenarios"):
+        build(arguments)
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Build everything below `arguments.out`, whose lock the caller holds, and print what was built."""
     for scenarios in [load_scenarios(path) for path in arguments.configs]:
         for scenario in scenarios:
             folder = arguments.out / scenario.name

@@ -26,6 +26,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import signal
 import time
 import traceback
@@ -45,8 +46,9 @@ from tsc.cost.continuation import outcomes_of
 from tsc.cost.measures import unit_of
 from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ConfigError, SampleError, TscError, run_main
-from tsc.files import sha256_of, write_atomically
+from tsc.files import folder_lock, sha256_of, write_atomically
 from tsc.junction.decision import Decision
+from tsc.processes import die_with_parent
 from tsc.replays.replay import completed, replay_continuations
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample, SumoInput, find_dataset_files
@@ -146,9 +148,10 @@ def failed(job: Job, message: str) -> Verification:
     )
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, parent_id: int) -> None:
     """Answer jobs until the other end is closed."""
-    # Ctrl-C reaches every process of the terminal; the parent decides
+    die_with_parent(parent_id)
+    # Ctrl-C reaches every process of the terminal, and the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         try:
@@ -170,7 +173,7 @@ class _Worker:
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
         self._process.start()
         theirs.close()
         self.job: Job | None = None
@@ -502,6 +505,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError("--as-saved is no replay as training does it: leave --mark out")
 
     files = find_dataset_files(options.data)
+    with contextlib.ExitStack() as locks:
+        if options.mark:
+            for folder in {file.resolve().parent: None for file in files}:
+                locks.enter_context(folder_lock(folder, "marks"))
+        return verify_files(files, options)
+
+
+def verify_files(files: Sequence[Path], options: argparse.Namespace) -> int:
+    """Verify, report and mark as the options say. Returns the exit status."""
     digests = {file: sha256_of(file) for file in files}
     jobs = chosen(
         read_jobs(files, read_sumocfg(options.sumocfg) if options.sumocfg else None), options.sample, options.seed

@@ -6,7 +6,6 @@ does: the more a process has loaded, the longer it takes to fork.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import signal
@@ -18,8 +17,7 @@ from typing import IO, Any, ParamSpec, TypeVar
 
 from benchmarks import with_benchmarks
 from tsc.errors import ReplayProcessDied
-
-_PR_SET_PDEATHSIG = 1
+from tsc.processes import die_with_parent
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -30,7 +28,7 @@ class WarmProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.warm_process"],
+            [sys.executable, "-m", "benchmarks.warm_process", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=with_benchmarks(),
@@ -81,9 +79,9 @@ def _private_stdout() -> IO[bytes]:
 
 
 def main() -> None:
-    # Ctrl-C reaches every process of the terminal and ends this one without a word; so does the end of the parent
+    # Ctrl-C reaches every process of the terminal, and ends this one without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent(int(sys.argv[1]))
     answers = _private_stdout()
     while True:
         answer: tuple[Any, BaseException | None]

@@ -73,7 +73,7 @@ def test_a_folder_begun_with_other_settings_is_not_mixed(
     program = command(repo_root, short_scenario, small_dataset, "--resume", "--episodes", "5")
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "begun with another episodes" in done.stderr
+    assert "has other settings (episodes; see " in done.stderr
 
 
 def test_every_sample_keeps_the_contract(small_dataset: Path, samples: list[dict[str, Any]]) -> None:

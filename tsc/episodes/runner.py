@@ -1,9 +1,10 @@
-"""Runs evaluation episodes in worker processes, and answers those that ask a language model in common batches."""
+"""Runs evaluation episodes in worker processes. Episodes that ask a language model share its batches."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import tempfile
 import time
 import traceback
@@ -26,19 +27,21 @@ from tsc.errors import NotApplicable, ReplayError, TscError
 from tsc.files import write_atomically
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
+from tsc.processes import die_with_parent
 from tsc.rules.controller import Controller
-from tsc.sumo.fork import die_with_parent
 from tsc.sumo.running import SumoFiles
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeJob:
-    """One episode of one controller. `kind` is one of tsc.controllers.registry.CONTROLLERS or LANGUAGE_MODEL;
-    `controller` is the name it is reported under.
+    """One episode of one controller.
 
-    fingerprint: of everything that decides the result; stands in the record.
-    trace_file, decisions_file: where to write them, None for nowhere. The decisions of a language model are each
-    compared with what lookahead finds in forks of the simulation.
+    kind: one of tsc.controllers.registry.CONTROLLERS, or LANGUAGE_MODEL.
+    controller: the controller's name in the report.
+    fingerprint: a digest of everything that decides the result. The record contains it.
+    trace_file: the episode's trace is written there. None: no trace is written.
+    decisions_file: a language model's decisions are written there, each with the costs that lookahead finds for both
+        answers in forks of the simulation. None: no decisions are written.
     """
 
     scenario: str
@@ -60,8 +63,11 @@ class EpisodeJob:
 
 
 def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
-    """The episode's record. Writes its trace and decisions. A controller that does not apply to the net gives a record
-    with the reason in `not_applicable`, and no metrics. Raises ScenarioError and what `ask` raises."""
+    """Run the episode, write its trace and decisions, and return its record.
+
+    If the controller does not apply to the net, the record has the reason in `not_applicable` and has no metrics.
+    Raises ScenarioError and what `ask` raises.
+    """
     begin = time.monotonic()
     record: dict[str, Any] = {
         "scenario": job.scenario,
@@ -99,7 +105,7 @@ def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
 
 def _controller(job: EpisodeJob, ask: Ask | None) -> Controller | None:
     if job.kind == LANGUAGE_MODEL:
-        assert ask is not None, "a language model is asked through run_jobs(…, ask)"
+        assert ask is not None, "a job with a language model needs `ask`"
         return LanguageModelController(ask)
     if CONTROLLERS[job.kind].by_sumo:
         return None
@@ -109,7 +115,7 @@ def _controller(job: EpisodeJob, ask: Ask | None) -> Controller | None:
 def _compare_with_lookahead(
     model: LanguageModelController, settings: OutcomeSettings, decisions: list[dict[str, Any]]
 ) -> OnRound:
-    """Puts every decision, with the costs of both answers, into `decisions`."""
+    """Return a function that appends every decision of a round, with the costs of both answers, to `decisions`."""
 
     def on_round(control: SignalControl, junction_ids: Sequence[str]) -> None:
         for asked in model.last_round:
@@ -136,7 +142,7 @@ def _compare_with_lookahead(
 
 
 def _asking(model: LanguageModelController | None) -> dict[str, Any]:
-    """Counts, percentiles of the latency, and tokens a decision; None where nobody was asked."""
+    """Counts of faulty answers, latency percentiles, mean tokens per decision; all None if no model was asked."""
 
     def percentile(share: float) -> float | None:
         return float(np.percentile(model.latencies_s, share)) if model and model.latencies_s else None
@@ -157,9 +163,14 @@ def _asking(model: LanguageModelController | None) -> dict[str, Any]:
 
 
 def _work(connection: Connection) -> None:
-    """In a worker process: runs the jobs it is sent, until None. Sends ("ask", conversations), and for each job
-    ("done", record) or ("failed", message, trace)."""
-    die_with_parent()
+    """Run jobs in a worker process, until it receives None.
+
+    Sends ("ask", conversations), and for each job ("done", record) or ("failed", message, trace).
+    """
+    die_with_parent(os.getppid())  # the parent is the fork server
+    started_by = multiprocessing.parent_process()
+    if started_by is None or not started_by.is_alive():
+        os._exit(1)
 
     def ask(conversations: list[Conversation]) -> list[Reply]:
         connection.send(("ask", conversations))
@@ -175,19 +186,19 @@ def _work(connection: Connection) -> None:
             except Exception as error:
                 connection.send(("failed", repr(error), traceback.format_exc()))
     except KeyboardInterrupt:
-        pass  # the parent has been interrupted as well and reports it
+        pass  # Ctrl-C reaches the parent as well, and the parent reports it
 
 
 def run_jobs(jobs: Sequence[EpisodeJob], workers: int, ask: Ask | None = None) -> Iterator[dict[str, Any]]:
-    """Yield each episode's record as it ends; at most `workers` run at once.
+    """Yield the record of each episode when it ends. At most `workers` episodes run at once.
 
-    A language model is asked once every running episode waits for it, so that the decisions of all junctions and all
-    running episodes share one batch, and the batches are the same in every run.
-    Raises ReplayError with what an episode raises, and what `ask` raises; no process is left behind.
+    A language model is asked when every running episode waits for it. So the decisions of all junctions and all running
+    episodes share one batch, and the batches are the same in every run.
+    Raises ReplayError if an episode fails, and what `ask` raises. Leaves no process behind.
     """
-    # a process that has loaded this module, of which each worker is a fork
+    # A fork server loads this module once, and each worker is a fork of it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["tsc.episodes.fork_server"])
     waiting = list(jobs)
     running: dict[Connection, EpisodeJob] = {}
     asked: dict[Connection, list[Conversation]] = {}
@@ -211,7 +222,7 @@ def run_jobs(jobs: Sequence[EpisodeJob], workers: int, ask: Ask | None = None) -
                     processes[connection].join()
                     raise ReplayError(
                         f"the process of {job.title} died with exit status {processes[connection].exitcode}: "
-                        "run the same command again, it continues"
+                        "run the same command again; it repeats only the episodes that are missing"
                     ) from None
                 if kind == "ask":
                     asked[connection] = content[0]
@@ -234,7 +245,7 @@ def run_jobs(jobs: Sequence[EpisodeJob], workers: int, ask: Ask | None = None) -
 
 
 def _answer(asked: dict[Connection, list[Conversation]], order: Sequence[Connection], ask: Ask) -> None:
-    """Answer all waiting episodes with one call, in the order in which they were started."""
+    """Answer all waiting episodes with one call, in the order in which the episodes started."""
     waiting = [connection for connection in order if connection in asked]
     replies = ask([conversation for connection in waiting for conversation in asked[connection]])
     for connection in waiting:

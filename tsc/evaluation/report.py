@@ -1,4 +1,4 @@
-"""Everything that an evaluation leaves behind its episodes: summary.csv, results.json, figures and report.html."""
+"""Writes the results of an evaluation: summary.csv, results.json, figures and report.html."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _NUM_INVALID_SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Of a table: the number, and in small type its interval or the like, line by line."""
+    """A cell of a table. text: the number. small: lines in small type below it, such as its interval."""
 
     text: str
     small: Sequence[str] = ()
@@ -71,8 +71,11 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """How one language model decided on one scenario, on the seeds of which every decision was kept. shared_prompt: the
-    messages with which the prompts of all the costliest decisions begin."""
+    """How one language model decided on one scenario.
+
+    seeds: the seeds whose decisions were kept.
+    shared_prompt: the messages with which the prompts of all the costliest decisions begin.
+    """
 
     controller: str
     seeds: str
@@ -102,10 +105,10 @@ def write_results(
     command: str,
     reference: str,
 ) -> str:
-    """Write OUT/summary.csv, results.json, figures/SCENARIO-NAME.png and report.html; returns the console's tables.
+    """Write OUT/summary.csv, results.json, figures/SCENARIO-NAME.png and report.html. Return the console's tables.
 
-    episodes: the records, in any order; those with `not_applicable` count as not run. Traces and decisions are read
-    from OUT where they are; what they would show is left out where they are not.
+    episodes: the records. The same records give the same bytes in any order. Those with `not_applicable` did not run.
+    Traces and decisions are read from OUT. The report leaves out what it would take from missing ones.
     """
     ran = _in_order(episodes, scenarios, controllers)
     frame = pd.DataFrame(ran, columns=None if ran else ["scenario", "controller", "seed", *METRICS])
@@ -132,7 +135,7 @@ def write_results(
             definitions={GROUP_TITLES[group]: metrics_of(group) for group in GROUP_TITLES},
             statistics=DEFINITIONS,
             settings=_flat(settings),
-            machine=_machine(ran),
+            machine=_machine(),
         )
     )
     write_atomically(out / "report.html", page.encode())
@@ -226,7 +229,7 @@ def _table(
     shares = group == "main" and any(
         (summary.row(scenario, name) or {}).get("gap_closed") is not None for name in names
     )
-    # beside the mean queue, which they are about
+    # These columns are about the mean queue, so they stand beside it.
     added = [Cell(text=f"against {reference}", small=("veh",))] if differs else []
     added += [Cell(text="gap closed")] if shares else []
     rows = []
@@ -276,30 +279,33 @@ def _between(low: float | None, high: float | None, decimals: int) -> str:
 
 
 def _notes(summary: Summary, scenario: ScenarioFacts) -> list[str]:
-    """What limits the comparison: bounds not kept, vehicles kept out, teleports, missing controllers."""
+    """Return what limits the comparison: greens out of bounds, vehicles kept out, teleports, missing controllers."""
     notes = []
     for name in summary.controllers(scenario.name):
         outside, greens = (summary.mean(scenario.name, name, key) for key in ("greens_outside_bounds", "greens"))
         if outside and greens:
             notes.append(
                 f"{name}: {number(outside, 1)} of {number(greens, 1)} greens an episode ({percent(outside / greens)}) "
-                f"lie outside {scenario.timing.min_green_s}–{scenario.timing.max_green_s} s: it has more freedom."
+                f"are outside {scenario.timing.min_green_s}–{scenario.timing.max_green_s} s: it has more freedom."
             )
         for key, what in (
-            ("not_inserted_veh", "vehicles an episode found no room to enter; they are in no mean but the delays"),
-            ("teleports", "vehicles an episode were moved by SUMO past the jam they stood in"),
+            (
+                "not_inserted_veh",
+                "vehicles per episode found no room to enter; of the means, only the delays count them",
+            ),
+            ("teleports", "vehicles per episode were moved by SUMO past the jam that they stood in"),
         ):
             count = summary.mean(scenario.name, name, key)
             if count:
                 notes.append(f"{name}: {number(count, 1)} {what}.")
-    notes += [f"{name} does not apply here: {reason}" for name, reason in scenario.not_applicable.items()]
+    notes += [f"{name} does not apply here: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
     return notes
 
 
 def _overall_tables(
     summary: Summary, scenarios: Sequence[ScenarioFacts], controllers: Sequence[ControllerFacts], reference: str
 ) -> list[Table]:
-    """Of all scenarios together: who did how well where, and the means."""
+    """Return the tables of all scenarios together: the mean queue by scenario, and the means over all of them."""
     if len(scenarios) < 2:
         return []
     names = [each.name for each in controllers if any(summary.row(s.name, each.name) for s in scenarios)]
@@ -392,7 +398,7 @@ def _differences(ran: Sequence[dict[str, Any]], scenario: str, summary: Summary,
 
 
 def _trace(out: Path, scenario: ScenarioFacts, controller: str, seed: int) -> Trace | None:
-    """None also for one of another begin or end, which an earlier evaluation has left."""
+    """Return the trace, or None if it is missing or is an earlier evaluation's, with another begin or end."""
     trace = load_trace(trace_file(out, scenario.name, controller, seed))
     if trace is None or (trace.begin_s, len(trace.stage)) != (scenario.begin_s, scenario.end_s - scenario.begin_s):
         return None
@@ -400,7 +406,7 @@ def _trace(out: Path, scenario: ScenarioFacts, controller: str, seed: int) -> Tr
 
 
 def _traces(out: Path, ran: Sequence[dict[str, Any]], scenario: ScenarioFacts) -> dict[str, list[Trace]]:
-    """By controller; those without any are left out."""
+    """Return the traces by controller. Controllers without a trace are left out."""
     found: dict[str, list[Trace]] = {}
     for record in ran:
         if record["scenario"] == scenario.name:
@@ -417,7 +423,7 @@ def _drawn(
     reference: str,
     traces: Mapping[str, Any],
 ) -> list[str]:
-    """At most MAX_LINES of the controllers: those that the report is about first, then by mean queue."""
+    """Return at most MAX_LINES controllers: first those that the report is about, then the others by mean queue."""
     models = [each.name for each in controllers if each.is_language_model][::-1]
     ranked = sorted(traces, key=lambda name: summary.mean(scenario, name, QUEUE) or 0.0)
     chosen = chosen_controller(summary, scenario, controllers, reference)
@@ -448,7 +454,7 @@ def _model_section(out: Path, ran: Sequence[dict[str, Any]], scenario: str, cont
 
 
 def _shared_beginning(prompts: Sequence[list[dict[str, str]]]) -> list[dict[str, str]]:
-    """Of several prompts; none of a single one."""
+    """Return the messages with which all prompts begin. A single prompt shares nothing."""
     if len(prompts) < 2:
         return []
     shared = []
@@ -465,7 +471,7 @@ def _shared_beginning(prompts: Sequence[list[dict[str, str]]]) -> list[dict[str,
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # names, notes and above all answers are others' text
+        autoescape=True,  # names, notes and above all answers are text that others wrote
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -480,7 +486,7 @@ def _environment() -> Environment:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested keys with dots."""
+    """Return the settings with nested keys joined by dots."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -490,14 +496,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _machine(ran: Sequence[dict[str, Any]]) -> dict[str, str]:
-    computed_s = sum(record.get("wall_s") or 0.0 for record in ran)
+def _machine() -> dict[str, str]:
+    """Return what the results were computed with. Times measured here would give the same episodes another report."""
     return {
         "SUMO": installed_sumo_version(),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{_processor()}, {os.cpu_count()} cores",
-        "computing time": f"{computed_s:.0f} s over {len(ran)} episodes",
     }
 
 

@@ -35,6 +35,7 @@ from tsc.evaluation.settings import EvaluationSettings
 from tsc.files import sha256_of, write_atomically
 from tsc.junction.signal_control import controllable_programs
 from tsc.junction.timing import Timing
+from tsc.processes import die_with_parent
 from tsc.scenarios.family import load_scenarios
 from tsc.scenarios.scenario import Scenario, build_demand, build_net
 from tsc.scenarios.sumocfg import SUMO_DEFAULT_TIME_TO_TELEPORT_S, SumoConfig, read_sumocfg
@@ -368,7 +369,12 @@ def check(scenario: EvaluationScenario) -> list[str]:
     _, files = scenario.files(0)
     with (
         tempfile.NamedTemporaryFile(prefix="tsc-check-", suffix=".txt") as said,
-        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+        ProcessPoolExecutor(
+            1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=die_with_parent,
+            initargs=(os.getpid(),),
+        ) as pool,
     ):
         try:
             return pool.submit(_controlled_junctions, files, said.name).result()

@@ -1,49 +1,49 @@
-"""A function called in a forked copy of this process, which itself stays as it was.
+"""Calls a function in a forked copy of this process, which itself stays as it was.
 
-A fork of a running simulation goes on bit-exactly, and whatever happens to it (a crash of SUMO, memory that is not
-given back) ends with it. Only for processes without other threads.
+A forked copy continues a running simulation bit-exactly. Whatever happens to the copy (a crash of SUMO, memory that is
+never freed) ends with it. Use it only in a process that has a single thread.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
-import signal
 import traceback
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from tsc.errors import ReplayError, ReplayProcessDied, TscError
+from tsc.processes import die_with_parent
 
 Result = TypeVar("Result")
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 class ForkedCall(Generic[Result]):
-    """Started at once; result() waits for it."""
+    """A call that starts at once. result() waits until it has ended."""
 
     def __init__(self, function: Callable[[], Result]) -> None:
         read_end, write_end = os.pipe()
+        parent_id = os.getpid()
         self._process_id = os.fork()
         if self._process_id == 0:
             os.close(read_end)
-            _call_and_exit(function, write_end)
+            _call_and_exit(function, write_end, parent_id)
         os.close(write_end)
         self._read_end = read_end
 
     def result(self) -> Result:
-        """What the function returned. Raises what it raised, where that is an error of ours; ReplayError for any other,
-        with its traceback; and ReplayProcessDied where the copy ended without an answer."""
+        """Return what the function returned.
+
+        Raises the function's own error if that is a TscError, and ReplayError with the traceback for any other error.
+        Raises ReplayProcessDied if the copy ended without an answer.
+        """
         with os.fdopen(self._read_end, "rb") as pipe:
             message = pipe.read()
         _, status = os.waitpid(self._process_id, 0)
         if status != 0:
             code = os.waitstatus_to_exitcode(status)
             how = f"ended with status {code}" if code > 0 else f"was ended by signal {-code}"
-            raise ReplayProcessDied(f"the process of a continuation {how}, without an answer")
+            raise ReplayProcessDied(f"the process of a continuation {how} before it answered")
         answer = pickle.loads(message)
         if isinstance(answer, BaseException):
             raise answer
@@ -55,13 +55,8 @@ def in_fork(function: Callable[[], Result]) -> Result:
     return ForkedCall(function).result()
 
 
-def die_with_parent() -> None:
-    """From now on this process is killed when its parent ends, however that ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _call_and_exit(function: Callable[[], Result], write_end: int) -> None:
-    die_with_parent()
+def _call_and_exit(function: Callable[[], Result], write_end: int, parent_id: int) -> None:
+    die_with_parent(parent_id)
     answer: object
     try:
         answer = (function(),)
@@ -73,5 +68,5 @@ def _call_and_exit(function: Callable[[], Result], write_end: int) -> None:
         with os.fdopen(write_end, "wb") as pipe:
             pipe.write(pickle.dumps(answer))
     finally:
-        # without the parent's exit handlers, which would close the parent's files a second time
+        # The parent's exit handlers must not run here: they would close the parent's files a second time.
         os._exit(0)

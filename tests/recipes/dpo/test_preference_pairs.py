@@ -88,7 +88,9 @@ def test_terms_of_the_reward_count_for_the_pair_as_they_do_for_the_score() -> No
 
 def test_states_without_stored_outcomes_are_an_error_with_a_remedy(parquet: Path, tmp_path: Path) -> None:
     source = written(tmp_path / "in", parquet, [{"yes": 1.0, "no": 2.0}, None, None])
-    with pytest.raises(ConfigError, match="2 of 3 states .* lack the outcomes .* none at all .*generate_dataset.py"):
+    with pytest.raises(
+        ConfigError, match="2 of 3 states .* lack the outcomes .* the first has no outcomes .*generate_dataset.py"
+    ):
         write_pairs(source, tmp_path / "out", load_settings())
     assert not (tmp_path / "out").exists()
 
