@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tsc.replays.sample import Sample
@@ -56,8 +57,15 @@ def test_a_killed_generation_resumes_to_the_same_bytes(
     while not list(out.glob("episodes/*/samples.jsonl")):
         assert process.poll() is None
         time.sleep(0.05)
+    second = run(repo_root, short_scenario, out, "--resume")
+    assert second.returncode == 2 and "Traceback" not in second.stderr
+    assert f"cannot write the dataset to {out}: process {process.pid} on " in second.stderr
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
     process.send_signal(signal.SIGKILL)
     process.wait()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
     assert not (out / "grpo_dataset.json").exists()
     again = run(repo_root, short_scenario, out)
     assert again.returncode == 2 and "--resume" in again.stderr

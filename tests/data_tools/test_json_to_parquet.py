@@ -681,7 +681,7 @@ def test_a_split_of_the_dataset_that_leaks_is_refused_and_can_be_ignored(write_d
             sample["split"] = "val" if number % 4 == 0 else "train"
 
     path = write_dataset(change=change)
-    with pytest.raises(SampleError, match=r"near-copies on both sides.*--resplit"):
+    with pytest.raises(SampleError, match=r"one group on both sides.*--resplit"):
         convert(path, out)
     convert(path, out, "--resplit")
     assert (out / "val.parquet").is_file()
