@@ -1,4 +1,4 @@
-"""Build the SUMO net, demand and sumocfg of one or more scenarios, or of all members of a family.
+"""Build the SUMO net, demand and sumocfg of scenarios, or of all members of a family.
 
 Example:
     python data_tools/build_scenarios.py configs/scenarios/four_way.yaml --out data/scenarios

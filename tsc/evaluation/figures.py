@@ -1,7 +1,7 @@
-"""The report's figures, as PNG bytes: same input, same bytes.
+"""The report's figures, as PNG bytes. The same input gives the same bytes.
 
-They are read in print, in greyscale and by colour-blind readers: nothing is told by colour alone, and colours differ
-in lightness (Paul Tol's high-contrast set).
+The figures have to be readable in print, in greyscale and for colour-blind readers. So nothing depends on colour alone,
+and the colours differ in lightness (Paul Tol's high-contrast set).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _STYLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """name: of the file. alt: what it shows, for who cannot see it."""
+    """A figure. name: the file's name. alt: the text for readers who cannot see the figure."""
 
     name: str
     title: str
@@ -58,7 +58,10 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """Of one controller to the reference: by seed, and their mean with its interval, None of a single seed."""
+    """The differences of one controller to the reference: by seed, and their mean with its interval.
+
+    interval_veh: None if there is only one seed.
+    """
 
     controller: str
     by_seed_veh: Sequence[float]
@@ -68,14 +71,14 @@ class Differences:
 
 
 def paired_differences(differences: Sequence[Differences], reference: str) -> Picture:
-    """One row a controller, in the order given."""
+    """Draw one row per controller, in the given order."""
     with style.context(["default", _STYLE]):
         figure = Figure(figsize=(9, 1.0 + 0.46 * len(differences)), layout="constrained")
         axes = figure.subplots()
         low, high = _difference_limits(differences)
         for row, each in enumerate(differences):
             shown = [value for value in each.by_seed_veh if low <= value <= high]
-            # a fixed zigzag keeps equal seeds apart
+            # A fixed zigzag keeps equal values apart.
             heights = [row - 0.20 + 0.10 * (place % 3 - 1) for place in range(len(shown))]
             axes.plot(shown, heights, "o", markersize=4, markerfacecolor="white", markeredgecolor="0.35", clip_on=False)
             if low <= each.mean_veh <= high:
@@ -105,16 +108,16 @@ def paired_differences(differences: Sequence[Differences], reference: str) -> Pi
         return Picture(
             name="paired_differences",
             title=f"Mean queue against {reference}, seed by seed",
-            caption="Circles: one seed each. Diamond: their mean. Bar: its 95 % interval; where it crosses the line "
-            "at 0, no difference is shown. An arrowhead at the edge: the mean lies outside the scale, and its value "
-            "stands to the right.",
+            caption="Circles: one seed each. Diamond: their mean. Bar: its 95 % interval; if it crosses the line "
+            "at 0, no difference is shown. Arrowhead at the edge: the mean is outside the scale, and its value stands "
+            "to the right.",
             alt="; ".join(f"{each.controller}: {_difference_label(each)}" for each in differences),
             png=_png(figure),
         )
 
 
 def _difference_limits(differences: Sequence[Differences]) -> tuple[float, float]:
-    """So wide that all fit, but for those that would squeeze the others together."""
+    """Return limits wide enough for all controllers, except those so far away that the others would be squeezed."""
     reach = sorted(max(map(abs, [each.mean_veh, *(each.interval_veh or ())])) for each in differences)
     limit = 5 * max(float(np.median(reach)), 0.02)
     values = [0.0]
@@ -132,7 +135,7 @@ def _difference_label(each: Differences) -> str:
 
 
 def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_up_s: int) -> Picture:
-    """One panel a controller; traces: of each controller, one a seed."""
+    """Draw one panel per controller. traces: those of each controller, one per seed."""
     queues = {
         name: np.array([smoothed(trace.queue_veh(), SMOOTHING_S) for trace in of_controller])
         for name, of_controller in traces.items()
@@ -190,7 +193,7 @@ def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_
 def cumulative_trips(
     traces: Mapping[str, Sequence[Trace]], reference: str, warm_up_s: int, left_out: Sequence[str]
 ) -> Picture:
-    """At most MAX_LINES controllers. left_out: those that are not drawn, for the caption."""
+    """Draw at most MAX_LINES controllers. left_out: those that are not drawn, which the caption names."""
     arrived = {
         name: np.array([trace.arrived_veh for trace in of_controller], dtype=float).mean(axis=0)
         for name, of_controller in traces.items()
@@ -204,7 +207,7 @@ def cumulative_trips(
             minutes = np.arange(1, len(trips) + 1) / 60
             panels[0].plot(minutes, trips, label=name, **looks[name])
             if compares:
-                # the reference on itself lies on 0
+                # The reference's own line is at 0.
                 panels[1].plot(minutes, smoothed(trips - arrived[reference], SMOOTHING_S), **looks[name])
         panels[0].set_ylabel("trips finished")
         panels[0].legend(loc="upper left", handlelength=3.2, framealpha=1, edgecolor="none")
@@ -219,7 +222,7 @@ def cumulative_trips(
             axes.set_axisbelow(True)
         panels[-1].set_xlabel("minutes after the begin")
         below = f" Below: how many more than {reference} by the same time, mean of the last {SMOOTHING_S} s."
-        also = f" Not drawn, to keep it readable: {', '.join(left_out)}." if left_out else ""
+        also = f" Not drawn, to keep the figure readable: {', '.join(left_out)}." if left_out else ""
         return Picture(
             name="cumulative_trips",
             title="Trips finished so far",
@@ -231,8 +234,10 @@ def cumulative_trips(
 
 
 def signal_timeline(traces: Mapping[str, Trace], seed: int, warm_up_s: int, looked_for_in: str) -> Picture:
-    """Of one or two controllers on the same seed, one below the other: the junction and the TIMELINE_S seconds with the
-    longest queue under the controller `looked_for_in`."""
+    """Draw the signals of one or two controllers on the same seed, one below the other.
+
+    It shows the junction and the TIMELINE_S seconds with the longest queue under the controller `looked_for_in`.
+    """
     junction_id, begin, end = busiest_window(traces[looked_for_in], warm_up_s)
     one = traces[looked_for_in]
     stage_lanes = one.stage_lanes[junction_id]
@@ -267,9 +272,9 @@ def signal_timeline(traces: Mapping[str, Trace], seed: int, warm_up_s: int, look
         return Picture(
             name="signal_timeline",
             title=f"Signal of junction {junction_id} minute by minute",
-            caption=f"Dark bars: this stage is green, with its length in seconds. Grey hill: halting vehicles on the "
-            f"lanes that it gives green (a lane that is green in several stages counts in each); all panels have the "
-            f"same scale. Between bars lie yellow and all-red. Seed {seed}; shown are the junction and the "
+            caption=f"Dark bars: this stage is green, with its length in seconds. Grey: halting vehicles on the lanes "
+            f"that it gives green (a lane that is green in several stages counts in each). All panels have the same "
+            f"scale. Between the bars are yellow and all-red. Seed {seed}. The figure shows the junction and the "
             f"{(end - begin) / 60:.0f} minutes with the longest queue under {looked_for_in}.",
             alt=f"Greens and queues of junction {junction_id} under " + " and ".join(traces),
             png=_png(figure),
@@ -277,8 +282,10 @@ def signal_timeline(traces: Mapping[str, Trace], seed: int, warm_up_s: int, look
 
 
 def busiest_window(trace: Trace, warm_up_s: int) -> tuple[str, int, int]:
-    """(junction, first row, row after the last) of the window around the longest queue of a junction, as the mean of
-    a minute."""
+    """Return (junction, first row, row after the last) of the window around the longest queue of any junction.
+
+    The queue is the mean over one minute.
+    """
     best: tuple[float, str, int] = (-1.0, trace.junctions[0], warm_up_s)
     for junction_id in trace.junctions:
         queue = smoothed(trace.queue_veh(trace.junction_lanes[junction_id]), 60)
@@ -292,7 +299,7 @@ def busiest_window(trace: Trace, warm_up_s: int) -> tuple[str, int, int]:
 
 
 def smoothed(values: NDArray[Any], window_s: int) -> NDArray[np.float64]:
-    """Mean of the last window_s seconds, of fewer at the begin."""
+    """Return the mean of the last window_s seconds for every second. At the beginning there are fewer seconds."""
     total = np.concatenate(([0.0], np.cumsum(values, dtype=float)))
     ends = np.arange(1, len(values) + 1)
     begins = np.maximum(0, ends - window_s)
@@ -300,7 +307,7 @@ def smoothed(values: NDArray[Any], window_s: int) -> NDArray[np.float64]:
 
 
 def _draw_stage(axes: Axes, minutes: NDArray[Any], queue: NDArray[Any], green: NDArray[Any], top: int) -> None:
-    """minutes: of the begin and the end of each second, one more than the others have."""
+    """Draw a stage. minutes: when each second begins, and when the last ends; it has one value more than the others."""
     axes.stairs(queue, minutes, fill=True, color="0.78")
     axes.stairs(queue, minutes, color="0.35", linewidth=0.9)
     bar_low, bar_high = -0.55 * top, -0.12 * top
@@ -328,13 +335,13 @@ def _draw_stage(axes: Axes, minutes: NDArray[Any], queue: NDArray[Any], green: N
 
 
 def _approaches(lanes: Sequence[str], width: int = 22) -> str:
-    """The edges of the lanes, shortened."""
+    """Return the names of the lanes' edges, shortened to `width` characters."""
     text = ", ".join(dict.fromkeys(lane.rpartition("_")[0] for lane in lanes))
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _label_line_ends(axes: Axes, ends: Mapping[str, float]) -> None:
-    """Names at the right, moved apart where lines end close together."""
+    """Write the names to the right of the lines. Names of lines that end close together are moved apart."""
     low, high = axes.get_ylim()
     apart = 0.14 * (high - low)
     places: dict[str, float] = {}
@@ -370,6 +377,6 @@ def _warm_up_words(warm_up_s: int) -> str:
 
 def _png(figure: Figure) -> bytes:
     data = io.BytesIO()
-    # no version and no date, so that the same input gives the same bytes
+    # The version of the program would give the same input other bytes.
     figure.savefig(data, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     return data.getvalue()

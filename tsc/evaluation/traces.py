@@ -1,4 +1,4 @@
-"""Reads back what an episode wrote beside its metrics: OUT/traces and OUT/decisions."""
+"""Reads the traces and decisions that an episode wrote to OUT/traces and OUT/decisions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """As tsc.episodes.trace writes it: T seconds from begin_s, L lanes, J junctions. stage_lanes: of each junction, the
-    incoming lanes of each stage."""
+    """A trace as tsc.episodes.trace writes it, with T seconds from begin_s, L lanes and J junctions.
+
+    stage_lanes: for each junction, the incoming lanes of each stage.
+    """
 
     begin_s: int
     lanes: tuple[str, ...]
@@ -26,13 +28,13 @@ class Trace:
     junction_lanes: dict[str, list[str]]
 
     def queue_veh(self, lanes: list[str] | None = None) -> NDArray[np.int64]:
-        """By second, of some lanes or of all."""
+        """Return the queue of the given lanes, or of all lanes, by second."""
         places = [self.lanes.index(lane) for lane in lanes] if lanes is not None else list(range(len(self.lanes)))
         queue_veh: NDArray[np.int64] = self.halting_veh[:, places].sum(axis=1, dtype=np.int64)
         return queue_veh
 
     def stage_of(self, junction_id: str) -> NDArray[np.int8]:
-        """By second; -1 between stages."""
+        """Return the junction's stage by second. It is -1 between stages."""
         column: NDArray[np.int8] = self.stage[:, self.junctions.index(junction_id)]
         return column
 
@@ -46,7 +48,7 @@ def decisions_file(out: Path, scenario: str, controller: str, seed: int) -> Path
 
 
 def load_trace(path: Path) -> Trace | None:
-    """None where there is no such file."""
+    """Return the trace, or None if there is no such file."""
     if not path.is_file():
         return None
     with np.load(path) as stored:
@@ -64,5 +66,5 @@ def load_trace(path: Path) -> Trace | None:
 
 
 def load_decisions(path: Path) -> list[dict[str, Any]]:
-    """In the order in which they were taken; none where there is no such file."""
+    """Return the decisions in the order in which they were taken, or none if there is no such file."""
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line] if path.is_file() else []
