@@ -57,6 +57,7 @@ def test_a_killed_generation_resumes_to_the_same_bytes(
     while not list(out.glob("episodes/*/samples.jsonl")):
         assert process.poll() is None
         time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)  # so that it does not end before the second begins
     second = run(repo_root, short_scenario, out, "--resume")
     assert second.returncode == 2 and "Traceback" not in second.stderr
     assert f"cannot write the dataset to {out}: process {process.pid} on " in second.stderr

@@ -66,6 +66,7 @@ def test_a_killed_evaluation_leaves_no_process_and_goes_on_to_the_report_of_one_
     while not (episodes.exists() and episodes.read_text().count("\n") >= 2):
         assert process.poll() is None and time.monotonic() < deadline_s
         time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)  # so that it does not end before the second begins
     second = evaluate(repo_root, short_scenario, out, *words)
     assert second.returncode == 2
     assert f"cannot write the evaluation to {out}: process {process.pid} on " in second.stderr
