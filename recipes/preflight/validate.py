@@ -443,7 +443,7 @@ def _verl_notices() -> Iterator[None]:
 
 
 def _check_dpo(config: DictConfig) -> None:
-    from recipes.dpo.trl_settings import check_trl_fields, passes
+    from recipes.preflight.trl_settings import check_trl_fields, passes
 
     check_trl_fields(config)
     passes(config, config.hardware.num_devices)
