@@ -1,4 +1,4 @@
-"""Build the SUMO net, demand and sumocfg of one or more scenarios, or of all members of a family.
+"""Build the SUMO net, demand and sumocfg of scenarios, or of all members of a family.
 
 Example:
     python data_tools/build_scenarios.py configs/scenarios/four_way.yaml --out data/scenarios
@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from tsc.errors import ConfigError, run_main
+from tsc.files import folder_lock
 from tsc.scenarios.by_word import is_scenario_file
 from tsc.scenarios.family import load_scenarios
 from tsc.scenarios.scenario import Scenario, ScenarioFiles, build_demand, build_net, build_sumocfg
@@ -75,6 +76,12 @@ def main() -> None:
                 f"{word} is not a scenario or family file (.yaml), so there is nothing to build: its net and demand "
                 "exist already"
             )
+    with folder_lock(arguments.out, "scenarios"):
+        build(arguments)
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Build everything below `arguments.out`, whose lock the caller holds, and print what was built."""
     for scenarios in [load_scenarios(Path(word)) for word in arguments.configs]:
         for scenario in scenarios:
             folder = arguments.out / scenario.name

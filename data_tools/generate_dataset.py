@@ -37,11 +37,12 @@ from tqdm import tqdm
 from tsc.cost.continuation import continuations_by_fork, outcomes_of
 from tsc.cost.outcome import OutcomeSettings, load_outcome_settings
 from tsc.errors import ConfigError, TscError, run_main
-from tsc.files import REPO_ROOT, sha256_of, write_atomically
+from tsc.files import REPO_ROOT, folder_lock, sha256_of, write_atomically
 from tsc.junction.decision import Decision
 from tsc.junction.observation import observe
 from tsc.junction.prompt import PROMPT_VERSION, messages
 from tsc.junction.signal_control import SignalControl
+from tsc.processes import die_with_parent
 from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION, Message, Sample, SampleOutcomes
 from tsc.rules.controller import Controller
 from tsc.rules.random_choice import Random
@@ -107,25 +108,23 @@ class Episode:
 
 _decisions_done: Synchronized[int]
 _seconds_done: Synchronized[int]
-_parent_id: int
 
 
 def _prepare_worker(decisions: Synchronized[int], seconds: Synchronized[int], parent_id: int) -> None:
-    global _decisions_done, _seconds_done, _parent_id
-    _decisions_done, _seconds_done, _parent_id = decisions, seconds, parent_id
+    global _decisions_done, _seconds_done
+    die_with_parent(parent_id)
+    _decisions_done, _seconds_done = decisions, seconds
 
 
 def _count_second(decisions: int) -> None:
-    """Report progress. End this worker if its parent was killed, because nobody waits for the episode then."""
-    if os.getppid() != _parent_id:
-        os._exit(1)
+    """Report the progress of one simulated second to the parent."""
     with _decisions_done.get_lock():
         _decisions_done.value += decisions
         _seconds_done.value += 1
 
 
 def run_episode(episode: Episode) -> None:
-    """Run one episode in this process and write its folder; the samples file comes last."""
+    """Run one episode in this process and write its folder, with the samples file last."""
     shutil.rmtree(episode.folder, ignore_errors=True)
     (episode.folder / "states").mkdir(parents=True)
     files = episode.scenario.files(episode.seed, demand_file=episode.folder / "demand.rou.xml")
@@ -242,28 +241,28 @@ def check_replayable(scenario: TrafficScenario) -> None:
 
 
 def prepare_folder(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Write the settings beside the episodes, or check that a folder to resume was begun under the same.
+    """Write the settings to the folder, or check that an earlier run had the same settings.
 
-    Raises ConfigError.
+    Raises ConfigError if the folder already holds a dataset that is not to be resumed, or one with other settings.
     """
     path = out / "generation.json"
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     if path.exists():
         if not resume:
-            raise ConfigError(f"{out} already holds a dataset: continue it with --resume, or choose another --out")
+            raise ConfigError(f"{out} already has a dataset: continue it with --resume, or choose another --out")
         begun = json.loads(path.read_text())
         differing = sorted(key for key in settings.keys() | begun.keys() if settings.get(key) != begun.get(key))
         if differing:
             raise ConfigError(
-                f"{out} was begun with another {', '.join(differing)} (see {path}): choose another --out, or delete it"
+                f"the dataset in {out} has other settings ({', '.join(differing)}; see {path}): choose another --out, "
+                "or delete this one"
             )
         return
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode())
 
 
 def run_episodes(episodes: list[Episode], workers: int) -> None:
-    """Run what is not complete yet, each episode in a process of its own. Raises what an episode raises."""
+    """Run each episode in its own process. Raises what an episode raises."""
     context = multiprocessing.get_context("spawn")
     decisions, seconds = context.Value("l", 0), context.Value("l", 0)
     total_s = sum(episode.scenario.duration_s for episode in episodes)
@@ -300,13 +299,13 @@ def _raise_failure(future: Future[None], episode: Episode) -> None:
         future.result()
     except BrokenProcessPool as error:
         raise TscError(
-            f"a worker died, perhaps in episode {episode.folder.name} (out of memory or killed): "
+            f"a worker died, perhaps in episode {episode.folder.name} (out of memory, or killed): "
             "run the same command with --resume"
         ) from error
 
 
 def write_dataset(episodes: list[Episode], out: Path) -> int:
-    """Join the episodes' samples into OUT/grpo_dataset.json, in order. Returns the number of samples."""
+    """Join the samples of the episodes, in their order, into OUT/grpo_dataset.json. Returns the number of samples."""
     path = out / DATASET_NAMES[0]
     temporary = out / ".grpo_dataset.json.tmp"
     count = 0
@@ -336,17 +335,25 @@ def main() -> None:
     parser.add_argument("--scenario", action="append", required=True, help=f"{WORDS_HELP}; repeatable")
     parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
     parser.add_argument(
-        "--episodes", type=_at_least(1), default=12, help="of each scenario, for training (default: %(default)s)"
+        "--episodes", type=_at_least(1), default=12, help="training episodes per scenario (default: %(default)s)"
     )
     parser.add_argument(
         "--validation-episodes",
         type=_at_least(0),
         default=1,
-        help="of each scenario; 0: json_to_parquet splits the training episodes by time block (default: %(default)s)",
+        help="validation episodes per scenario; 0: json_to_parquet splits the training episodes by time block "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--workers", type=_at_least(1), default=multiprocessing.cpu_count(), help="default: all cores")
+    parser.add_argument(
+        "--workers", type=_at_least(1), default=multiprocessing.cpu_count(), help="processes (default: cores)"
+    )
     parser.add_argument("--config", type=Path, default=CONFIGS / "dataset.yaml", help="behaviours and sampling")
-    parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="its section `outcome` is used")
+    parser.add_argument(
+        "--reward",
+        type=Path,
+        default=CONFIGS / "reward.yaml",
+        help="the file whose section `outcome` says how long a replay runs and what it measures",
+    )
     parser.add_argument("--resume", action="store_true", help="continue an earlier run of the same command")
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
@@ -368,22 +375,23 @@ def main() -> None:
             "prompt_version": PROMPT_VERSION,
             "sumo_version": installed_sumo_version(),
         }
-    prepare_folder(arguments.out, settings, arguments.resume)
-    scenarios = traffic_scenarios(arguments.scenario, arguments.out / "scenario")
-    for scenario in scenarios:
-        scenario.prepare()
-        if scenario.note:
-            print(f"scenario {scenario.name}: {scenario.note}")
-    episodes = plan_episodes(scenarios, arguments, config, outcome)
-    missing = [episode for episode in episodes if not episode.samples_file.exists()]
-    if len(missing) < len(episodes):
-        print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")
-    if missing:
-        run_episodes(missing, min(arguments.workers, len(missing)))
-    elif (arguments.out / DATASET_NAMES[0]).exists():
-        return
-    count = write_dataset(episodes, arguments.out)
-    print(f"{count} samples of {len(episodes)} episodes in {arguments.out / DATASET_NAMES[0]}")
+    with folder_lock(arguments.out, "the dataset"):
+        prepare_folder(arguments.out, settings, arguments.resume)
+        scenarios = traffic_scenarios(arguments.scenario, arguments.out / "scenario")
+        for scenario in scenarios:
+            scenario.prepare()
+            if scenario.note:
+                print(f"scenario {scenario.name}: {scenario.note}")
+        episodes = plan_episodes(scenarios, arguments, config, outcome)
+        missing = [episode for episode in episodes if not episode.samples_file.exists()]
+        if len(missing) < len(episodes):
+            print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")
+        if missing:
+            run_episodes(missing, min(arguments.workers, len(missing)))
+        elif (arguments.out / DATASET_NAMES[0]).exists():
+            return
+        count = write_dataset(episodes, arguments.out)
+        print(f"{count} samples of {len(episodes)} episodes in {arguments.out / DATASET_NAMES[0]}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL
 from tsc.errors import ConfigError, did_you_mean, run_main
-from tsc.files import REPO_ROOT
+from tsc.files import REPO_ROOT, folder_lock
 from tsc.yaml_file import validate_values
 
 if TYPE_CHECKING:
@@ -185,6 +185,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    with folder_lock(arguments.out, "the evaluation"):
+        evaluate(arguments)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Run what is missing in `arguments.out`, whose lock the caller holds, and write the results."""
     from tsc.cost.outcome import load_outcome_settings
     from tsc.evaluation.episodes_file import EpisodesFile
     from tsc.evaluation.plan import Contestant, plan_jobs

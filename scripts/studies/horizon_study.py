@@ -20,8 +20,9 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,8 +38,9 @@ from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
 from tsc.episodes.episode import run_episode
 from tsc.errors import ConfigError, run_main
 from tsc.evaluation.statistics import interval95, paired_difference
-from tsc.files import REPO_ROOT, write_atomically
+from tsc.files import REPO_ROOT, folder_lock, write_atomically
 from tsc.junction.decision import Decision
+from tsc.processes import die_with_parent
 from tsc.scenarios.by_word import WORDS_HELP, traffic_scenarios
 from tsc.scenarios.drawn_scenario import DrawnScenario
 from tsc.scenarios.scenario import Scenario
@@ -156,7 +158,9 @@ def read_episodes(path: Path) -> dict[str, dict[str, Any]]:
 def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
     """Yield each episode's record as it ends. Raises what an episode raises; no process is left behind."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, max_tasks_per_child=1, initializer=die_with_parent, initargs=(os.getpid(),)
+    )
     with pool, tqdm(total=len(jobs), unit=" episodes", disable=None) as bar:
         try:
             for future in as_completed([pool.submit(run_job, job) for job in jobs]):
@@ -461,8 +465,18 @@ def main() -> None:
     scenarios = scenarios_to_compare(words, durations_s, out / "scenarios")
     default = load_outcome_settings(arguments.reward).without_terms()
     settings = settings_to_compare(default)
-    jobs = plan_jobs(scenarios, num_seeds, settings)
+    with folder_lock(out, "the study"):
+        run_study(plan_jobs(scenarios, num_seeds, settings), settings, default, arguments, out)
 
+
+def run_study(
+    jobs: Sequence[Job],
+    settings: Mapping[str, OutcomeSettings],
+    default: OutcomeSettings,
+    arguments: argparse.Namespace,
+    out: Path,
+) -> None:
+    """Run the missing jobs and write the results to `out`, whose lock the caller holds."""
     path = out / "episodes.jsonl"
     episodes = read_episodes(path)
     missing = [job for job in jobs if job.fingerprint not in episodes]

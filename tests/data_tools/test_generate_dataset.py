@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sumo
 
@@ -58,8 +59,16 @@ def test_a_killed_generation_resumes_to_the_same_bytes(
     while not list(out.glob("episodes/*/samples.jsonl")):
         assert process.poll() is None
         time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)  # so that it does not end before the second begins
+    second = run(repo_root, short_scenario, out, "--resume")
+    assert second.returncode == 2 and "Traceback" not in second.stderr
+    assert f"cannot write the dataset to {out}: process {process.pid} on " in second.stderr
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
     process.send_signal(signal.SIGKILL)
     process.wait()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
     assert not (out / "grpo_dataset.json").exists()
     again = run(repo_root, short_scenario, out)
     assert again.returncode == 2 and "--resume" in again.stderr
@@ -75,7 +84,7 @@ def test_a_folder_begun_with_other_settings_is_not_mixed(
     program = command(repo_root, short_scenario, small_dataset, "--resume", "--episodes", "5")
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "begun with another episodes" in done.stderr
+    assert "has other settings (episodes; see " in done.stderr
 
 
 def test_every_sample_keeps_the_contract(small_dataset: Path, samples: list[dict[str, Any]]) -> None:

@@ -68,7 +68,7 @@ def test_states_as_sumo_writes_them_go_another_way(small_dataset: Path, tmp_path
     arguments = ["--data", str(small_dataset), "--sample", "12", "--workers", "2", "--json", str(report)]
     assert verify_states.main([*arguments, "--as-saved", "2"]) == 1
     assert figures(report)["four_way: identical continuation"] < 0.5
-    with pytest.raises(ConfigError, match="--as-saved is no replay as training does it"):
+    with pytest.raises(ConfigError, match="--as-saved does not replay as training does"):
         verify_states.main([*arguments, "--as-saved", "2", "--mark"])
 
 
@@ -396,7 +396,7 @@ def _processes_of(group: int) -> list[int]:
 def test_a_dataset_that_changed_meanwhile_is_not_marked(copy: Path) -> None:
     path = copy / "grpo_dataset.json"
     before = path.read_bytes()
-    with pytest.raises(SampleError, match="was changed while its states were replayed"):
+    with pytest.raises(SampleError, match="has changed while its states were replayed"):
         verify_states.write_marks(path, {0: {"verdict": "identical"}}, sha256="0" * 64)
     assert path.read_bytes() == before
 

@@ -108,8 +108,8 @@ def write_results(
 ) -> str:
     """Write OUT/summary.csv, results.json, figures/SCENARIO-NAME.png and report.html. Returns the console's tables.
 
-    episodes: the records, in any order. A record with `not_applicable` counts as not run. Traces and decisions are read
-    from OUT; the report leaves out figures and sections whose files are missing.
+    episodes: the records, in any order: the same records give the same bytes. A record with `not_applicable` counts as
+    not run. Traces and decisions are read from OUT; the report leaves out figures and sections whose files are missing.
     """
     ran = _in_order(episodes, scenarios, controllers)
     frame = pd.DataFrame(ran, columns=None if ran else ["scenario", "controller", "seed", *METRICS])
@@ -136,7 +136,7 @@ def write_results(
             definitions={GROUP_TITLES[group]: metrics_of(group) for group in GROUP_TITLES},
             statistics=DEFINITIONS,
             settings=_flat(settings),
-            machine=_machine(ran),
+            machine=_machine(),
         )
     )
     write_atomically(out / "report.html", page.encode())
@@ -297,7 +297,7 @@ def _notes(summary: Summary, scenario: ReportedScenario) -> list[str]:
             count = summary.mean(scenario.name, name, key)
             if count:
                 notes.append(f"{name}: {number(count, 1)} vehicles per episode {what}.")
-    notes += [f"{name} cannot run here: {reason}" for name, reason in scenario.not_applicable.items()]
+    notes += [f"{name} cannot run here: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
     return notes
 
 
@@ -495,12 +495,11 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _machine(ran: Sequence[dict[str, Any]]) -> dict[str, str]:
-    computed_s = sum(record.get("wall_s") or 0.0 for record in ran)
+def _machine() -> dict[str, str]:
+    """Return what the results were computed with. Times measured here would give the same episodes another report."""
     return {
         "SUMO": installed_sumo_version(),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{processor_name()}, {os.cpu_count()} cores",
-        "computing time": f"{computed_s:.0f} s over {len(ran)} episodes",
     }

@@ -209,7 +209,7 @@ def text_tables(
         lines += [title if of_scenario else f"{scenario.name}: no episode was run"]
         if of_scenario:
             lines += _text_table(summary, scenario.name, reference)
-        lines += [f"  {name} cannot run here: {reason}" for name, reason in scenario.not_applicable.items()]
+        lines += [f"  {name} cannot run here: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
         lines.append("")
     if summary.controllers(ALL_SCENARIOS):
         lines += [f"{ALL_SCENARIOS} together: mean of their mean queues"]

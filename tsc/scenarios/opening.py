@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tsc.errors import ScenarioError
 from tsc.junction.signal_control import controllable_programs
+from tsc.processes import die_with_parent
 from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
@@ -25,7 +26,12 @@ def controlled_junctions(scenario: TrafficScenario) -> list[str]:
     files = scenario.files(scenario.episode_seed("evaluation", 0))
     with (
         tempfile.NamedTemporaryFile(prefix="tsc-check-", suffix=".txt") as said,
-        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+        ProcessPoolExecutor(
+            1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=die_with_parent,
+            initargs=(os.getpid(),),
+        ) as pool,
     ):
         try:
             return pool.submit(_open, files, said.name).result()

@@ -211,7 +211,8 @@ def test_the_same_episodes_give_the_same_bytes(
     written: tuple[Path, str], out: Path, finished: tuple[Path, list[dict[str, Any]]]
 ) -> None:
     names = ["report.html", "summary.csv", "results.json", *(f"figures/four_way-{name}.png" for name in FIGURES)]
-    write(out, finished[1][::-1])
+    # measured times differ in every run of an episode
+    write(out, [{**record, "wall_s": 99.9} for record in finished[1][::-1]])
     for name in names:
         assert (out / name).read_bytes() == (written[0] / name).read_bytes(), name
     assert not list(out.rglob("*.tmp"))
