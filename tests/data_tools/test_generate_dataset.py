@@ -198,7 +198,7 @@ def test_a_sumocfg_gives_samples_that_name_its_files_and_convert(repo_root: Path
     for values in samples:
         sumo_input = Sample.model_validate(values).sumo
         assert sumo_input is not None
-        assert sumo_input.additional_files == [str((tmp_path / "signal.add.xml").resolve())]
+        assert list(sumo_input.additional_files) == [str((tmp_path / "signal.add.xml").resolve())]
         assert Path(sumo_input.net_file).is_absolute()
         assert sumo_input.net_sha256 == sha256_of(Path(sumo_input.net_file))
     program = [sys.executable, str(repo_root / "data_tools/json_to_parquet.py"), "--input", str(out)]
