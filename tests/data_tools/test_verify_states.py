@@ -401,6 +401,12 @@ def test_a_dataset_that_changed_meanwhile_is_not_marked(copy: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_marks_wait_for_nobody_who_writes_the_dataset(copy: Path) -> None:
+    with folder_lock(copy, "the dataset"):
+        with pytest.raises(ConfigError, match=f"cannot write marks to {copy}: process {os.getpid()} on "):
+            verify_states.main(["--data", str(copy), "--mark"])
+
+
 def test_a_full_disk_leaves_the_old_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = copy / "grpo_dataset.json"
     before = path.read_bytes()
