@@ -1,12 +1,11 @@
-"""Reading the samples of datasets and finding every fault in them: of the JSON, of a sample, of the files it names.
+"""Reads the samples of datasets and finds every fault: in the JSON, in a sample, in the files that it names.
 
-A fault is one line that says where, which field, which value and what is allowed. Nothing stops at the first one.
+A fault is one line that says where, which field, which value and what is allowed. Checking does not stop at the first.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import html
 import json
 import re
@@ -18,8 +17,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tsc.replays.sample import SCHEMA_VERSION, Sample, SumoInput
+from tsc.files import sha256_of
+from tsc.replays.sample import SCHEMA_VERSION, Sample
 from tsc.scenarios.sumocfg import SumoConfig, sumo_input
+from tsc.sumo.sumo_input import SumoInput
 
 _MAX_VALUE_CHARS = 80
 # SUMO writes its configuration as a comment ahead of the snapshot element
@@ -28,8 +29,11 @@ _STATE_HEAD_BYTES = 1 << 18
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedSample:
-    """A sample without fault. `sample` has its id, scenario, time and SUMO input filled in where another generator
-    left them out. `index` is 0-based in its file; `state` names the saved state's content, or its path if unread."""
+    """A sample without fault.
+
+    sample: its id, scenario, time and SUMO input are filled in if another generator left them out. index: from 0, in
+    its file. state: the digest of the saved state, or its path if the state was not read.
+    """
 
     file: Path
     index: int
@@ -39,7 +43,7 @@ class CheckedSample:
 
 @dataclass
 class Fault:
-    """`message` without the place. A fault that lies in a file which many samples share is told once, with `count`."""
+    """message: without the place. count: how many samples have it. A fault of a file that they share is one fault."""
 
     file: Path
     message: str
@@ -83,7 +87,7 @@ def _messages(error: ValidationError) -> Iterator[str]:
 def read_objects(path: Path) -> Iterator[tuple[int, object] | Fault]:
     """The objects of a JSON array or of JSON Lines, each with its index, and a Fault for each place that is not JSON.
 
-    After a broken line reading goes on with the next; after a break in an array it cannot.
+    After a broken line, reading continues with the next line. A broken array ends there.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -152,11 +156,6 @@ def _read_array(path: Path, text: str) -> Iterator[tuple[int, object] | Fault]:
         position = after_space(position + 1)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read_head(path: Path, num_bytes: int) -> bytes:
     with path.open("rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
@@ -169,8 +168,10 @@ def _version_numbers(version: str) -> tuple[str, ...]:
 
 
 class DatasetChecker:
-    """Checks the samples of one input, that may be several dataset files. Faults are collected in `faults`, in the
-    order found; `num_faulty` counts samples (and broken places of JSON), each once."""
+    """Checks the samples of one input, which may be several dataset files.
+
+    faults: in the order in which they were found. num_faulty: samples and broken places of JSON, each counted once.
+    """
 
     def __init__(self, *, installed_sumo: str, check_states: bool = True, sumocfg: SumoConfig | None = None) -> None:
         self.installed_sumo = installed_sumo
@@ -185,10 +186,10 @@ class DatasetChecker:
         self._junctions: dict[Path, frozenset[str] | None] = {}
         self._state_heads: dict[Path, tuple[str, float | None] | None] = {}
         self._shared_faults: dict[tuple[Path, str], Fault] = {}
-        self._sumo_messages: dict[tuple[Path, str], list[str]] = {}
+        self._sumo_messages: dict[tuple[Path, SumoInput], list[str]] = {}
 
     def check_file(self, path: Path, name: str) -> Iterator[CheckedSample]:
-        """The samples of dataset file `path` that have no fault. `name`: what to call the file in ids made here."""
+        """The samples of the dataset file `path` that have no fault. name: begins the ids that are made here."""
         folder = path.resolve().parent
         for item in read_objects(path):
             self.num_read += 1
@@ -222,7 +223,7 @@ class DatasetChecker:
         assert filled.id is not None
         first = self._place_of_id.setdefault(filled.id, (path, index))
         if first != (path, index):
-            own.append(f"id is that of sample {first[1]} of {first[0]} too: must be unique over the whole input")
+            own.append(f"id is also that of sample {first[1]} of {first[0]}: must be unique over the whole input")
 
         self.faults.extend(Fault(path, message, index, sample_id) for message in own)
         for message in shared:
@@ -238,7 +239,8 @@ class DatasetChecker:
         return CheckedSample(file=path, index=index, sample=filled, state=state)
 
     def _filled_in(self, sample: Sample, folder: Path, name: str, index: int, own: list[str]) -> Sample:
-        """What other generators leave out: id, scenario (the folder's name), time and SUMO version (from the state)."""
+        """Fills in what other generators leave out: id, scenario (the folder's name), and from the state time and SUMO
+        version."""
         values: dict[str, Any] = {}
         if sample.id is None:
             values["id"] = f"{name}#{index}"
@@ -251,11 +253,12 @@ class DatasetChecker:
             if sample.sumo is None and self.sumocfg is None:
                 own.append("sumo is missing: name the scenario that the state belongs to with --sumocfg FILE")
             elif sample.sumo is None and self.sumocfg is not None and head is not None:
-                given = sumo_input(self.sumocfg, version=head[0], dataset_dir=folder)
-                values["sumo"] = SumoInput.model_validate(given)
+                values["sumo"] = sumo_input(self.sumocfg, version=head[0], dataset_dir=folder)
                 self.num_with_sumocfg += 1
             elif sample.sumo is None and (folder / sample.state_file).is_file():
-                own.append(f"state_file is {sample.state_file!r}: no SUMO state with a version in its snapshot element")
+                own.append(
+                    f"state_file is {sample.state_file!r}: is not a SUMO state with a version in its snapshot element"
+                )
         return sample.model_copy(update=values)
 
     @staticmethod
@@ -277,16 +280,16 @@ class DatasetChecker:
             )
 
     def _digest(self, path: Path) -> str | None:
-        """None where there is no such file."""
+        """None if the file cannot be read."""
         if path not in self._digests:
             try:
-                self._digests[path] = _sha256(path)
+                self._digests[path] = sha256_of(path)
             except OSError:
                 self._digests[path] = None
         return self._digests[path]
 
     def _state_head(self, path: Path) -> tuple[str, float | None] | None:
-        """SUMO version and time of a saved state; None where it is missing or no state."""
+        """SUMO version and time of a saved state. None if the file is missing or not a state."""
         if path not in self._state_heads:
             self._state_heads[path] = None
             try:
@@ -315,7 +318,7 @@ class DatasetChecker:
         return digest or str(path)
 
     def _faults_of_sumo(self, sumo: SumoInput, folder: Path) -> list[str]:
-        key = (folder, sumo.model_dump_json())
+        key = (folder, sumo)
         if key not in self._sumo_messages:
             self._sumo_messages[key] = list(self._find_faults_of_sumo(sumo, folder))
         return self._sumo_messages[key]
@@ -363,7 +366,7 @@ class DatasetChecker:
             )
 
     def _with_digests(self, sample: Sample, folder: Path, state: str) -> Sample:
-        # the cache of outcomes goes by content: so that two files of one name are not mistaken for each other
+        # outcomes are cached by content, so that two files of the same name are not mistaken for each other
         assert sample.sumo is not None
         values: dict[str, Any] = {}
         if self.check_states and sample.state_sha256 is None:
@@ -372,7 +375,7 @@ class DatasetChecker:
             values["sumo"] = sample.sumo.model_copy(
                 update={
                     "net_sha256": self._digest(folder / sample.sumo.net_file),
-                    "route_sha256": [self._digest(folder / file) for file in sample.sumo.route_files],
+                    "route_sha256": tuple(self._digest(folder / file) for file in sample.sumo.route_files),
                 }
             )
         return sample.model_copy(update=values) if values else sample

@@ -1,11 +1,16 @@
 """Run SUMO episodes, save states at decision points, and label both answers by forking the live simulation.
 
-Example:
+Examples:
     python data_tools/generate_dataset.py --scenario configs/scenarios/four_way.yaml --out data/four_way \\
         --episodes 12 --validation-episodes 1 --workers 2
+    python data_tools/generate_dataset.py --scenario mine.sumocfg --out data/mine --episodes 4
 
-Writes OUT/grpo_dataset.json, OUT/scenario/ (the net) and OUT/episodes/ (demand, states and samples of each episode).
-The same arguments give the same bytes, with any number of workers.
+Writes OUT/grpo_dataset.json, OUT/scenario/ (what is built once for a scenario) and OUT/episodes/ (demand, states,
+samples of each episode). The same arguments give the same bytes, whatever the number of workers.
+
+The episodes of a scenario or family file differ by their vehicles. Those of a .sumocfg file, resco:NAME and sumo:NAME
+have the same vehicles, and the seed draws how drivers behave. Their samples name SUMO's files by absolute paths, so
+these files have to stay where they are.
 """
 
 from __future__ import annotations
@@ -16,12 +21,12 @@ import multiprocessing
 import os
 import random
 import shutil
+import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, Literal
@@ -38,19 +43,21 @@ from tsc.junction.observation import observe
 from tsc.junction.prompt import PROMPT_VERSION, messages
 from tsc.junction.signal_control import SignalControl
 from tsc.processes import die_with_parent
-from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION
+from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION, Message, Sample, SampleOutcomes
 from tsc.rules.controller import Controller
 from tsc.rules.random_choice import Random
 from tsc.rules.tail import tail_controller
-from tsc.scenarios.family import load_scenarios
-from tsc.scenarios.scenario import Scenario, build_demand, build_net
+from tsc.scenarios.by_word import WORDS_HELP, traffic_scenarios
+from tsc.scenarios.opening import controlled_junctions
+from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
+from tsc.sumo.sumo_input import SumoInput
 from tsc.sumo.version import installed_sumo_version
 from tsc.yaml_file import load_yaml
 
-# The seed of SUMO's own random numbers (how drivers dawdle). Episodes differ by their demand and share this seed, so a
-# replay worker can keep one simulation for the states of all episodes.
+# The seed of SUMO's own random numbers (how drivers dawdle) in episodes that differ by their vehicles. All of them have
+# this one, so that a replay worker can keep one simulation for their states.
 SUMO_SEED = 1
 
 CONFIGS = REPO_ROOT / "configs"
@@ -76,11 +83,14 @@ class DatasetConfig(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One episode to run, with everything that a worker process needs."""
+    """One episode to run, with everything that a worker process needs.
 
-    scenario: Scenario
+    split: None means that json_to_parquet draws it.
+    """
+
+    scenario: TrafficScenario
     number: int
-    split: Literal["train", "val"] | None  # None: json_to_parquet draws it
+    split: Literal["train", "val"] | None
     seed: int
     out: Path
     config: DatasetConfig
@@ -92,12 +102,8 @@ class Episode:
 
     @property
     def samples_file(self) -> Path:
-        """The file that is written last. An episode that has it is complete."""
+        """It is written last: an episode that has it is complete."""
         return self.folder / "samples.jsonl"
-
-    @property
-    def net_file(self) -> Path:
-        return self.out / "scenario" / f"{self.scenario.name}.net.xml"
 
 
 _decisions_done: Synchronized[int]
@@ -121,41 +127,32 @@ def run_episode(episode: Episode) -> None:
     """Run one episode in this process and write its folder, with the samples file last."""
     shutil.rmtree(episode.folder, ignore_errors=True)
     (episode.folder / "states").mkdir(parents=True)
-    route_file = episode.folder / "demand.rou.xml"
-    build_demand(episode.scenario, episode.net_file, episode.seed, route_file)
-    files = SumoFiles(net_file=episode.net_file, route_files=(route_file,), seed=SUMO_SEED)
-    lines = [json.dumps(sample, separators=(",", ":")) for sample in _samples(episode, files)]
+    files = episode.scenario.files(episode.seed, demand_file=episode.folder / "demand.rou.xml")
+    if episode.scenario.draws_vehicles:
+        files = replace(files, seed=SUMO_SEED)
+    lines = [json.dumps(sample.to_json(), separators=(",", ":")) for sample in _samples(episode, files)]
     write_atomically(episode.samples_file, "".join(f"{line}\n" for line in lines).encode())
 
 
-def _samples(episode: Episode, files: SumoFiles) -> Iterator[dict[str, Any]]:
+def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     config = episode.config
-    # behaviour and sampling have generators of their own: another sample_share leaves the traffic as it was
+    # behaviour and sampling draw from generators of their own, so that another sample_share does not change the traffic
     behaviour_draw = random.Random(f"behaviour/{episode.scenario.name}/{episode.seed}")
     sample_draw = random.Random(f"sample/{episode.scenario.name}/{episode.seed}")
     random_controller = Random(episode.seed)
-    sumo = {
-        "version": installed_sumo_version(),
-        "net_file": str(files.net_file.relative_to(episode.out)),
-        "route_files": [str(path.relative_to(episode.out)) for path in files.route_files],
-        "additional_files": [],
-        "net_sha256": sha256_of(files.net_file),
-        "route_sha256": [sha256_of(path) for path in files.route_files],
-        "seed": files.seed,
-        "step_length_s": files.step_length_s,
-        "time_to_teleport_s": files.time_to_teleport_s,
-    }
+    sumo = SumoInput.of(files, episode.out)
     simulation = Simulation(files, saves_states=True)
     control = SignalControl(simulation, episode.scenario.timing)
     control.start()
     behaviour = ""
-    for second in range(episode.scenario.duration_s):
-        if second % config.behaviour_block_s == 0:
+    begin_s, end_s = episode.scenario.begin_s, episode.scenario.end_s
+    for second in range(begin_s, end_s):
+        if (second - begin_s) % config.behaviour_block_s == 0:
             (behaviour,) = behaviour_draw.choices(list(config.behaviours), weights=list(config.behaviours.values()))
         due = control.due_junctions()
         chosen = [name for name in due if sample_draw.random() < config.sample_share]
         # the horizon of every sample lies within the episode
-        if not config.warm_up_s <= second <= episode.scenario.duration_s - episode.outcome.horizon_s:
+        if not begin_s + config.warm_up_s <= second <= end_s - episode.outcome.horizon_s:
             chosen = []
         to_label = due if behaviour == "lookahead" else chosen
         continuations = {name: continuations_by_fork(control, name, episode.outcome) for name in to_label}
@@ -163,42 +160,39 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[dict[str, Any]]:
         if chosen:
             state_file = episode.folder / "states" / f"t{second:05d}.xml.gz"
             simulation.save_state(state_file)
-            shared = {
-                "schema_version": SCHEMA_VERSION,
-                "scenario": episode.scenario.name,
-                "episode": episode.number,
-                **({"split": episode.split} if episode.split else {}),
-                "behaviour": behaviour,
-                "time_s": float(second),
-                "prompt_version": PROMPT_VERSION,
-                "state_file": str(state_file.relative_to(episode.out)),
-                "state_sha256": sha256_of(state_file),
-                "clocks": control.stored_clocks(),
-                "sumo": sumo,
-            }
+            state_sha256, clocks = sha256_of(state_file), control.stored_clocks()
             for name in chosen:
                 observation = observe(control, name)
-                better = outcomes[name].better()
                 clock = control.clocks[name]
-                yield {
-                    **shared,
-                    "id": f"{episode.scenario.name}-seed{episode.seed:04d}-t{second:05d}-{name}",
-                    "junction_id": name,
-                    "prompt": messages(observation),
-                    "current_green_elapsed": clock.elapsed_green_s,
-                    "min_green": float(control.timing.min_green_s),
-                    "max_green": float(control.timing.max_green_s),
-                    "green_extension": float(control.timing.green_extension_s),
-                    "stage": clock.stage,
-                    "next_stage": control.program(name).next_stage(clock.stage),
-                    "observation": observation.as_dict(),
-                    "outcomes": {
-                        "settings": episode.outcome.as_dict(),
+                yield Sample(
+                    schema_version=SCHEMA_VERSION,
+                    scenario=episode.scenario.name,
+                    episode=episode.number,
+                    split=episode.split,
+                    behaviour=behaviour,
+                    time_s=float(second),
+                    prompt_version=PROMPT_VERSION,
+                    state_file=str(state_file.relative_to(episode.out)),
+                    state_sha256=state_sha256,
+                    clocks=clocks,
+                    sumo=sumo,
+                    id=f"{episode.scenario.name}-seed{episode.seed:04d}-t{second:05d}-{name}",
+                    junction_id=name,
+                    prompt=[Message.model_validate(message) for message in messages(observation)],
+                    current_green_elapsed=clock.elapsed_green_s,
+                    min_green=control.timing.min_green_s,
+                    max_green=control.timing.max_green_s,
+                    green_extension=control.timing.green_extension_s,
+                    stage=clock.stage,
+                    next_stage=control.program(name).next_stage(clock.stage),
+                    observation=observation.as_dict(),
+                    outcomes=SampleOutcomes(
+                        settings=episode.outcome.as_dict(),
+                        ends={decision: each.end for decision, each in continuations[name].items()},
                         **outcomes[name].as_dict(),
-                        "ends": {decision.value: each.end for decision, each in continuations[name].items()},
-                    },
-                    **({"expert_decision": better.value} if better else {}),
-                }
+                    ),
+                    expert_decision=outcomes[name].better(),
+                )
         if behaviour == "lookahead":
             decisions = {name: outcomes[name].better() or Decision.YES for name in due}
         else:
@@ -210,16 +204,19 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[dict[str, Any]]:
 
 
 def plan_episodes(
-    scenarios: list[Scenario], arguments: argparse.Namespace, config: DatasetConfig, outcome: OutcomeSettings
+    scenarios: list[TrafficScenario], arguments: argparse.Namespace, config: DatasetConfig, outcome: OutcomeSettings
 ) -> list[Episode]:
-    """Return the training and validation episodes of every scenario, in the order of the dataset."""
+    """The training and validation episodes of every scenario, in the order of the dataset.
+
+    Raises ScenarioError if a scenario does not have seeds for so many episodes.
+    """
     counts = (("train", "train", arguments.episodes), ("validation", "val", arguments.validation_episodes))
     return [
         Episode(
             scenario=scenario,
             number=number,
             split=split if arguments.validation_episodes else None,  # type: ignore[arg-type]
-            seed=scenario.seeds.episode_seed(seeds, number),  # type: ignore[arg-type]
+            seed=scenario.episode_seed(seeds, number),  # type: ignore[arg-type]
             out=arguments.out,
             config=config,
             outcome=outcome,
@@ -228,6 +225,19 @@ def plan_episodes(
         for seeds, split, count in counts
         for number in range(count)
     ]
+
+
+def check_replayable(scenario: TrafficScenario) -> None:
+    """Raises ConfigError or ScenarioError if saved states of SUMO's own files could not be made or replayed."""
+    if scenario.draws_vehicles:  # of a scenario file, where every key is checked
+        return
+    options = scenario.files(scenario.episode_seed("train", 0)).more_options
+    if options:
+        raise ConfigError(
+            f"scenario {scenario.name} sets SUMO's {' '.join(options)}, which the replay of a saved state does not set "
+            "yet: take the option out of the sumocfg, or choose a scenario without it"
+        )
+    controlled_junctions(scenario)
 
 
 def prepare_folder(out: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -322,9 +332,7 @@ def _at_least(lowest: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--scenario", type=Path, action="append", required=True, help="a scenario or family file; may be repeated"
-    )
+    parser.add_argument("--scenario", action="append", required=True, help=f"{WORDS_HELP}; repeatable")
     parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
     parser.add_argument(
         "--episodes", type=_at_least(1), default=12, help="training episodes per scenario (default: %(default)s)"
@@ -350,27 +358,31 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
 
-    scenarios = [scenario for path in arguments.scenario for scenario in load_scenarios(path)]
-    names = Counter(scenario.name for scenario in scenarios)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise ConfigError(f"two scenarios have the same name: {', '.join(twice)}")
     config = load_yaml(arguments.config, DatasetConfig)
     outcome = load_outcome_settings(arguments.reward)
-    episodes = plan_episodes(scenarios, arguments, config, outcome)
-    settings = {
-        "scenarios": [scenario.model_dump(mode="json") for scenario in scenarios],
-        "episodes": arguments.episodes,
-        "validation_episodes": arguments.validation_episodes,
-        "config": config.model_dump(mode="json"),
-        "outcome": outcome.as_dict(),
-        "prompt_version": PROMPT_VERSION,
-        "sumo_version": installed_sumo_version(),
-    }
+    # the faults of scenarios show here, before anything is written into --out
+    with tempfile.TemporaryDirectory(prefix="tsc-scenarios-") as scratch:
+        scenarios = traffic_scenarios(arguments.scenario, Path(scratch))
+        plan_episodes(scenarios, arguments, config, outcome)
+        for scenario in scenarios:
+            check_replayable(scenario)
+        settings = {
+            "scenarios": [scenario.definition() for scenario in scenarios],
+            "episodes": arguments.episodes,
+            "validation_episodes": arguments.validation_episodes,
+            "config": config.model_dump(mode="json"),
+            "outcome": outcome.as_dict(),
+            "prompt_version": PROMPT_VERSION,
+            "sumo_version": installed_sumo_version(),
+        }
     with folder_lock(arguments.out, "the dataset"):
         prepare_folder(arguments.out, settings, arguments.resume)
-        for episode in episodes:
-            if not episode.net_file.exists():
-                build_net(episode.scenario, episode.net_file)
+        scenarios = traffic_scenarios(arguments.scenario, arguments.out / "scenario")
+        for scenario in scenarios:
+            scenario.prepare()
+            if scenario.note:
+                print(f"scenario {scenario.name}: {scenario.note}")
+        episodes = plan_episodes(scenarios, arguments, config, outcome)
         missing = [episode for episode in episodes if not episode.samples_file.exists()]
         if len(missing) < len(episodes):
             print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")

@@ -1,8 +1,8 @@
-"""Why a saved state is not replayed as it was labelled, read from the state, the net and the routes themselves.
+"""Finds out from the state, the net and the routes why a saved state is not replayed as it was labelled.
 
-Each cause has a name, one sentence that says what is wrong, and what to do about it. docs/replays.md tells how each was
-found. A cause is certain where the files show that the state cannot hold what the simulation was; it is likely where
-the files only show that SUMO has been seen to go on differently from such a state.
+Each cause has a name, one sentence that says what is wrong, and a remedy. docs/replays.md says how each was found. A
+cause is certain if the files show that the state cannot hold what the simulation was. It is likely if SUMO has only
+been seen to continue such states differently.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsc.errors import StateError
+from tsc.files import remembered_sha256_of
 from tsc.replays.request import ReplayRequest
 from tsc.replays.saved_state import occupied_internal_lanes, state_text, state_time_s
 from tsc.sumo.version import installed_sumo_version
@@ -25,7 +26,7 @@ from tsc.sumo.version import installed_sumo_version
 
 @dataclass(frozen=True, kw_only=True)
 class Cause:
-    """what: continues "states …"."""
+    """what: what is wrong, to follow the word "states"."""
 
     what: str
     remedy: str
@@ -35,14 +36,14 @@ class Cause:
 _GENERATE = "generate the dataset again"
 
 CAUSES = {
-    "state missing": Cause(what="whose file is not there", remedy=f"put the file back, or {_GENERATE}"),
+    "state missing": Cause(what="whose file is missing", remedy=f"put the file back, or {_GENERATE}"),
     "state changed": Cause(
         what="whose file has another SHA-256 than the sample says",
         remedy=f"put the file back that the sample was written with, or {_GENERATE}",
     ),
     "state damaged": Cause(what="whose file cannot be unpacked or ends too early", remedy=_GENERATE),
     "scenario missing": Cause(
-        what="whose net, routes or additional files are not there", remedy=f"put the files back, or {_GENERATE}"
+        what="whose net, routes or additional files are missing", remedy=f"put the files back, or {_GENERATE}"
     ),
     "net changed": Cause(
         what="that were saved with another net",
@@ -104,7 +105,7 @@ CAUSES = {
     "SUMO stopped": Cause(
         what="whose replay ended with an error or without an answer", remedy="see the message; " + _GENERATE
     ),
-    "unknown": Cause(what="that differ for no reason found here", remedy=_GENERATE),
+    "unknown": Cause(what="that differ for a reason that was not found", remedy=_GENERATE),
 }
 
 _PROGRAM = re.compile(r"<tlLogic\b[^>]*>")
@@ -113,13 +114,13 @@ _INTERNAL_CONNECTION = re.compile(r'<connection\b(?=[^>]*\bfrom="(:[^"]+)")(?=[^
 
 
 def why_not_replayed(request: ReplayRequest) -> str | None:
-    """The name of the first cause that keeps the state from being replayed at all; None where none is found here."""
+    """The name of the first cause that prevents a replay of the state. None if no such cause is found."""
     return next(_obstacles(request), None)
 
 
 def why_different(request: ReplayRequest, time_s: float | None) -> str:
-    """The name of the first cause, certain ones ahead of likely ones, why the replay of a state that loads goes another
-    way. time_s: the sample's second, where it has one."""
+    """The name of the first cause why the replay of a state that loads differs from the label. Certain causes come
+    before likely ones. time_s: the sample's second, if it has one."""
     return next(_differences(request, time_s), "unknown")
 
 
@@ -137,17 +138,15 @@ def _obstacles(request: ReplayRequest) -> Iterator[str]:
     except StateError:
         yield "state damaged"
         return
-    routes = [folder / name for name in sumo["route_files"]]
-    net = folder / sumo["net_file"]
-    if not all(
-        path.is_file() for path in (net, *routes, *(folder / name for name in sumo.get("additional_files", [])))
-    ):
+    routes = [folder / name for name in sumo.route_files]
+    net = folder / sumo.net_file
+    if not all(path.is_file() for path in (net, *routes, *(folder / name for name in sumo.additional_files))):
         yield "scenario missing"
         return
-    if sumo.get("net_sha256") not in (None, _sha256(net)):
+    if sumo.net_sha256 not in (None, remembered_sha256_of(net)):
         yield "net changed"
-    digests = sumo.get("route_sha256") or []
-    if any(expected not in (None, _sha256(path)) for path, expected in zip(routes, digests, strict=False)):
+    digests = sumo.route_sha256 or ()
+    if any(expected != remembered_sha256_of(path) for path, expected in zip(routes, digests, strict=False)):
         yield "routes changed"
     if _made_by(request, text).split(".")[:2] != installed_sumo_version().split(".")[:2]:
         yield "another SUMO"
@@ -162,7 +161,7 @@ def _obstacles(request: ReplayRequest) -> Iterator[str]:
 def _differences(request: ReplayRequest, time_s: float | None) -> Iterator[str]:
     text = state_text(request.state_path.read_bytes(), request.state_path)
     folder = Path(request.dataset_dir)
-    net = folder / request.sumo["net_file"]
+    net = folder / request.sumo.net_file
     if _made_by(request, text) != installed_sumo_version():
         yield "another SUMO"
     if _has_online_program(text):
@@ -173,7 +172,7 @@ def _differences(request: ReplayRequest, time_s: float | None) -> Iterator[str]:
         yield "missing RNG"
     if has_low_precision(text):
         yield "low precision"
-    if "<transportables" not in text and any(_has_persons(folder / name) for name in request.sumo["route_files"]):
+    if "<transportables" not in text and any(_has_persons(folder / name) for name in request.sumo.route_files):
         yield "missing persons"
     if re.search(r'<flowState [^>]*period="exp\(', text):
         yield "random flows"
@@ -188,7 +187,7 @@ def _differences(request: ReplayRequest, time_s: float | None) -> Iterator[str]:
 
 
 def has_low_precision(text: str) -> bool:
-    """Whether a position or speed in the state is written with fewer decimal places than tell it from the next number
+    """Whether a position or speed in the state is written with too few decimal places to read back as the same number
     of 64 bits."""
     return any(
         _is_rounded(number)
@@ -203,24 +202,19 @@ def _is_rounded(number: str) -> bool:
 
 
 def _made_by(request: ReplayRequest, text: str) -> str:
-    """The version that the sample tells, or the state itself."""
-    told = re.search(r'<snapshot\b[^>]*\bversion="([^"]*)"', text)
-    in_sample = request.sumo.get("version")
-    if in_sample is not None and in_sample != installed_sumo_version():
-        return str(in_sample)
-    return told.group(1).removeprefix("v").replace("_", ".") if told else str(in_sample)
+    """The SUMO version in the sample, if it is another one than the installed, else that in the state itself."""
+    in_state = re.search(r'<snapshot\b[^>]*\bversion="([^"]*)"', text)
+    in_sample = request.sumo.version
+    if in_sample != installed_sumo_version() or in_state is None:
+        return in_sample
+    return in_state.group(1).removeprefix("v").replace("_", ".")
 
 
 def _has_online_program(text: str) -> bool:
     return any('programID="online"' in program and 'active="1"' in program for program in _PROGRAM.findall(text))
 
 
-# Nets and routes are shared by many states; a worker reads each once.
-
-
-@functools.lru_cache(maxsize=256)
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+# Many states share a net and routes; a worker reads each file once.
 
 
 @functools.lru_cache(maxsize=4)
@@ -241,7 +235,7 @@ def _programs(net: Path) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=16)
 def _num_links(net: Path) -> Counter[str]:
-    """For each lane inside a junction, how many links lead on from it."""
+    """The number of links that lead on from each lane inside a junction."""
     return Counter(f"{edge}_{lane}" for edge, lane in _INTERNAL_CONNECTION.findall(_text(net)))
 
 

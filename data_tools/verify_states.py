@@ -52,7 +52,7 @@ from tsc.junction.decision import Decision
 from tsc.processes import die_with_parent
 from tsc.replays.replay import completed, replay_continuations
 from tsc.replays.request import ReplayRequest
-from tsc.replays.sample import Sample, SumoInput, find_dataset_files
+from tsc.replays.sample import Sample, find_dataset_files
 from tsc.replays.saved_state import with_decimal_places
 from tsc.scenarios.sumocfg import SumoConfig, read_sumocfg, sumo_input
 from tsc.sumo.simulation import Simulation
@@ -273,7 +273,7 @@ def read_jobs(files: Sequence[Path], sumocfg: SumoConfig | None) -> list[Job]:
 def _job(sample: Sample, file: Path, index: int, folder: Path, sumocfg: SumoConfig | None) -> Job:
     if sample.sumo is None and sumocfg is not None:
         given = sumo_input(sumocfg, version=installed_sumo_version(), dataset_dir=folder)
-        sample = sample.model_copy(update={"sumo": SumoInput.model_validate(given)})
+        sample = sample.model_copy(update={"sumo": given})
     label = sample.outcomes
     return Job(
         file=file,

@@ -1,4 +1,7 @@
-"""verl's way in: `reward.custom_reward_function.path=pkg://reward.compute_score name=compute_score`."""
+"""The function that verl calls: `reward.custom_reward_function.path=pkg://reward.compute_score name=compute_score`.
+
+python reward/compute_score.py      prints some answers to one decision, with their scores
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from reward.ground_truth import parse_ground_truth
-from reward.outcome_source import FoundOutcomes, OutcomeSource
+from reward.origin import NO_OUTCOMES
+from reward.outcome_source import OutcomeSource
 from reward.scoring import score_answer
-from reward.settings import DEFAULT_SETTINGS_FILE, RewardSettings, load_settings
+from reward.settings import DEFAULT_SETTINGS_FILE, CacheSection, ReplaySection, RewardSettings, load_settings
+from tsc.cost.outcome import OutcomeSection
 from tsc.junction.decision import parse_answer
 
-# what verl's reward managers pass besides the configured reward_kwargs
+# what verl's reward managers pass in addition to the configured reward_kwargs
 _VERL_KWARGS = frozenset({"reward_router_address", "reward_model_tokenizer"})
 
-_SOURCE_KEYS = (
-    "outcome_from_sample",
-    "outcome_from_cache",
-    "outcome_from_replay",
-    "audited",
-    "audit_disagreed",
-    "failed",
-)
+# what an OutcomeSource depends on: how decisions are judged, the names of the terms, the workers, and the kept outcomes
+_SourceKey = tuple[OutcomeSection, tuple[str, ...], ReplaySection, CacheSection]
 
 _lock = threading.Lock()
-_sources: dict[RewardSettings, OutcomeSource] = {}
+_sources: dict[_SourceKey, OutcomeSource] = {}
 _totals: Counter[str] = Counter()
 
 
@@ -43,44 +42,46 @@ def compute_score(
 ) -> dict[str, float]:
     """The reward of one answer, with its parts: the same keys for every input, all finite floats.
 
-    solution_str: what the model said. Whatever it is, it is scored: see tsc.junction.decision.parse_answer.
-    ground_truth: the JSON string that json_to_parquet writes: how to replay the decision point, and its outcomes.
-    kwargs: `settings_file` (default configs/reward.yaml) and any key of that file, which it then overrides.
+    solution_str: the text of the model's answer. Any text is scored (tsc.junction.decision.parse_answer).
+    ground_truth: the JSON text that json_to_parquet writes: how to replay the decision point, and its outcomes.
+    kwargs: `settings_file` (default configs/reward.yaml), and any key of that file to override it.
 
-    score, traffic, format, and term_<name> for each of the settings' terms: see reward.scoring.
-    format_exact/embedded/invalid, answer_yes/no, tie: indicators.
-    outcome_from_sample, outcome_from_cache, outcome_from_replay: where the outcomes came from; all 0 for an invalid
-    answer, which needs none. audited: the label was replayed live as well; audit_disagreed: and another answer was
-    the better one. failed: a replay crashed or hung and was repeated.
+    The keys are those of reward.scoring.Score, with term_<name> for each term of the settings, then those of
+    reward.origin.Origin, which are all 0 for an invalid answer, because it needs no outcomes.
 
-    A fault of ours raises and is never a number: ReplayError where the last attempt at a replay failed, StateError
-    for a state that is missing or damaged, SampleError for a broken ground_truth, ConfigError for wrong settings.
+    A fault of ours raises and is never a number: ReplayError if the last attempt at a replay failed, StateError for a
+    state that is missing or damaged, SampleError for a broken ground_truth, ConfigError for wrong settings, and
+    TypeError for an answer that is not text. verl's reward managers decode the answer, so theirs always is.
 
-    Safe from many threads; no score depends on the order of the calls, on the worker, nor on what was kept from earlier
-    ones. A replayed state goes on exactly as the simulation it was saved from, except for what SUMO cannot restore:
-    what a vehicle inside a junction saw of the lanes ahead when it entered, walking persons, flows at random intervals,
-    and digits or random numbers that the state was saved without. Such a score is still the same every time.
-    docs/guarantees.md has every promise with the test that holds it.
+    Safe from many threads. No score depends on the order of the calls, on the worker, or on what was kept from earlier
+    calls. A replayed state continues exactly as the simulation that it was saved from, except for what SUMO cannot
+    restore: what a vehicle inside a junction saw of the lanes ahead when it entered, walking persons, flows at random
+    intervals, and digits or random numbers that the state was saved without. Even then, the score is the same every
+    time. docs/guarantees.md lists every promise with the test that checks it.
     """
     settings = settings_for(kwargs)
     truth = parse_ground_truth(ground_truth)
+    if not isinstance(solution_str, str):
+        raise TypeError(
+            f"solution_str for sample {truth.request.sample_id} is of type {type(solution_str).__name__}: must be the "
+            "decoded text of the answer"
+        )
     answer = parse_answer(solution_str)
-    found: FoundOutcomes | None = None
+    outcomes, origin = None, NO_OUTCOMES
     if answer.decision is not None:
-        found = _source_for(settings).find(truth)
-    score = score_answer(answer, found.outcomes if found else None, settings).as_dict()
-    for key in _SOURCE_KEYS:
-        score[key] = getattr(found, key) if found else 0.0
+        found = _source_for(settings).find(truth, settings)
+        outcomes, origin = found.outcomes, found.origin
+    score = score_answer(answer, outcomes, settings).as_dict() | origin.as_dict()
     with _lock:
         _totals["answers"] += 1
-        _totals["invalid_answers"] += found is None
+        _totals["invalid_answers"] += outcomes is None
     return score
 
 
 def totals() -> dict[str, int]:
-    """Counts of this process since its start: answers, invalid_answers, where the outcomes of the others came from,
-    audits and their disagreements, outcomes read from disk and faults of that disk, replays and their failures, workers
-    started."""
+    """Counts of this process since its start: answers, invalid_answers, where the outcomes of the valid answers came
+    from, audits and their disagreements, outcomes read from disk and faults of that disk, replays and their failures,
+    and workers started."""
     with _lock:
         counts = Counter({name: _totals[name] for name in ("answers", "invalid_answers")})
         sources = list(_sources.values())
@@ -90,14 +91,14 @@ def totals() -> dict[str, int]:
 
 
 def worker_pids() -> list[int]:
-    """The replay workers of this machine, where this process uses them."""
+    """The process ids of the replay workers of this machine, if this process uses them."""
     with _lock:
         sources = list(_sources.values())
     return sorted({pid for source in sources for pid in source.worker_pids()})
 
 
 def close() -> None:
-    """Leave the replay workers; they end where no other process uses them. The next replay connects again."""
+    """Leave the replay workers. They end if no other process uses them. The next replay connects again."""
     with _lock:
         sources = list(_sources.values())
         _sources.clear()
@@ -106,12 +107,12 @@ def close() -> None:
 
 
 def settings_for(kwargs: Mapping[str, Any]) -> RewardSettings:
-    """The settings that compute_score has under these kwargs. Raises ConfigError."""
+    """The settings that compute_score uses with these kwargs. Raises ConfigError."""
     if not kwargs:
         return _load_settings(str(DEFAULT_SETTINGS_FILE), "")
     overrides = {key: value for key, value in kwargs.items() if key not in _VERL_KWARGS}
     path = overrides.pop("settings_file", None) or DEFAULT_SETTINGS_FILE
-    # as text, because sections arrive as mappings (OmegaConf's), which have no hash
+    # as text, because sections arrive as mappings (OmegaConf's), which cannot be hashed
     return _load_settings(str(path), json.dumps(overrides, default=dict) if overrides else "")
 
 
@@ -121,20 +122,30 @@ def _load_settings(path: str, overrides: str) -> RewardSettings:
 
 
 def _source_for(settings: RewardSettings) -> OutcomeSource:
-    source = _sources.get(settings)
+    key = (settings.outcome, tuple([name for name, _ in settings.terms]), settings.replay, settings.cache)
+    source = _sources.get(key)
     if source is None:
         with _lock:
-            source = _sources.get(settings)
+            source = _sources.get(key)
             if source is None:
-                source = _sources[settings] = OutcomeSource(settings)
+                source = OutcomeSource(settings.outcome_settings, settings.replay, settings.cache)
+                _sources[key] = source
     return source
 
 
 def _forget_sources() -> None:
-    """A forked child has its parent's descriptors, but neither its workers nor its threads."""
+    """A forked child has its parent's descriptors, but not its workers and threads."""
     global _lock
     _lock = threading.Lock()
     _sources.clear()
 
 
 os.register_at_fork(after_in_child=_forget_sources)
+
+
+if __name__ == "__main__":
+    # imports this file again under its own name, so that there is one set of sources
+    from reward.first_look import main
+    from tsc.errors import run_main
+
+    run_main(main)

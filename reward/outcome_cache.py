@@ -1,7 +1,7 @@
-"""Outcomes that were replayed before, and one replay at a time for each that was not.
+"""Keeps outcomes that were replayed before, and replays each missing one only once at a time.
 
-In memory, and on disk where there is a store. The key says everything that decides an outcome (ReplayRequest.digest),
-so an entry can never be wrong, only forgotten.
+Outcomes are kept in memory, and on disk if there is a store. The key covers everything that decides an outcome
+(ReplayRequest.digest), so an entry can never be wrong, only missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Kept = TypeVar("Kept")
 
 
 class Store(Protocol[Kept]):
-    """As reward.outcome_store.OutcomeStore."""
+    """What reward.outcome_store.OutcomeStore offers."""
 
     @property
     def num_faults(self) -> int: ...
@@ -29,8 +29,8 @@ class Store(Protocol[Kept]):
 
 
 class OutcomeCache(Generic[Kept]):
-    """In memory, least recently used entries go first once there are more than max_entries (some 0.5 kB each). Safe
-    from many threads."""
+    """Once there are more than max_entries in memory (some 0.5 kB each), the least recently used one is forgotten.
+    Safe from many threads."""
 
     def __init__(self, store: Store[Kept] | None = None, max_entries: int = 100_000) -> None:
         if max_entries < 1:
@@ -47,10 +47,10 @@ class OutcomeCache(Generic[Kept]):
             return len(self._outcomes)
 
     def get_or_compute(self, key: str, compute: Callable[[], Kept], *, on_disk: bool = True) -> Kept:
-        """The outcomes under `key`, from `compute()` where there are none.
+        """The outcomes under `key`, from `compute()` if none are kept.
 
-        Of several threads that ask for the same key at once, one computes and the others wait for it. What it raises
-        is raised in all of them and not kept. on_disk: False where `key` holds for this process only.
+        If several threads ask for the same key at once, one computes and the others wait for it. An exception is raised
+        in all of them and is not kept. on_disk: False if `key` is valid in this process only.
         """
         with self._lock:
             known = self._outcomes.get(key)
@@ -66,7 +66,7 @@ class OutcomeCache(Generic[Kept]):
         try:
             stored = store.get(key) if store else None
             outcomes = compute() if stored is None else stored
-        except BaseException as error:  # an interrupt too has to reach those who wait
+        except BaseException as error:  # an interrupt, too, has to reach the threads that wait
             with self._lock:
                 del self._in_flight[key]
             mine.set_exception(error)
@@ -84,7 +84,8 @@ class OutcomeCache(Generic[Kept]):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Totals since the start: cache_disk_hits, outcomes read from disk (then kept in memory), and cache_faults."""
+        """Totals since the start: cache_disk_hits, the outcomes that were read from disk (and are then kept in memory),
+        and cache_faults."""
         with self._lock:
             num_disk_hits = self._num_disk_hits
         return {"cache_disk_hits": num_disk_hits, "cache_faults": self._store.num_faults if self._store else 0}

@@ -1,7 +1,7 @@
 """Outcomes kept on disk, shared by the processes of a machine, bounded in size.
 
-A fault of the disk is never a fault of training: what cannot be read is replayed again, what cannot be written is not
-kept. Such faults are counted and the first of each kind is logged.
+A fault of the disk never stops training. An outcome that cannot be read is replayed again, and one that cannot be
+written is not kept. Such faults are counted, and the first of each kind is logged.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-# How long another process may hold the database before this one does without it.
+# How long another process may hold the database before this one continues without it.
 _BUSY_TIMEOUT_S = 5.0
-# After a fault that time may cure (a full disk, a stuck process), reading or writing rests for so long, and for ten
-# times what the fault took: diskcache waits a minute for a database that is locked while it opens.
+# After a fault that may pass (a full disk, a stuck process), reading or writing pauses for this long, plus ten times
+# the time that the fault took: diskcache waits a minute for a database that is locked while it opens.
 _REST_S = 60.0
 
-# Faults of the surroundings; with every other one the database itself is to blame.
+# Faults of the surroundings. Every other fault is one of the database itself.
 _SURROUNDINGS = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_BUSY,
@@ -49,24 +49,24 @@ _SURROUNDINGS = {
     sqlite3.SQLITE_PROTOCOL,
 }
 
-# A fork in the middle of a transaction would leave the child with half of it, so all use of the disk goes one at a time
-# and forks wait for it.
+# A fork in the middle of a transaction would leave the child with half of it. So only one thread at a time uses the
+# disk, and forks wait for it.
 _disk_lock = threading.Lock()
 os.register_at_fork(before=_disk_lock.acquire, after_in_parent=_disk_lock.release, after_in_child=_disk_lock.release)
 
 
 class _TextDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
-    """Keeps text inside the database and nothing else.
+    """Keeps only text, and only inside the database.
 
-    diskcache's own classes unpickle what a row calls a pickle, and remove the file that a row names: whoever can write
-    to the folder could run code here. Nothing that a database says does that through this class.
+    diskcache's own class unpickles a value if its row says so, and removes the file that a row names. With it, whoever
+    can write to the folder could run code here. This class does neither.
     """
 
     def put(self, key: str) -> tuple[str, bool]:
         return key, True
 
     def get(self, key: object, raw: object) -> str:
-        raise TypeError("keys are only asked for, never listed")
+        raise TypeError("keys are looked up, never listed")
 
     def store(self, value: str, read: bool, key: str | None = None) -> tuple[int, int, None, str]:
         return 0, diskcache.core.MODE_RAW, None, value
@@ -77,17 +77,17 @@ class _TextDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         return value
 
     def remove(self, file_path: object) -> None:
-        """No value lies in a file."""
+        """Does nothing, because no value lies in a file."""
 
 
 class OutcomeStore:
-    """Gives back exactly what was put under a key, or nothing; no fault of the disk raises. Safe from many threads and
+    """Returns exactly what was put under a key, or None. No fault of the disk raises. Safe from many threads and
     processes.
 
-    The folder is named for REPLAY_VERSION and the installed SUMO, so that outcomes of others are never found. In it
-    every database has a numbered folder of its own. One that proves damaged is left behind for the next number, which
-    all processes then use, and removed: a path is never used twice, because SQLite's processes find each other's
-    files by path.
+    The folder is named after REPLAY_VERSION and the installed SUMO, so that outcomes of other versions are never found.
+    In it, every database has a numbered folder of its own. If a database is damaged, all processes go over to the next
+    number, and the damaged one is removed. A path is never used twice, because processes that use SQLite find each
+    other's files by path.
     """
 
     def __init__(self, settings: CacheSection, outcome_settings: OutcomeSettings) -> None:
@@ -136,7 +136,7 @@ class OutcomeStore:
                     return operation(self._cache)
                 except Exception as error:  # a damaged database makes diskcache raise nearly anything
                     if was_open and not os.path.isdir(self._database_folder):
-                        self._forget()  # another process found it damaged, or someone has emptied the folder
+                        self._forget()  # another process found it damaged, or somebody has emptied the folder
                     elif _is_damage(error):
                         self._leave_behind(error)
                     else:
@@ -150,15 +150,15 @@ class OutcomeStore:
         cache, self._cache = self._cache, None
         if cache is not None:
             try:
-                cache.close()  # this thread's connection; those of other threads close when they are collected
+                cache.close()  # this thread's connection; the others close when they are garbage-collected
             except sqlite3.Error as error:
                 logger.debug("%s: %r", self._database_folder, error)
 
     def _open(self) -> diskcache.Cache:
-        """The newest database, a new one where there is none. Removes those that were left behind."""
+        """The newest database, or a new one if there is none. Removes the older ones."""
         try:
             self._folder = self._folder.expanduser()
-        except RuntimeError as error:  # this user has no home
+        except RuntimeError as error:  # this user does not have a home folder
             raise FileNotFoundError(str(error)) from error
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         numbers = [int(path.name) for path in self._folder.iterdir() if re.fullmatch("[0-9]{1,9}", path.name)]
@@ -192,7 +192,7 @@ class OutcomeStore:
     def _leave_behind(self, error: Exception) -> None:
         self._note(
             "damage",
-            "the outcomes kept in %s are damaged (%r): they are left behind, and the cache begins anew",
+            "the outcomes kept in %s are damaged (%r): they are removed, and the cache starts again",
             self._database_folder,
             error,
         )
@@ -211,7 +211,7 @@ class OutcomeStore:
 
 
 def user_cache_folder() -> Path:
-    """XDG_CACHE_HOME where it is an absolute path, as the XDG Base Directory Specification says, else ~/.cache."""
+    """XDG_CACHE_HOME if it is an absolute path, as the XDG Base Directory Specification says, else ~/.cache."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return named if named.is_absolute() else Path("~/.cache")
 
@@ -227,12 +227,12 @@ def _body_of(outcomes: Outcomes) -> str:
 
 
 def _checksum(key: str, body: str) -> str:
-    # SQLite has none: a page that is damaged in the middle of a number reads as another number
+    # SQLite does not have checksums: if a page is damaged in the middle of a number, another number is read
     return hashlib.sha256(f"{key} {body}".encode()).hexdigest()[:16]
 
 
 def _outcomes_in(text: str, key: str, terms: tuple[str, ...]) -> Outcomes | None:
-    """The outcomes that `put` wrote under `key`, None for any other text."""
+    """The outcomes that `put` wrote under `key`. None for any other text."""
     checksum, _, body = text.partition(" ")
     if checksum != _checksum(key, body):
         return None

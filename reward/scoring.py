@@ -6,17 +6,18 @@
               saving / max(|cost(yes)|, |cost(no)|), cut to [-1, 1]     normalisation relative
               +1 or -1, the sign of saving                              normalisation sign
               saving / clipped_scale_veh_s, cut to [-1, 1]              normalisation clipped
-    term_…  = the same with the costs of that term, whose tie threshold is 0; where the normalisation is clipped,
-              relative, for the scale is in the unit of the traffic part
+    term_…  = the same with the costs of that term and a tie threshold of 0. With the normalisation clipped, terms are
+              relative, because the scale is in the unit of the traffic part
     format  = format.exact, format.embedded or format.invalid, by the form of the answer
 
-`traffic` and the terms lie in [-1, 1] and change their sign with the answer, so of the two answers one never costs
-anything: without terms no answer is better than the right one in the exact form, and a constant answer gains only what
-the traffic gives it.
+`traffic` and the terms lie in [-1, 1] and change their sign with the answer, so one of the two answers never costs
+anything. Without terms, no answer is better than the right one in the exact form, and a constant answer gains only what
+it does to the traffic.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward.settings import RewardSettings
@@ -27,8 +28,10 @@ from tsc.junction.decision import Answer, AnswerForm, Decision
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A score and its parts; indicators are 0.0 or 1.0. terms: by the keys that term_key gives, all terms of the
-    settings, in their order."""
+    """A score and its parts. Indicators are 0.0 or 1.0; for a stretch of decisions, they are shares of its answers.
+
+    terms: the part of each term of the settings, in their order, by the key that term_key gives.
+    """
 
     score: float
     traffic: float
@@ -42,14 +45,14 @@ class Score:
     tie: float
 
     def as_dict(self) -> dict[str, float]:
-        """Flat, the terms last."""
-        values = dict(vars(self))  # in the order above; asdict() copies each number deeply, at four times the cost
+        """Flat, with the terms at the end."""
+        values = dict(vars(self))  # in the order above; asdict() copies each number deeply and takes four times as long
         del values["terms"]
         return values | self.terms
 
 
 def traffic_score(decision: Decision, outcomes: Outcomes, settings: RewardSettings) -> float:
-    """What `decision` saves against the other answer, in [-1, 1]; 0 on a tie."""
+    """What `decision` saves compared with the other answer, in [-1, 1]. A tie gives 0."""
     if outcomes.better(settings.tie_threshold_veh_s) is None:
         return 0.0
     saving = outcomes.saving(decision)
@@ -59,7 +62,7 @@ def traffic_score(decision: Decision, outcomes: Outcomes, settings: RewardSettin
 
 
 def term_score(decision: Decision, outcomes: Outcomes, settings: RewardSettings) -> float:
-    """What `decision` saves by the costs of one term, in [-1, 1]; 0 where they are equal."""
+    """What `decision` saves by the costs of one term, in [-1, 1]. Equal costs give 0."""
     saving = outcomes.saving(decision)
     return _unscaled(saving, outcomes, settings) if saving else 0.0
 
@@ -71,7 +74,7 @@ def _unscaled(saving: float, outcomes: Outcomes, settings: RewardSettings) -> fl
 
 
 def term_key(name: str) -> str:
-    """The key of a term's part in a score: term_switches; for pkg://module:function, term_module.function."""
+    """The key of a term's part in a score: term_switches, or for pkg://module:function, term_module.function."""
     return "term_" + name.removeprefix(USER_PREFIX).replace(":", ".")
 
 
@@ -84,18 +87,28 @@ def format_score(form: AnswerForm, settings: RewardSettings) -> float:
 
 
 def score_answer(answer: Answer, outcomes: Outcomes | None, settings: RewardSettings) -> Score:
-    """`outcomes` may be None only where the answer is invalid: such an answer has no traffic part."""
+    """`outcomes` may be None only if the answer is invalid. Such an answer has no traffic part."""
+    if answer.decision is not None and outcomes is None:
+        raise ValueError("a valid answer cannot be scored without outcomes")
+    return score_answers([answer], answer.decision, outcomes, settings)
+
+
+def score_answers(
+    answers: Sequence[Answer], decision: Decision | None, outcomes: Outcomes | None, settings: RewardSettings
+) -> Score:
+    """The one score of `answers`, at least one: the traffic part and the terms are what `decision` saves, and the
+    format part is the mean over the answers. Without a decision, traffic and terms are 0."""
     traffic = 0.0
     terms = {term_key(name): 0.0 for name, _ in settings.terms}
     tie = False
-    if answer.decision is not None:
-        if outcomes is None:
-            raise ValueError("a valid answer cannot be scored without outcomes")
-        traffic = traffic_score(answer.decision, outcomes, settings)
+    if decision is not None and outcomes is not None:
+        traffic = traffic_score(decision, outcomes, settings)
         tie = outcomes.better(settings.tie_threshold_veh_s) is None
         for name, _ in settings.terms:
-            terms[term_key(name)] = term_score(answer.decision, outcomes.terms[name], settings)
-    form = format_score(answer.form, settings)
+            terms[term_key(name)] = term_score(decision, outcomes.terms[name], settings)
+    number = len(answers)
+    forms, decisions = [answer.form for answer in answers], [answer.decision for answer in answers]
+    form = sum(format_score(each, settings) for each in forms) / number
     score = settings.weights.traffic * traffic + settings.weights.format * form
     for name, weight in settings.terms:
         score += weight * terms[term_key(name)]
@@ -104,10 +117,10 @@ def score_answer(answer: Answer, outcomes: Outcomes | None, settings: RewardSett
         traffic=traffic,
         terms=terms,
         format=form,
-        format_exact=float(answer.form is AnswerForm.EXACT),
-        format_embedded=float(answer.form is AnswerForm.EMBEDDED),
-        format_invalid=float(answer.form is AnswerForm.INVALID),
-        answer_yes=float(answer.decision is Decision.YES),
-        answer_no=float(answer.decision is Decision.NO),
+        format_exact=forms.count(AnswerForm.EXACT) / number,
+        format_embedded=forms.count(AnswerForm.EMBEDDED) / number,
+        format_invalid=forms.count(AnswerForm.INVALID) / number,
+        answer_yes=decisions.count(Decision.YES) / number,
+        answer_no=decisions.count(Decision.NO) / number,
         tie=float(tie),
     )

@@ -14,13 +14,12 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from tsc.cost.measures import SCOPES, check_measure_name
-from tsc.cost.outcome import MAX_HORIZON_S, TAILS, OutcomeSettings
+from tsc.cost.measures import check_measure_name
+from tsc.cost.outcome import OutcomeSection, OutcomeSettings
 from tsc.errors import ConfigError
 from tsc.files import REPO_ROOT
 from tsc.yaml_file import load_yaml, validate_values
@@ -32,35 +31,13 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class OutcomeSection(_Section):
-    """See tsc.cost.outcome.OutcomeSettings."""
-
-    horizon_s: int = Field(default=45, ge=1, le=MAX_HORIZON_S)
-    tail: str = "max_pressure"
-    measure: str = "queue_veh_s"
-    scope: str = "junction"
-
-    @field_validator("tail", "scope")
-    @classmethod
-    def _is_known(cls, value: str, info: ValidationInfo) -> str:
-        allowed = {"tail": TAILS, "scope": SCOPES}[info.field_name or ""]
-        if value not in allowed:
-            raise ValueError(f"choose one of {', '.join(allowed)}")
-        return value
-
-    @field_validator("measure")
-    @classmethod
-    def _is_a_measure(cls, value: str) -> str:
-        return check_measure_name(value)
-
-
 class WeightsSection(_Section):
     traffic: float = Field(default=1.0, gt=0)
     format: float = Field(default=1.0, ge=0)
 
 
 class FormatSection(_Section):
-    """Score of each form of an answer, see tsc.junction.decision.AnswerForm."""
+    """The format part of the score for each form of an answer (tsc.junction.decision.AnswerForm)."""
 
     exact: float = 0.1
     embedded: float = 0.05
@@ -68,8 +45,8 @@ class FormatSection(_Section):
 
 
 class ReplaySection(_Section):
-    """function: what replays, "module:function" with the signature of tsc.replays.replay.replay, imported in the
-    workers only; another one is for tests and other simulators, so the file does not show it."""
+    """function: the function that replays, as "module:function", with the signature of tsc.replays.replay.replay. Only
+    the workers import it. Tests and other simulators set it, so configs/reward.yaml does not show it."""
 
     workers: int | None = Field(default=None, ge=1, le=1024)
     timeout_s: float = Field(default=60.0, gt=0)
@@ -78,13 +55,13 @@ class ReplaySection(_Section):
 
     @property
     def num_workers(self) -> int:
-        """The configured number, by default one for each CPU core that this process may use."""
+        """The configured number. By default, one for each CPU core that this process may use."""
         return self.workers or len(os.sched_getaffinity(0))
 
 
 def _weights_by_term(value: object) -> object:
-    """The section `terms` as pairs, which have a hash as a mapping has not."""
-    if value is None:  # the key without anything behind it
+    """The section `terms` as pairs, because a mapping cannot be hashed."""
+    if value is None:  # the key without a value
         return ()
     if not isinstance(value, Mapping):
         return value
@@ -99,8 +76,8 @@ Terms = Annotated[tuple[tuple[str, float], ...], BeforeValidator(_weights_by_ter
 
 
 class CacheSection(_Section):
-    """Outcomes kept on disk, see reward.outcome_store. directory: null for the user's cache folder. size_limit_mb: 0
-    keeps outcomes in memory only."""
+    """Outcomes that are kept on disk (reward.outcome_store). directory: null for the user's cache folder.
+    size_limit_mb: with 0, outcomes are kept in memory only."""
 
     directory: Path | None = None
     size_limit_mb: int = Field(default=256, ge=0)
@@ -115,9 +92,9 @@ class CacheSection(_Section):
 
 
 class RewardSettings(_Section):
-    """configs/reward.yaml. The checks across keys keep a policy from gaining by form what it loses in traffic.
+    """configs/reward.yaml. The checks across keys prevent that a policy gains by form what it loses in traffic.
 
-    terms: pairs of a measure's name and its weight; a mapping in the file.
+    terms: pairs of a measure's name and its weight. In the file they are a mapping.
     """
 
     outcome: OutcomeSection = OutcomeSection()
@@ -143,7 +120,7 @@ class RewardSettings(_Section):
         if gain >= weights.traffic:
             raise ValueError(
                 f"weights.format * (format.exact - format.embedded) is {gain:g}: must be below weights.traffic "
-                f"{weights.traffic:g}, or the form of an answer counts for more than what it does to the traffic"
+                f"{weights.traffic:g}, or the form of an answer counts more than what the answer does to the traffic"
             )
         # an answer may be the wrong one by the traffic and by every term at once
         worst_valid = weights.format * form.embedded - weights.traffic - sum(weight for _, weight in self.terms)
@@ -155,19 +132,18 @@ class RewardSettings(_Section):
             )
             raise ValueError(
                 f"weights.format * format.invalid is {weights.format * form.invalid:g}, above the score of the worst "
-                f"valid answer, {worst_valid:g}; a policy would learn to be unreadable where it is unsure: {remedy}"
+                f"valid answer, {worst_valid:g}: a policy would learn to be unreadable when it is unsure: {remedy}"
             )
         return self
 
     @property
     def outcome_settings(self) -> OutcomeSettings:
-        """With the terms. Raises ConfigError where a user's own measure cannot be found."""
-        settings = OutcomeSettings(**self.outcome.model_dump(), terms=tuple(name for name, _ in self.terms))
-        return settings.with_sources()
+        """The section `outcome` with the terms. Raises ConfigError if a user's own measure cannot be found."""
+        return OutcomeSettings.of(self.outcome, (name for name, _ in self.terms))
 
 
 def load_settings(path: Path = DEFAULT_SETTINGS_FILE, overrides: Mapping[str, Any] | None = None) -> RewardSettings:
-    """The settings in `path`, with `overrides` (same keys; sections are merged) on top.
+    """The settings in `path`, changed by `overrides` (the same keys; sections are merged).
 
     Raises ConfigError with file, key, value and what is allowed.
     """
@@ -175,7 +151,7 @@ def load_settings(path: Path = DEFAULT_SETTINGS_FILE, overrides: Mapping[str, An
     if overrides:
         settings = _with_overrides(settings, path, overrides)
     try:
-        settings.outcome_settings  # noqa: B018  finds the files of the user's own measures
+        settings.outcome_settings  # noqa: B018  raises if the file of a user's own measure is missing
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return settings

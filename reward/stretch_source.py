@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward.ground_truth import GroundTruth
+from reward.origin import Origin
 from reward.outcome_cache import OutcomeCache
 from reward.settings import RewardSettings
 from reward.stretch_scoring import score_stretch
 from reward.workers.pool import ReplayPool
 from tsc.junction.decision import Answer
-from tsc.replays.stretch import Played, Stretch
+from tsc.replays.stretch import Stretch, StretchProgress
 
 FUNCTION = "tsc.replays.stretch_replay:play"
 
@@ -20,60 +21,50 @@ _NUM_KEPT = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """played, and whether it was kept from before, and whether attempts failed (crash, time-out) before one
-    succeeded."""
-
-    played: Played
-    was_kept: bool
-    failed: bool
+class ProgressWithOrigin:
+    progress: StretchProgress
+    origin: Origin
 
 
 class StretchSource:
     """A client of the machine's replay workers (reward.workers.pool), which all stretches share with all replays. Safe
-    from many threads. What it finds never depends on the order of the calls, nor on the worker.
+    from many threads. What it returns depends neither on the order of the calls nor on the worker.
 
-    Nothing runs between two calls, so a stretch that is given up needs no end.
+    Nothing runs between two calls, so a stretch may simply be abandoned.
     """
 
     def __init__(self, settings: RewardSettings, num_decisions: int) -> None:
-        """num_decisions: of the policy, 1 to tsc.replays.stretch.MAX_DECISIONS."""
+        """num_decisions: decisions of the policy, 1 to tsc.replays.stretch.MAX_DECISIONS."""
         self._settings = settings
         self._outcome_settings = settings.outcome_settings
         self._num_decisions = num_decisions
         self._pool = ReplayPool(settings.replay)
-        self._kept: OutcomeCache[Played] = OutcomeCache(max_entries=_NUM_KEPT)
+        self._kept: OutcomeCache[StretchProgress] = OutcomeCache(max_entries=_NUM_KEPT)
 
-    def play(self, truth: GroundTruth, answers: Sequence[Answer]) -> Found:
-        """Continue the state with the answers so far; where one cannot be read, the net's own plan decides.
+    def play(self, truth: GroundTruth, answers: Sequence[Answer]) -> ProgressWithOrigin:
+        """Continue the state with the answers so far. In place of an unreadable one, the net's own plan decides.
 
-        Raises ReplayError, StateError and their like, which name the state, the junction and the cause.
+        Raises ReplayError, StateError and other TscErrors, which name the state, the junction and the cause.
         """
         decisions = [answer.decision.value if answer.decision else None for answer in answers]
         arguments = {"decisions": decisions, "num_decisions": self._num_decisions}
         num_failed_attempts: list[int] = []
 
-        def played() -> Played:
+        def play() -> StretchProgress:
             values, num_failed = self._pool.run(FUNCTION, truth.request, self._outcome_settings, arguments)
             num_failed_attempts.append(num_failed)
-            return Played.from_dict(values)
+            return StretchProgress.from_dict(values)
 
         key = f"{truth.digest(self._outcome_settings)} {' '.join(map(str, decisions))}"
-        found = self._kept.get_or_compute(key, played)
-        return Found(played=found, was_kept=not num_failed_attempts, failed=any(num_failed_attempts))
+        progress = self._kept.get_or_compute(key, play)
+        origin = Origin.of_replay(was_kept=not num_failed_attempts, failed=any(num_failed_attempts))
+        return ProgressWithOrigin(progress=progress, origin=origin)
 
-    def score(self, answers: Sequence[Answer], stretch: Stretch, *, was_kept: bool, failed: bool) -> dict[str, float]:
-        """The keys of reward.compute_score, with num_decisions: the same for every input. A stretch has no label, so
-        the parts that speak of labels and their audit are 0."""
-        return {
-            **score_stretch(answers, stretch, self._settings),
-            "outcome_from_sample": 0.0,
-            "outcome_from_cache": float(was_kept),
-            "outcome_from_replay": float(not was_kept),
-            "audited": 0.0,
-            "audit_disagreed": 0.0,
-            "failed": float(failed),
-        }
+    def score(self, answers: Sequence[Answer], stretch: Stretch, origin: Origin) -> dict[str, float]:
+        """The keys of reward.compute_score, and num_decisions: the same for every input. A stretch has no label, so the
+        parts about labels and their audit are 0."""
+        score = score_stretch(answers, stretch, self._settings).as_dict()
+        return {**score, "num_decisions": float(stretch.num_decisions), **origin.as_dict()}
 
     @property
     def counts(self) -> dict[str, int]:

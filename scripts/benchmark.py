@@ -1,12 +1,12 @@
-"""Measure this project beside what one would otherwise write, on this machine. docs/benchmarks.md defines the rows.
+"""Measure this project against the usual alternatives, on this machine. docs/benchmarks.md defines the rows.
 
 Examples:
     python scripts/benchmark.py reward --json runs/benchmark/reward.json
     python scripts/benchmark.py reward --only replay-bare replay-city --quick
     python scripts/benchmark.py evaluate --json runs/benchmark/evaluate.json
 
-Both sides of a ratio are measured in the same run, in turn, several times; the medians are compared.
-Exit status: 0; 1 where a row does not reach what it must; 2 where something cannot be measured.
+Both sides of a ratio are measured several times in turn, in the same run. The ratio is that of their medians.
+Exit status: 0; 1 if a row misses its bound; 2 if something cannot be measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tsc.errors import ConfigError, did_you_mean, run_main
 
 Measure = Callable[[Path, Effort], list[Row]]
 
-# what measures which rows, in the order of the table
+# the functions and the rows that they measure, in the order of the table
 REWARD: Mapping[Measure, tuple[str, ...]] = {
     bare_rows: ("replay-bare",),
     traci_rows: ("replay-traci", "replay-traci-cpu"),
@@ -51,13 +51,13 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             meant = did_you_mean(name, known)
-            raise ConfigError(f"--only {name!r} is unknown: {meant}choose of {', '.join(known)}")
+            raise ConfigError(f"--only {name!r} is unknown: {meant}choose from {', '.join(known)}")
 
 
 def measure(
     measures: Mapping[Measure, tuple[str, ...]], only: Sequence[str], folder: Path, effort: Effort
 ) -> list[Row]:
-    """The rows that `only` names, all where it is empty; says what is under way."""
+    """Measure the rows that `only` names, or all if it is empty, and print the progress."""
     check_names(only, [name for names in measures.values() for name in names])
     rows = []
     for function, names in measures.items():
@@ -81,11 +81,14 @@ def main() -> int:
         known = ", ".join(row for rows in measures.values() for row in rows)
         subject = subjects.add_parser(name, help=help_text, description=f"Rows: {known}.")
         subject.set_defaults(measures=measures)
-        subject.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
-        subject.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these rows alone")
-        subject.add_argument("--quick", action="store_true", help="few repetitions: shows that all runs, no result")
+        subject.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file, too")
+        subject.add_argument("--only", nargs="+", default=[], metavar="NAME", help="measure these rows only")
+        subject.add_argument("--quick", action="store_true", help="few repetitions, to see that everything runs")
         subject.add_argument(
-            "--folder", type=Path, default=Path("runs/benchmark"), help="for data, kept (default: %(default)s)"
+            "--folder",
+            type=Path,
+            default=Path("runs/benchmark"),
+            help="folder for data, which is kept (default: %(default)s)",
         )
     arguments = parser.parse_args()
 

@@ -1,14 +1,15 @@
-"""Let a controller run the signals of a SUMO or sumo-gui that someone else started, over TraCI.
+"""Run the signals of a SUMO or sumo-gui that someone else started, over TraCI.
 
 Examples:
     sumo-gui --net-file my.net.xml --route-files my.rou.xml --remote-port 8813 --start --delay 200 &
     python scripts/run_controller.py --port 8813 --controller max_pressure --verbose
     python scripts/run_controller.py --port 8813 --controller llm:mine=runs/demo/grpo/merged
 
-A language model is llm:NAME=FOLDER, llm:NAME=FOLDER+ADAPTER or llm:NAME=ADAPTER, which vLLM serves meanwhile; with
---base-url, llm:NAME=MODEL is a model of that server, llm its only one (key from OPENAI_API_KEY).
-Steps the simulation by whole seconds. Ends at SUMO's --end, without one when no vehicle is left, and on Ctrl-C; hands
-the signals back to their programs then. docs/run_controller.md: how to watch, and how to take part in another study.
+A language model is llm:NAME=FOLDER, llm:NAME=FOLDER+ADAPTER or llm:NAME=ADAPTER; vLLM serves it during the run. With
+--base-url, llm:NAME=MODEL is a model of that server, and llm is its only model (key from OPENAI_API_KEY).
+This program steps the simulation by whole seconds. It ends at SUMO's --end, or without --end when no vehicle is left,
+and on Ctrl-C. It then hands the signals back to their own programs. docs/run_controller.md says how to watch it, and
+how to use it in another study.
 """
 
 from __future__ import annotations
@@ -47,22 +48,22 @@ if TYPE_CHECKING:
 
 CONFIGS = REPO_ROOT / "configs"
 
-# long enough to start both from one line of a shell
+# long enough to start SUMO and this program in one line of a shell
 WAIT_FOR_SUMO_S = 10.0
 
 ELSEWHERE = "compare with it in scripts/evaluate.py"
 CANNOT_RUN_HERE = {
-    "static": "it is what the signals do without this program",
-    "lookahead": "it tries both answers in forked copies of the simulation, and a SUMO in another process cannot be "
-    f"forked: {ELSEWHERE}",
+    "static": "without this program, the signals are static anyway",
+    "lookahead": "it tries both answers in forks of the simulation, and a SUMO in another process cannot be forked: "
+    f"{ELSEWHERE}",
 }
-BY_SUMO = f"SUMO itself does it, with programs that it loads at its start: {ELSEWHERE}"
+BY_SUMO = f"SUMO itself switches by programs that it loads at its start: {ELSEWHERE}"
 RULES = [name for name, kind in CONTROLLERS.items() if not kind.by_sumo and name not in CANNOT_RUN_HERE]
 
 
 @dataclass
 class Tally:
-    """switches: greens ended by a decision or at their maximum."""
+    """The counts of a run. switches: greens ended by a decision or at their maximum."""
 
     decisions: int = 0
     switches: int = 0
@@ -70,19 +71,23 @@ class Tally:
 
 @dataclass
 class StopRequest:
+    """Whether the user asked the program to stop."""
+
     made: bool = False
 
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Made by Ctrl-C or SIGTERM, which interrupt nothing: SUMO has to answer what it was asked before it can be asked
-    to take the signals back. The second time they end the program at once."""
+    """A stop request that the first Ctrl-C or SIGTERM makes. The second one ends the program at once.
+
+    The first one does not interrupt anything: SUMO has to answer the present call before it can take the signals back.
+    """
     request = StopRequest()
 
     def make(number: int, frame: FrameType | None) -> None:
         request.made = True
         restore()
-        print("ending after this second; again: at once, and SUMO with it", flush=True)
+        print("stopping after this second; press Ctrl-C again to stop at once, and SUMO with it", flush=True)
 
     def restore() -> None:
         for number, handler in before.items():
@@ -96,27 +101,28 @@ def stop_request() -> Iterator[StopRequest]:
 
 
 def model_named(word: str, base_url: str | None) -> ModelChoice | None:
-    """The language model that a controller's word names, None for a rule. Loads nothing.
+    """The language model that --controller names, or None for a rule. Does not load the model.
 
-    Raises ConfigError for a model that cannot be had, and for a rule that is unknown or cannot run someone else's SUMO.
+    Raises ConfigError for a model that cannot be served, and for a rule that is unknown or cannot run someone else's
+    SUMO.
     """
     if word.partition(":")[0] == LANGUAGE_MODEL:
         from recipes.serving.model_choice import checked, parse_model_choice
 
         return checked(parse_model_choice(word, base_url))
     if base_url is not None:
-        raise ConfigError(f"--base-url is for language models, and controller {word!r} is none: leave it out")
+        raise ConfigError(f"--base-url is for language models, but controller {word!r} is not one: leave it out")
     if word in RULES:
         return None
     if word in CONTROLLERS:
         raise ConfigError(f"controller {word!r} cannot run here: {CANNOT_RUN_HERE.get(word, BY_SUMO)}")
     meant = did_you_mean(word, RULES)
-    raise ConfigError(f"controller {word!r} is unknown: {meant}choose of {', '.join(RULES)}, llm:NAME=FOLDER")
+    raise ConfigError(f"controller {word!r} is unknown: {meant}choose from {', '.join(RULES)}, llm:NAME=FOLDER")
 
 
 @contextmanager
 def controller_for(word: str, model: ModelChoice | None, settings: LanguageModelSettings) -> Iterator[Controller]:
-    """Has a local model served meanwhile. Raises ConfigError and EndpointError."""
+    """The controller; a local model is served during the block. Raises ConfigError and EndpointError."""
     if model is None:
         yield rule_controller(word, seed=0, lookahead=OutcomeSettings())
         return
@@ -132,12 +138,15 @@ def controller_for(word: str, model: ModelChoice | None, settings: LanguageModel
 
 
 def programs_to_run(simulation: AttachedSimulation, names: Sequence[str]) -> dict[str, SignalProgram]:
-    """Of the named junctions, or of all that can be controlled. Raises ScenarioError and UnknownJunction."""
+    """The programs of the named junctions, or of all that can be controlled. Raises ScenarioError and
+    UnknownJunction."""
     signals = simulation.junction_ids()
     for name in names:
         if name not in signals:
             meant = did_you_mean(name, signals)
-            raise UnknownJunction(f"junction {name!r} has no signal: {meant}there are {', '.join(signals) or 'none'}")
+            raise UnknownJunction(
+                f"junction {name!r} does not have a signal: {meant}the signals are {', '.join(signals) or 'none'}"
+            )
     programs, refused = {}, []
     for name in names or signals:
         try:
@@ -150,7 +159,7 @@ def programs_to_run(simulation: AttachedSimulation, names: Sequence[str]) -> dic
         elif names:
             raise ScenarioError(f"junction {name!r} has fewer than two stages: there is nothing to decide")
     if refused:
-        others = f"; or name the other junctions: --junctions {' '.join(programs)}" if programs and not names else ""
+        others = f"; or run only the others: --junctions {' '.join(programs)}" if programs and not names else ""
         raise ScenarioError(f"{refused[0]}{others}")
     if not programs:
         raise ScenarioError(
@@ -163,9 +172,10 @@ def programs_to_run(simulation: AttachedSimulation, names: Sequence[str]) -> dic
 def drive(
     control: SignalControl, simulation: AttachedSimulation, controller: Controller, stop: StopRequest, *, verbose: bool
 ) -> None:
-    """Until SUMO's --end, or without one until no vehicle is left, or until a request to stop; prints what was done.
+    """Run the signals until SUMO's --end, or without --end until no vehicle is left, or until a stop request. Prints
+    the counts of the run at the end.
 
-    Raises ScenarioError where SUMO ends before, and EndpointError.
+    Raises ScenarioError if SUMO ends earlier, and EndpointError.
     """
     tally = Tally()
     time_s = simulation.time_s
@@ -185,10 +195,10 @@ def drive(
             control.after_step()
             time_s += 1.0
     except SimulationClosed:
-        raise ScenarioError(f"SUMO closed the connection after {time_s:g} s: its own messages tell why") from None
+        raise ScenarioError(f"SUMO closed the connection after {time_s:g} s: its own messages say why") from None
     except EndpointError:
         control.release()
-        if not stop.made:  # Ctrl-C in a terminal reaches our own server, too
+        if not stop.made:  # Ctrl-C in a terminal also ends our own server
             raise
     except BaseException:
         control.release()
@@ -208,7 +218,7 @@ def decision_line(
     if isinstance(controller, LanguageModelController):
         asked = next(asked for asked in controller.last_round if asked.junction_id == junction_id)
         if asked.fallback is not None:
-            line += f" (the net's own plan, as the answer is {asked.fallback})"
+            line += f" (from the net's own plan, because the answer is {asked.fallback})"
         line += f"  {asked.reply.text or ''}"
     return line
 
@@ -223,15 +233,20 @@ def last_line(tally: Tally, controller: Controller, time_s: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True, help="SUMO's --remote-port")
-    parser.add_argument("--host", default="localhost", help="where SUMO runs (default: %(default)s)")
-    parser.add_argument("--order", type=int, metavar="N", help="a number of its own among several TraCI clients")
+    parser.add_argument("--host", default="localhost", help="host on which SUMO runs (default: %(default)s)")
+    parser.add_argument("--order", type=int, metavar="N", help="this client's own number among several TraCI clients")
     parser.add_argument("--controller", required=True, metavar="NAME", help=f"{', '.join(RULES)}, llm:NAME=…")
-    parser.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible server that answers for the model")
-    parser.add_argument("--junctions", nargs="+", default=[], metavar="ID", help="these alone (default: all)")
-    parser.add_argument("--config", type=Path, default=CONFIGS / "evaluation.yaml", help="settings: its timing and llm")
+    parser.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible server that has the model")
+    parser.add_argument("--junctions", nargs="+", default=[], metavar="ID", help="run these only (default: all)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=CONFIGS / "evaluation.yaml",
+        help="file whose timing and llm settings are used (default: configs/evaluation.yaml)",
+    )
     for option in ("min-green-s", "max-green-s", "green-extension-s"):
-        parser.add_argument(f"--{option}", type=int, metavar="S", help="seconds (default: the settings')")
-    parser.add_argument("--verbose", action="store_true", help="tell each decision in a line")
+        parser.add_argument(f"--{option}", type=int, metavar="S", help="seconds (default: that of --config)")
+    parser.add_argument("--verbose", action="store_true", help="print a line for each decision")
     arguments = parser.parse_args()
 
     settings = load_evaluation_settings(arguments.config)

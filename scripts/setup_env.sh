@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Makes the Python environment .venv in the repository's root, or brings it up to date; says and does nothing when it already is.
-# Every other script calls this one, so there is seldom a reason to call it by hand.
+# Makes the Python environment .venv in the repository's root, or brings it up to date. An environment that is up to date is
+# left alone, without a message. Every other script calls this one, so you seldom need to call it yourself.
 #
 #   bash scripts/setup_env.sh
 #
 # Settings, all optional, from the environment:
-#   PROFILE=cpu|gpu|auto      which pinned set: requirements/cpu.txt or requirements/gpu.txt (auto: gpu where nvidia-smi lists one)
+#   PROFILE=cpu|gpu|auto      which pinned set: requirements/cpu.txt or requirements/gpu.txt (auto: gpu if nvidia-smi lists a GPU)
 #   DEV=1                     with the test and lint tools (requirements/dev.txt); once installed they are kept up to date
 #   PYTHON=python3.12         the interpreter for a new .venv: 3.11 or 3.12 (default: the first that fits on PATH, else uv's own)
-#   PIP_FIND_LINKS="DIR ..."  folders or pages with wheels that are used beside the registry, e.g. a CPU build of torch
-#   PIP_INDEX_URL=URL         another registry (likewise UV_DEFAULT_INDEX and uv's other variables)
+#   PIP_FIND_LINKS="DIR ..."  folders or pages with further wheels, e.g. the CPU build of torch
+#   PIP_INDEX_URL=URL         another registry (UV_DEFAULT_INDEX and uv's other variables work, too)
 set -euo pipefail
 
 repo_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -24,10 +24,10 @@ venv=.venv
 stamp=$venv/.setup_stamp     # what was installed; written last
 lock=.venv.lock              # held while working; its text is "unfinished" until the work is complete
 log=.venv.log                # what uv says; kept after a failure
-tsc_uv=.uv                   # our own uv, where PATH has none
+tsc_uv=.uv                   # our own uv, if PATH has none
 
-# Free disk for the unpacked packages with their byte code (4 and about 13 GB) and some air for what is run afterwards.
-# uv's cache takes no more on the same disk, where it shares its files with .venv.
+# Free disk space for the unpacked packages with their byte code (4 and about 13 GB), and some for the first runs.
+# uv's cache on the same disk takes no further space, because it shares its files with .venv.
 declare -A need_gb=([cpu]=6 [gpu]=16)
 declare -A download=([cpu]='1 GB' [gpu]='4.6 GB')
 
@@ -55,11 +55,12 @@ case $DEV in 0 | 1) ;; *) fail "DEV=$DEV is unknown: use 0 or 1" ;; esac
 
 stamped() { [[ -r $stamp ]] && sed -n "s/^$1=//p" "$stamp" || true; }
 
-# Everything the environment follows from; the tools' settings at the end of pyproject.toml are not among it.
+# The digest of everything that decides what the environment holds. The settings of tools at the end of pyproject.toml do not.
 digest() {  # digest PROFILE DEV
     {
         printf '%s\n' "$repo_root" "$1" "$2"
         cat "requirements/$1.txt"
+        if [[ $1 == cpu ]]; then cat requirements/cpu-torch.txt; fi
         if (($2)); then cat requirements/dev.txt; fi
         sed -n '/^\[tool\.ruff/q;p' pyproject.toml
         grep -s version "$venv/pyvenv.cfg" || true
@@ -73,7 +74,7 @@ choose() {  # sets profile and dev
     if [[ $(stamped dev) == 1 ]]; then dev=1; fi
     profile=$PROFILE
     if [[ $profile == auto ]]; then
-        # An environment for GPUs stays one on a machine without (a cluster's login node, a container started without them).
+        # An environment for GPUs stays one on a machine without a GPU: a cluster's login node, or a container without access to one.
         if [[ $(stamped profile) == gpu ]] || gpu_present; then profile=gpu; else profile=cpu; fi
     fi
 }
@@ -105,7 +106,7 @@ if [[ -L $venv ]]; then
         "Remove the link, so that this tree gets an environment of its own:  rm '$repo_root/$venv'"
 fi
 
-# The environment of the previous call is kept and only updated where that is safe.
+# The environment of the previous call is kept and updated if that is safe.
 reuse=0
 if [[ -r $stamp && ! -s $lock && $(stamped root) == "$repo_root" && $(stamped profile) == "$profile" ]] &&
     "$venv/bin/python" -c '' 2>/dev/null; then
@@ -123,10 +124,10 @@ if ((reuse)); then
     python=$venv/bin/python
 elif [[ -n $PYTHON ]]; then
     version=$(version_of "$PYTHON") || fail "PYTHON=$PYTHON does not run" "Name an interpreter of version 3.11 or 3.12."
-    fits "$version" || fail "PYTHON=$PYTHON is Python $version; needed is 3.11 or 3.12"
+    fits "$version" || fail "PYTHON=$PYTHON is Python $version, but 3.11 or 3.12 is needed"
     python=$(command -v "$PYTHON")
 else
-    # 3.11 first: the set was tried with it most.
+    # 3.11 first: the packages were tested with it most.
     for candidate in python3.11 python3.12 python3 python; do
         version=$(version_of "$candidate") || continue
         seen+=("$candidate is $version")
@@ -160,7 +161,7 @@ fi
 
 # ---------------------------------------------------------------------------------------------- uv
 
-# It would spoil the byte-compilation, and a dozen processes would compile torch again at every start.
+# PYTHONDONTWRITEBYTECODE would prevent the byte code, and a dozen processes would compile torch again at every start.
 unset PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
 export UV_NO_PROGRESS=1 UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-120}
 if [[ -n ${PIP_INDEX_URL:-} ]]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}; fi
@@ -197,7 +198,7 @@ if [[ -z $uv ]]; then
     done
     [[ -n $pip_python ]] || fail "neither uv nor a Python with pip was found" \
         "Install one of them, e.g.  sudo apt install python3-pip"
-    # A folder of its own: works beside a Python that the system manages, and needs no rights.
+    # A folder of its own needs no rights, and works with a Python that the system manages.
     "$pip_python" -m pip install --quiet --disable-pip-version-check --target "$tsc_uv" "$UV_SPEC" >"$log" 2>&1 ||
         explain_failure "uv could not be installed"
     uv=$tsc_uv/bin/uv
@@ -232,35 +233,38 @@ rm -f "$stamp"
 
 files=("requirements/$profile.txt")
 if ((dev)); then files+=(requirements/dev.txt); fi
-num_packages=$(cat "${files[@]}" | grep -oE '^[a-z0-9][^=]*==' | sort -u | wc -l)
+if [[ $profile == cpu ]]; then torch=requirements/cpu-torch.txt; else torch=''; fi
+num_packages=$(cat "${files[@]}" ${torch:+"$torch"} | grep -oE '^[a-z0-9][^=]*==' | sort -u | wc -l)
 
-torch_backend=()
-if [[ $profile == cpu ]]; then
-    # The CPU build of torch is not on the registry: it comes from the caller's folders, or else from PyTorch's own index.
+# The files are complete sets, so nothing is left to resolve (--no-deps). The overrides have had their effect on them.
+install() {  # install OPTION OF uv pip install...
+    "$uv" pip install --python "$venv/bin/python" --no-config --no-deps --compile-bytecode "${find_links[@]}" "$@" >"$log" 2>&1 ||
+        explain_failure "the packages could not be installed"
+}
+
+begin "$num_packages packages ($profile$( ((dev)) && echo ', with the test tools')); the first time downloads ${download[$profile]}"
+if [[ -n $torch ]]; then
+    # The registry does not have the CPU build of torch: it comes from the caller's folders, else from PyTorch's own index.
     torch_backend=(--torch-backend cpu)
     tag=$("$venv/bin/python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
-    torch_wheel=$(sed -n "s/^torch==\(\S*\).*/torch-\1-$tag-*.whl/p" requirements/cpu.txt)
+    torch_wheel=$(sed -n "s/^torch==\(\S*\).*/torch-\1-$tag-*.whl/p" "$torch")
     for place in ${PIP_FIND_LINKS:-}; do
         if compgen -G "${place#file://}/$torch_wheel" >/dev/null; then torch_backend=(); fi
     done
+    install "${torch_backend[@]}" --requirement="$torch"
 fi
-
-begin "$num_packages packages ($profile$( ((dev)) && echo ', with the test tools')); the first time downloads ${download[$profile]}"
-# The files are complete sets, so nothing is left to resolve (--no-deps); the overrides already had their effect on them.
-"$uv" pip install --python "$venv/bin/python" --no-config --no-deps --compile-bytecode \
-    "${find_links[@]}" "${torch_backend[@]}" "${files[@]/#/--requirement=}" >"$log" 2>&1 ||
-    explain_failure "the packages could not be installed"
+install --require-hashes "${files[@]/#/--requirement=}"
 end
 
 begin 'the project, editable'
-# "compat" puts the repository's root on the path, so that new packages and modules are found without another set-up.
+# "compat" puts the repository's root on the path: Python then finds new packages and modules without another set-up.
 "$uv" pip install --python "$venv/bin/python" --no-config --no-deps --no-build-isolation --offline \
     --config-setting editable_mode=compat --editable . >"$log" 2>&1 ||
     explain_failure "the project could not be installed"
 end
 
 begin 'import check'
-# In a process of its own: beside pyarrow libsumo warns of another Arrow version.
+# In a process of its own: together with pyarrow, libsumo warns of another Arrow version.
 "$venv/bin/python" -c 'import libsumo' >"$log" 2>&1 || explain_failure "libsumo does not import"
 "$venv/bin/python" - "$profile" >"$log" 2>&1 <<'PYTHON' || explain_failure "the installed packages do not import"
 import importlib.util
@@ -276,7 +280,7 @@ if missing:
 if profile == "cpu" and torch.version.cuda is not None:
     sys.exit(f"torch {torch.__version__} is a CUDA build; the cpu set needs the +cpu build")
 if profile == "gpu" and not torch.cuda.is_available():
-    print(f"warning: torch {torch.__version__} (CUDA {torch.version.cuda}) can use no GPU here: is the driver recent enough?")
+    print(f"warning: torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use a GPU here: is the driver recent enough?")
 PYTHON
 end
 cat "$log"

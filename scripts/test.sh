@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every check of the repository: set-up, lint, formatting, shell scripts, Dockerfiles, types, tests.
+# Runs every check of the repository: set-up, lint, formatting, shell scripts, Dockerfiles, types, tests.
 #
-#   bash scripts/test.sh                      all of it, about 20 minutes on 2 cores
+#   bash scripts/test.sh                      all of them, about 20 minutes on 2 cores
 #   bash scripts/test.sh -m "not slow"        options for pytest
 #   bash scripts/test.sh tests/tsc -x         one folder, up to the first failure
 #
@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 DEV=1 bash scripts/setup_env.sh
 export PATH="$PWD/.venv/bin:$PATH"
-# The tests start many Python processes; each would compile the project's modules again.
+# The tests start many Python processes. With this variable each would compile the project's modules again.
 unset PYTHONDONTWRITEBYTECODE
 
 stage() {  # stage NAME COMMAND...

@@ -5,87 +5,101 @@
 #   DATA=data/mine MODEL_PATH=models/mine bash scripts/train_gspo.sh [HYDRA OVERRIDE...]
 #   HARDWARE=t4 MODEL_PATH=qwen2.5-1.5b DRY_RUN=1 bash scripts/train_gspo.sh      what it would do there, and whether it fits
 #
-# Ctrl-C or a kill leaves no process; the same command goes on where it stopped. Everything lands in $RUNS/$RUN_NAME.
+# Ctrl-C or a kill leaves no process; the same command continues where it stopped. Everything lands in $RUNS/$RUN_NAME.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# ---------------------------------------------------------------------------------------------- knobs
+# Set one here or in the environment. An empty knob has the default in brackets, which recipes/*.yaml own; in two of them, the
+# first is the tiny model's.
+set -a
 # ---- what to train on what
-MODEL_PATH=${MODEL_PATH:-}              # folder in Hugging Face format, or OWNER/NAME on its hub; smollm2: SmolLM2-135M-Instruct; empty: a tiny new model
+MODEL_PATH=${MODEL_PATH:-}              # folder in Hugging Face format, or OWNER/NAME on its Hub; smollm2: SmolLM2-135M-Instruct; empty: a tiny new model
 DATA=${DATA:-}                          # dataset (JSON file or folder) or folder with train.parquet; empty: made from SCENARIO
-SCENARIO=${SCENARIO:-configs/scenarios/four_way.yaml}   # for the data where DATA is empty, and for the evaluation
-EPISODES=${EPISODES:-16}                # simulated hours to draw training data from, where DATA is empty
+SCENARIO=${SCENARIO:-}                  # [configs/scenarios/four_way.yaml] for the data where DATA is empty, and for the evaluation
+EPISODES=${EPISODES:-}                  # [16] simulated hours to draw training data from, where DATA is empty
 # ---- where it runs
-HARDWARE=${HARDWARE:-auto}              # auto (from nvidia-smi), or the name of a file in configs/hardware: cpu, t4, a100_80g, h100, …
-N_GPUS=${N_GPUS:-}                      # GPUs of each machine; empty: all that HARDWARE=auto finds, else 1
-NNODES=${NNODES:-1}                     # machines; more than one with RAY_ADDRESS (docs/cluster.md)
+HARDWARE=${HARDWARE:-}                  # [auto] from nvidia-smi, or the name of a file in configs/hardware: cpu, t4, a100_80g, h100, …
+N_GPUS=${N_GPUS:-}                      # GPUs of each machine; empty: all that HARDWARE=auto finds, else the hardware file's
+NNODES=${NNODES:-}                      # [1] machines; more than one with RAY_ADDRESS (docs/cluster.md)
 RAY_ADDRESS=${RAY_ADDRESS:-}            # IP:PORT of a Ray cluster to join, see scripts/ray_cluster.sh; empty: a Ray of its own on this machine
-TENSOR_PARALLEL=${TENSOR_PARALLEL:-1}   # GPUs that share one vLLM; divides N_GPUS
-DRY_RUN=${DRY_RUN:-0}                   # 1: compose and check the configuration, write it, print the plan, and stop; needs no GPU
-FIT=${FIT:-check}                      # check: stop where the plan says that the run does not fit; ignore: try it all the same
+TENSOR_PARALLEL=${TENSOR_PARALLEL:-}    # [1] GPUs that share one vLLM; divides N_GPUS
+DRY_RUN=${DRY_RUN:-}                    # 1: compose and check the configuration, write it, print the plan, and stop; needs no GPU
+FIT=${FIT:-}                            # [check] stop where the plan says that the run does not fit; ignore: try it all the same
 # ---- GSPO
-STEPS=${STEPS:-40}                      # training steps in all; raise it and run again to train on
-BATCH_PROMPTS=${BATCH_PROMPTS:-128}     # prompts a step
-ROLLOUT_N=${ROLLOUT_N:-4}               # answers to each prompt, which are compared with each other (≥ 2)
-NORMALISE_STD=${NORMALISE_STD:-}        # divide a group's advantages by their standard deviation: True, False; empty: False for the tiny model, True (verl's default) for others
-UPDATES=${UPDATES:-4}                   # updates a step, each on a part of the batch; divides BATCH_PROMPTS. With 1 every ratio is 1, and GSPO is GRPO
-CLIP_LOW=${CLIP_LOW:-3e-4}              # bounds of the ratio, 1 − this and 1 + the next; the paper's
-CLIP_HIGH=${CLIP_HIGH:-4e-4}
-LEARNING_RATE=${LEARNING_RATE:-}        # at the start, cosine decay to 0; empty: 1e-3 for the tiny model, 1e-5 for others
-LORA_RANK=${LORA_RANK:-32}              # rank of the trained adapter; 0: train all weights
-LORA_ALPHA=${LORA_ALPHA:-64}            # scale of the adapter: alpha / rank
-LORA_TARGETS=${LORA_TARGETS:-all-linear} # modules that get one, e.g. q_proj,v_proj
-KL=${KL:-}                              # weight of the KL loss against the starting model, 0: none; empty: 0.3 for the tiny model, 0.001 for others
-TEMPERATURE=${TEMPERATURE:-1.0}         # of sampling during training (> 0)
-MICRO_BATCH=${MICRO_BATCH:-}            # sequences in one pass; must divide BATCH_PROMPTS × ROLLOUT_N; empty: the hardware file's; 8 for given models on a CPU
-SAVE_EVERY=${SAVE_EVERY:-25}            # steps between checkpoints
-VALIDATE_EVERY=${VALIDATE_EVERY:--1}    # steps between validations; -1: none, the evaluation judges
+STEPS=${STEPS:-}                        # [40] training steps in all; raise it and run again to train on
+BATCH_PROMPTS=${BATCH_PROMPTS:-}        # [128] prompts a step
+ROLLOUT_N=${ROLLOUT_N:-}                # [4] answers to each prompt, which are compared with each other (≥ 2)
+NORMALISE_STD=${NORMALISE_STD:-}        # [False, True] divide a group's advantages by their standard deviation
+UPDATES=${UPDATES:-}                    # [4] updates a step, each on a part of the batch; divides BATCH_PROMPTS. With 1 every ratio is 1, and GSPO is GRPO
+CLIP_LOW=${CLIP_LOW:-}                  # [0.0003] bounds of the ratio, 1 − this and 1 + the next; the paper's
+CLIP_HIGH=${CLIP_HIGH:-}                # [0.0004]
+LEARNING_RATE=${LEARNING_RATE:-}        # [1e-3, 1e-5] at the start, cosine decay to 0
+LORA_RANK=${LORA_RANK:-}                # [32] rank of the trained adapter; 0: train all weights
+LORA_ALPHA=${LORA_ALPHA:-}              # [64] scale of the adapter: alpha / rank
+LORA_TARGETS=${LORA_TARGETS:-}          # [all-linear] modules that get one, e.g. q_proj,v_proj
+KL=${KL:-}                              # [0.3, 0.001] weight of the KL loss against the starting model, 0: none
+TEMPERATURE=${TEMPERATURE:-}            # [1.0] of sampling during training (> 0)
+MICRO_BATCH=${MICRO_BATCH:-}            # sequences in one pass; must divide BATCH_PROMPTS × ROLLOUT_N; empty: the hardware file's
+SAVE_EVERY=${SAVE_EVERY:-}              # [25] steps between checkpoints
+VALIDATE_EVERY=${VALIDATE_EVERY:-}      # [-1] steps between validations; -1: none, the evaluation judges
 # ---- SFT before it
-SFT=${SFT:-auto}                        # yes, no, auto: yes for the tiny model and smollm2, which do not know the answer format
-SFT_LEARNING_RATE=${SFT_LEARNING_RATE:-} # empty: 1e-3 for the tiny model, 2e-5 for others, 2e-4 for their adapters
-SFT_EPOCHS=${SFT_EPOCHS:-}              # passes over the labels; empty: 6 for the tiny model, which has all to learn, 1 for others
-SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-}    # chats a step; empty: 16 for the tiny model, 64 for others
+SFT=${SFT:-}                            # [auto] yes, no; auto: yes for the tiny model and smollm2, which do not know the answer format
+SFT_LEARNING_RATE=${SFT_LEARNING_RATE:-} # [1e-3, 2e-4] of all weights; of an adapter, with LORA_RANK=0 2e-5
+SFT_EPOCHS=${SFT_EPOCHS:-}              # [6, 1] passes over the labels: the tiny model has all to learn
+SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-}    # [16, 64] chats a step
 # ---- evaluation
-EVAL_SEEDS=${EVAL_SEEDS:-10}            # simulated hours with demand that training never saw; 0: no evaluation
-EVAL_CONTROLLERS=${EVAL_CONTROLLERS:-static actuated gap_out max_pressure lookahead}   # to stand beside the models
+EVAL_SEEDS=${EVAL_SEEDS:-}              # [10] simulated hours with demand that training never saw; 0: no evaluation
+EVAL_CONTROLLERS=${EVAL_CONTROLLERS:-}  # [static actuated gap_out max_pressure lookahead] to stand beside the models
 # ---- where to
-RUN_NAME=${RUN_NAME:-demo}              # $RUNS/$RUN_NAME; algorithms of one name share the model of the SFT
-RUNS=${RUNS:-runs}                      # folder of all runs
-WORKERS=${WORKERS:-$(nproc)}            # processes for simulation (data and evaluation)
-WANDB=${WANDB:-auto}                    # auto (online where a key is present), online, offline, off
-WANDB_PROJECT=${WANDB_PROJECT:-tsc-grpo}
+RUN_NAME=${RUN_NAME:-}                  # [demo] $RUNS/$RUN_NAME; algorithms of one name share the model of the SFT
+RUNS=${RUNS:-}                          # [runs] folder of all runs
+WORKERS=${WORKERS:-}                    # processes for simulation (data and evaluation); empty: one a core
+WANDB=${WANDB:-}                        # [auto] online where a key is present; online, offline, off
+WANDB_PROJECT=${WANDB_PROJECT:-}        # [tsc-grpo]
+set +a
 
-# shellcheck source=scripts/launch.sh
-source scripts/launch.sh
-# shellcheck source=scripts/pipeline.sh
-source scripts/pipeline.sh
-
-# ---------------------------------------------------------------------------------------------- check
-
-prepare
-choose_paths gspo
-# A tiny model turns sure of itself within ten steps, and then explores no more; the KL loss keeps it open.
-KL=${KL:-$(tiny_default 0.3 0.001)}
-LEARNING_RATE=${LEARNING_RATE:-$(tiny_default 1e-3 1e-5)}
-NORMALISE_STD=${NORMALISE_STD:-$(tiny_default False True)}
-check_choice NORMALISE_STD "$NORMALISE_STD" True False
-check_policy_knobs 2
-choose_sft
-choose_overrides gspo
-OVERRIDES+=(
-    "algorithm.norm_adv_by_std_in_grpo=$NORMALISE_STD"
-    "actor_rollout_ref.actor.clip_ratio_low=$CLIP_LOW"
-    "actor_rollout_ref.actor.clip_ratio_high=$CLIP_HIGH"
+# ---------------------------------------------------------------------------------------------- verl's keys
+# recipes/gspo.yaml and recipes/policy_gradient.yaml have all of them, each with its reason where it differs from verl's.
+data=(
+    ${BATCH_PROMPTS:+"data.train_batch_size=$BATCH_PROMPTS"}
 )
-plan_sft
-plan gspo "$planned_model" "$trained" "${OVERRIDES[@]}" "$@"
+algorithm=(
+    ${NORMALISE_STD:+"algorithm.norm_adv_by_std_in_grpo=$NORMALISE_STD"}
+    ${UPDATES:+"knobs.updates=$UPDATES"}                                      # sets actor.ppo_mini_batch_size
+)
+actor=(
+    ${LORA_RANK:+"actor_rollout_ref.model.lora_rank=$LORA_RANK"}
+    ${LORA_ALPHA:+"actor_rollout_ref.model.lora_alpha=$LORA_ALPHA"}
+    ${LORA_TARGETS:+"actor_rollout_ref.model.target_modules=[$LORA_TARGETS]"}
+    ${LEARNING_RATE:+"actor_rollout_ref.actor.optim.lr=$LEARNING_RATE"}
+    ${CLIP_LOW:+"actor_rollout_ref.actor.clip_ratio_low=$CLIP_LOW"}
+    ${CLIP_HIGH:+"actor_rollout_ref.actor.clip_ratio_high=$CLIP_HIGH"}
+    ${MICRO_BATCH:+"hardware.micro_batch_size=$MICRO_BATCH"}                  # sets ppo_micro_batch_size_per_gpu
+)
+ref=(
+    ${KL:+"actor_rollout_ref.actor.kl_loss_coef=$KL"}
+)
+rollout=(
+    ${ROLLOUT_N:+"actor_rollout_ref.rollout.n=$ROLLOUT_N"}
+    ${TEMPERATURE:+"actor_rollout_ref.rollout.temperature=$TEMPERATURE"}
+    ${TENSOR_PARALLEL:+"hardware.tensor_parallel=$TENSOR_PARALLEL"}           # sets tensor_model_parallel_size
+)
+trainer=(
+    ${STEPS:+"trainer.total_training_steps=$STEPS"}
+    ${NNODES:+"trainer.nnodes=$NNODES"}
+    ${SAVE_EVERY:+"trainer.save_freq=$SAVE_EVERY"}
+    ${VALIDATE_EVERY:+"trainer.test_freq=$VALIDATE_EVERY"}
+    ${WANDB_PROJECT:+"trainer.project_name=$WANDB_PROJECT"}
+)
+# of the SFT before it (recipes/sft.yaml)
+sft=(
+    ${SFT_LEARNING_RATE:+"optim.lr=$SFT_LEARNING_RATE"}
+    ${SFT_EPOCHS:+"trainer.total_epochs=$SFT_EPOCHS"}
+    ${SFT_BATCH_CHATS:+"data.train_batch_size=$SFT_BATCH_CHATS"}
+)
 
-# ---------------------------------------------------------------------------------------------- train
-
-make_data "$(tiny_default sft all)"
-check_policy_data
-make_start_model
-teach_format
-train_policy gspo "$@"
-merge_trained
-evaluate_models gspo
-say_where
+# ---------------------------------------------------------------------------------------------- run
+PROFILE=${PROFILE:-$([[ $HARDWARE != cpu ]] || echo cpu)} bash scripts/setup_env.sh
+exec .venv/bin/python recipes/running/pipeline.py gspo --sft "${sft[@]}" -- \
+    "${data[@]}" "${algorithm[@]}" "${actor[@]}" "${ref[@]}" "${rollout[@]}" "${trainer[@]}" "$@"

@@ -12,11 +12,11 @@ from xdist.scheduler import LoadFileScheduling
 from tsc.scenarios.scenario import build_demand, build_net, load_scenario
 from tsc.sumo.running import SumoFiles
 
-# A shell starts background jobs with SIGINT ignored, which the processes that tests start would inherit.
+# A shell starts background jobs with SIGINT ignored, and the processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# One after the other, for each of their runs takes 6.5 GiB and more, and first, for together they take longest.
+# They run one after the other, because each of their runs needs 6.5 GiB or more. They come first: they take longest.
 TRAININGS = ("test_train_grpo", "test_train_policies", "test_train_decisions", "test_train_sft", "test_cluster")
 
 
@@ -24,12 +24,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in TRAININGS)
     for item in items:
         if item.path.stem in TRAININGS and item.get_closest_marker("timeout") is None:
-            # the first of a file waits for the training that they share; beside other tests that takes minutes
-            item.add_marker(pytest.mark.timeout(900))
+            # The first test of a file waits for the training that they share: many minutes on a busy machine.
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 class OneWorkerForTrainings(LoadFileScheduling):
-    """A file's tests share fixtures, so they stay on one of xdist's workers; those that train stay on one, too."""
+    """Keeps each file's tests on one of xdist's workers, because they share fixtures, and all trainings on one, too."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
@@ -47,7 +47,7 @@ def repo_root() -> Path:
 
 @pytest.fixture(scope="session")
 def short_scenario(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """four_way cut to 300 s with its rush in the middle, as a scenario file."""
+    """A scenario file with four_way cut to 300 s, with its rush in the middle."""
     text = (repo_root / "configs/scenarios/four_way.yaml").read_text()
     text = text.replace("duration_s: 3600", "duration_s: 300").replace("[0, 900, 1800, 2700]", "[0, 60, 120, 240]")
     path = tmp_path_factory.mktemp("scenario") / "four_way.yaml"
@@ -57,7 +57,7 @@ def short_scenario(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def small_dataset(repo_root: Path, short_scenario: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the grpo_dataset.json of two short training episodes and one for validation, some 60 samples."""
+    """A folder with the grpo_dataset.json of two short training episodes and one for validation, about 60 samples."""
     folder = tmp_path_factory.mktemp("dataset") / "four_way"
     command = [sys.executable, str(repo_root / "data_tools/generate_dataset.py"), "--scenario", str(short_scenario)]
     command += ["--out", str(folder), "--episodes", "2", "--validation-episodes", "1", "--workers", "2"]

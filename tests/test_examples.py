@@ -1,4 +1,4 @@
-"""The launch files in docs/examples: what can be checked of them without Slurm and Kubernetes."""
+"""The launch files in docs/examples, as far as they can be checked without Slurm and Kubernetes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REPO_ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = REPO_ROOT / "docs" / "examples"
 SLURM = sorted(EXAMPLES.glob("slurm/*.sbatch"))
 KUBERAY = sorted(EXAMPLES.glob("kuberay/*.yaml"))
-# Fields of KubeRay 1.7's RayCluster and RayJob. The files as they are were held against its CRDs, once and by hand.
+# The fields of KubeRay 1.7's RayCluster and RayJob. The files were once compared with its CRDs by hand.
 CLUSTER_FIELDS = {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"}
 JOB_FIELDS = {
     "entrypoint", "runtimeEnvYAML", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",

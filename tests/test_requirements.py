@@ -1,4 +1,4 @@
-"""The compiled pins fit each other and pyproject.toml, and hold nothing of the machine they were compiled on."""
+"""The compiled pins have hashes, fit each other and pyproject.toml, and name no place of the machine they come from."""
 
 import re
 import tomllib
@@ -12,11 +12,31 @@ REQUIREMENTS = REPO_ROOT / "requirements"
 SETS = ("cpu", "gpu")
 
 
+# Without a hash; the file says why.
+CPU_TORCH = "cpu-torch"
+
+
+def lines_of(name: str) -> list[str]:
+    """The lines of requirements/NAME.txt with a pin each. Continued lines are joined."""
+    text = (REQUIREMENTS / f"{name}.txt").read_text(encoding="utf-8").replace("\\\n", "")
+    return [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+
+
 def pins(name: str) -> dict[str, str]:
-    lines = (REQUIREMENTS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-    requirements = [Requirement(line) for line in lines if line and not line.lstrip().startswith("#")]
+    lines = lines_of(name) + (lines_of(CPU_TORCH) if name == "cpu" else [])
+    requirements = [Requirement(line.split(" --hash=")[0]) for line in lines]
     assert all(str(requirement.specifier).startswith("==") for requirement in requirements)
     return {requirement.name: str(requirement.specifier).removeprefix("==") for requirement in requirements}
+
+
+@pytest.mark.parametrize("name", [*SETS, "dev"])
+def test_every_pin_has_a_hash(name: str) -> None:
+    assert [line for line in lines_of(name) if not re.search(r" --hash=sha256:[0-9a-f]{64}\b", line)] == []
+
+
+def test_only_torch_is_pinned_without_a_hash() -> None:
+    assert [Requirement(line).name for line in lines_of(CPU_TORCH)] == ["torch"]
+    assert "torch" not in {Requirement(line.split(" --hash=")[0]).name for line in lines_of("cpu")}
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -28,7 +48,7 @@ def test_the_pins_satisfy_the_distribution(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_test_tools_go_with_either_set(name: str) -> None:
+def test_the_test_tools_fit_either_set(name: str) -> None:
     training, tools = pins(name), pins("dev")
     assert {package for package in training.keys() & tools.keys() if training[package] != tools[package]} == set()
 
@@ -57,7 +77,7 @@ def test_every_override_has_its_reason() -> None:
     assert [block for block in overrides if not block.startswith("# ")] == []
 
 
-def test_the_nets_of_others_are_among_the_test_tools() -> None:
+def test_other_peoples_nets_are_among_the_test_tools() -> None:
     tools = pins("dev")
     project = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for requirement in map(Requirement, project["optional-dependencies"]["resco"]):

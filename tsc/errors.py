@@ -1,7 +1,7 @@
 """Errors that name what went wrong, where, what is allowed and the remedy.
 
-Entry points catch `TscError` (and what another user's file raises), print its message to standard error and exit with
-status 2. Anything else is a defect of ours and keeps its traceback.
+Entry points run through `run_main`. It catches `TscError` (and the PermissionError of another user's file), prints the
+message to standard error and exits with status 2. Any other exception is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class ScenarioError(TscError):
 
 
 class NotApplicable(TscError):
-    """A controller cannot run this net; the others can."""
+    """A controller cannot run this net. Other controllers can."""
 
 
 class SimulationClosed(TscError):
-    """A SUMO that someone else runs has closed the connection: its simulation has ended, or it was stopped."""
+    """A SUMO that someone else runs has closed the connection: its simulation ended, or it was stopped."""
 
 
 class EndpointError(TscError):
-    """A language model's server stopped answering, or refuses what it is asked."""
+    """A language model's server stopped answering, or refuses a request."""
 
 
 class SampleError(TscError):
@@ -46,7 +46,7 @@ class StateError(TscError):
 
 
 class ReplayError(TscError):
-    """A replay could not be carried out. Never a number."""
+    """A replay could not be carried out. A failed replay never becomes a number."""
 
 
 class ReplayProcessDied(ReplayError):
@@ -54,24 +54,26 @@ class ReplayProcessDied(ReplayError):
 
 
 class UnknownJunction(TscError):
-    """A junction id that the net does not have, or that has no signal program with two stages."""
+    """The net does not have this junction, or the junction has no signal program with two stages."""
 
 
 def nearest_spelling(word: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `word` was probably meant to be, None where none is close."""
+    """The word of `known` that is closest to `word`, or None if no word is close."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return close[0] if close else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question for an error message, with a blank at its end; empty where none of `known` is close to `word`."""
+    """A question for an error message, with a blank at its end; empty if no word of `known` is close to `word`."""
     nearest = nearest_spelling(word, known)
     return f"did you mean {nearest!r}? " if nearest else ""
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Run an entry point; print a `TscError`, or that a file is not this user's, as `error: …` and exit with status 2,
-    with 130 on Ctrl-C."""
+    """Run an entry point and exit with its status.
+
+    A `TscError`, or a file that this user may not use, is printed as `error: …` and gives status 2; Ctrl-C gives 130.
+    """
     try:
         sys.exit(main() or 0)
     except TscError as error:

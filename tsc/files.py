@@ -42,7 +42,22 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Raises OSError if the file cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# by path, size and time of change
+_sha256_seen: dict[tuple[Path, int, int], str] = {}
+
+
+def remembered_sha256_of(path: Path) -> str:
+    """As sha256_of. The file is read again only if its size or time of change differs from the last look."""
+    status = path.stat()
+    key = (path, status.st_size, status.st_mtime_ns)
+    if key not in _sha256_seen:
+        _sha256_seen[key] = sha256_of(path)
+    return _sha256_seen[key]
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Read a YAML file into a pydantic model; what is wrong with it is told with file, key, value and what is allowed."""
+"""Read a YAML file into a pydantic model. Errors name the file, the key, the value and the allowed values."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ class _DuplicateKey(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """As safe_load, but a key given twice is an error: YAML would silently keep the last."""
+    """Like safe_load, but a key given twice is an error: YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         line_of_key: dict[str, int] = {}
@@ -34,16 +35,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(path: Path, model: type[Model]) -> Model:
-    """The file `path` as a `model`. An empty file means all defaults.
+    """Read the file `path` as a `model`. An empty file means all defaults.
 
-    Raises ConfigError that names the file and, for each fault, the key, the value and the allowed values; for a key
-    the model does not have, its nearest spelling.
+    Raises a ConfigError that names the file and, for each fault, the key, the value and the allowed values. For a key
+    that the model does not have, it gives the nearest spelling.
     """
     return validate_values(read_yaml(path), model, where=str(path))
 
 
 def read_yaml(path: Path) -> object:
-    """What the file holds, an empty one `{}`. Raises ConfigError for what is no readable YAML."""
+    """The content of the file; `{}` for an empty file. Raises ConfigError if the file is not readable YAML."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -64,12 +65,12 @@ def read_yaml(path: Path) -> object:
 
 
 def validate_values(values: object, model: type[Model], *, where: str) -> Model:
-    """`values` as a `model`; `where` (a file, say) opens the message of the ConfigError."""
+    """Check `values` as a `model`. Raises ConfigError, whose message begins with `where` (a file, for example)."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: holds a {type(values).__name__}, expected keys: {', '.join(_keys(model))}")
     try:
         return model.model_validate(values)
-    except ConfigError as error:  # a validator that builds one of our own checked objects
+    except ConfigError as error:  # from a validator that builds one of our own checked objects
         raise ConfigError(f"{where}: {error}") from error
     except ValidationError as error:
         faults = [_fault(detail, model) for detail in error.errors(include_url=False)]
@@ -79,36 +80,39 @@ def validate_values(values: object, model: type[Model], *, where: str) -> Model:
 def _fault(detail: ErrorDetails, model: type[BaseModel]) -> str:
     location = detail["loc"]
     key = ".".join(str(part) for part in location)
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # of a model, of a dataclass
         known = _keys(_model_at(model, location[:-1]))
         meant = did_you_mean(str(location[-1]), known)
         return f"unknown key '{key}': {meant}allowed: {', '.join(known)}"
     if detail["type"] == "missing":
         return f"key '{key}' is missing"
     message = detail["msg"].removeprefix("Value error, ")
-    if not location:  # a check of several keys together names them itself
+    if not location:  # the message of a check of several keys names them itself
         return message
-    # a fault of a whole section is told by its message; repeating all its values would bury it
+    # the message explains a fault of a whole section; all its values would bury it
     value = "" if isinstance(detail["input"], dict) else f" is {detail['input']!r}"
     return f"{key}{value}: {message[:1].lower()}{message[1:]}"
 
 
-def _keys(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _keys(model: type) -> list[str]:
+    if issubclass(model, BaseModel):
+        return [field.alias or name for name, field in model.model_fields.items()]
+    return [field.name for field in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else []
 
 
-def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
-    """The model of the section at `location`; of a section of several possible models, the first that fits the path."""
+def _model_at(model: type, location: Sequence[int | str]) -> type:
+    """The model or dataclass of the section at `location`. If a section has several possible models, the first that
+    fits the path."""
     for part in location:
-        field = model.model_fields.get(str(part))
+        field = model.model_fields.get(str(part)) if issubclass(model, BaseModel) else None
         if field is None:  # an index of a list, or the tag of a union
             continue
         model = next(_models_in(field.annotation), model)
     return model
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models_in(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
         yield from _models_in(argument)

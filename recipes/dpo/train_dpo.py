@@ -7,18 +7,17 @@ Example, from the repository's root:
 
 recipes/dpo.yaml holds every setting; scripts/train_dpo.sh makes the pairs, calls this and exports the model.
 Checkpoints go to trainer.default_local_dir/checkpoint-STEP; the last complete one is named in
-latest_checkpointed_iteration.txt there, and the same command goes on from it.
+latest_checkpointed_iteration.txt there, and the same command continues from it.
 
 The loss of a pair with margin m in (0, 1] is that of DPO with an offset (ODPO, Amini et al. 2024, equation 9; the
 margin of Llama 2's reward model, Touvron et al. 2023, equation 2):
     L = -log sigmoid(r(chosen) - r(rejected) - margin_scale · m),    r(a) = β · (log π(a) - log π_start(a))
-TRL itself has no margins: DPOTrainer drops columns that it does not know.
+TRL itself does not have margins: DPOTrainer drops columns that it does not know.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import shutil
 import time
@@ -54,6 +53,7 @@ from recipes.models.quantisation import (
     four_bit_config,
     note_quantised,
 )
+from recipes.preflight.trl_settings import check_trl_fields, passes
 from tsc.errors import ConfigError, run_main
 from tsc.files import write_atomically
 
@@ -68,20 +68,20 @@ TRACKER = "latest_checkpointed_iteration.txt"
 def offset_loss(
     chosen_rewards: torch.Tensor, rejected_rewards: torch.Tensor, margins: torch.Tensor, margin_scale: float
 ) -> torch.Tensor:
-    """The loss above of each pair; all of shape (pairs,)."""
+    """The loss of each pair, as the module's text defines it. All tensors have the shape (pairs,)."""
     return -F.logsigmoid(chosen_rewards - rejected_rewards - margin_scale * margins)
 
 
 def answer_log_probs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of the chosen and of the rejected answers, each of shape (pairs,).
 
-    batch: as MarginCollator makes it; the first half of its rows are the chosen answers, the second the rejected ones.
+    batch: what MarginCollator makes. The first half of its rows are the chosen answers, the second half the rejected.
     """
     of_answer = batch["completion_mask"][:, 1:]
     first = int(of_answer.argmax(dim=1).min())
     next_tokens = batch["input_ids"][:, first + 1 :]
-    # TRL takes logits at every position: for a vocabulary of 152,000 that is 0.6 MB a token in float32, and nearly all
-    # tokens are the prompt's.
+    # TRL takes logits at every position. With a vocabulary of 152,000 that is 0.6 MB a token in float32, and nearly all
+    # tokens belong to the prompt.
     logits = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -94,7 +94,7 @@ def answer_log_probs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> 
 
 
 class MarginCollator(DataCollatorForPreference):
-    """TRL's batches, with the pairs' margins."""
+    """Makes TRL's batches, with the pairs' margins."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super().torch_call(examples)
@@ -103,7 +103,7 @@ class MarginCollator(DataCollatorForPreference):
 
 
 class OffsetDPOTrainer(DPOTrainer):
-    """DPOTrainer with a margin in the loss; the reference's log-probs must be precomputed."""
+    """DPOTrainer with a margin in the loss. The reference's log-probs must be precomputed."""
 
     def __init__(self, *args: Any, margin_scale: float, **kwargs: Any) -> None:
         self.margin_scale = margin_scale
@@ -119,7 +119,7 @@ class OffsetDPOTrainer(DPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         start = self.accelerator.unwrap_model(self.model)
         without_adapter = start.disable_adapter() if isinstance(start, PeftModel) else contextlib.nullcontext()
-        # the same arithmetic as in training, or the two would differ before the first update
+        # with other arithmetic than in training, the two would differ before the first update
         with torch.no_grad(), without_adapter, self.accelerator.autocast():
             return answer_log_probs(model, inputs)
 
@@ -152,7 +152,7 @@ class OffsetDPOTrainer(DPOTrainer):
 
 
 class VerlLoggers(TrainerCallback):
-    """The run's metrics through verl's own loggers, so that files and curves are like those of the other trainings."""
+    """Writes the metrics with verl's own loggers, so that files and curves are like those of the other trainings."""
 
     def __init__(self, tracking: Tracking) -> None:
         self._tracking = tracking
@@ -186,7 +186,7 @@ class VerlLoggers(TrainerCallback):
 
 
 class CheckpointTracker(TrainerCallback):
-    """Names the last complete checkpoint, as verl does; transformers itself would resume from half of one."""
+    """Records the last complete checkpoint, as verl does. transformers itself would resume from an incomplete one."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -194,35 +194,8 @@ class CheckpointTracker(TrainerCallback):
             write_atomically(Path(args.output_dir, TRACKER), str(state.global_step).encode())
 
 
-def passes(config: DictConfig, num_workers: int) -> tuple[int, int]:
-    """Pairs in one forward and backward pass, and passes a step, of each worker. Raises ConfigError.
-
-    hardware.micro_batch_size counts sequences, of which a pair has two; a pass has at most so many.
-    """
-    batch = int(config.data.train_batch_size)
-    if batch % num_workers:
-        raise ConfigError(
-            f"BATCH_PROMPTS={batch} pairs cannot be shared evenly among {num_workers} workers: "
-            "choose BATCH_PROMPTS so that they can"
-        )
-    of_worker = batch // num_workers
-    most = max(1, int(config.hardware.micro_batch_size) // 2)
-    pairs = max(number for number in range(1, min(most, of_worker) + 1) if of_worker % number == 0)
-    return pairs, of_worker // pairs
-
-
-def check_trl_fields(config: DictConfig) -> None:
-    """Raise ConfigError where the section `trl` has a key that trl.DPOConfig has not."""
-    known = {field.name for field in dataclasses.fields(DPOConfig) if field.init}
-    unknown = [str(key) for key in config.trl if key not in known]
-    if unknown:
-        raise ConfigError(
-            f"trl.{unknown[0]} is unknown: trl.DPOConfig of TRL has no such field (see its documentation)"
-        )
-
-
 def training_arguments(config: DictConfig, num_workers: int) -> DPOConfig:
-    """What TRL is told. Raises ConfigError."""
+    """TRL's arguments. Raises ConfigError."""
     check_trl_fields(config)
     pairs, accumulation = passes(config, num_workers)
     tested = config.data.val_files is not None and config.trainer.test_freq > 0
@@ -236,10 +209,10 @@ def training_arguments(config: DictConfig, num_workers: int) -> DPOConfig:
             per_device_eval_batch_size=pairs,
             gradient_accumulation_steps=accumulation,
             bf16=config.hardware.param_dtype == "bf16",
-            # with gradient scaling, as torch's autocast needs it in float16
+            # with gradient scaling, which torch's autocast needs in float16
             fp16=config.hardware.param_dtype == "fp16",
             use_cpu=config.hardware.device == "cpu",
-            # checked before (check_lengths): TRL would cut
+            # check_lengths has checked it; TRL would cut
             max_length=None,
             eval_strategy="steps" if tested else "no",
             eval_steps=config.trainer.test_freq if tested else None,
@@ -254,13 +227,13 @@ def training_arguments(config: DictConfig, num_workers: int) -> DPOConfig:
 
 
 def load_pairs(file: str, cache: Path) -> datasets.Dataset:
-    # From a file with a cache in the run: all workers then share the tokens and the reference's log-probs, and a
-    # resumed run finds them.
+    # The cache is in the run's folder: so all workers share the tokens and the reference's log-probs, and a resumed run
+    # finds them.
     return datasets.Dataset.from_parquet(file, cache_dir=str(cache))
 
 
 def check_lengths(pairs: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raise ConfigError where a prompt with an answer has more than `max_length` tokens."""
+    """Raise ConfigError if a prompt with an answer has more than `max_length` tokens."""
     texts = [
         tokenizer.apply_chat_template([*pair["prompt"], *pair[answer]], tokenize=False)
         for pair in pairs
@@ -275,10 +248,10 @@ def check_lengths(pairs: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, m
 
 
 def load_model(config: DictConfig) -> PreTrainedModel:
-    """The starting model on the CPU, or on this worker's GPU where its weights are quantised."""
+    """The starting model on the CPU, or on this worker's GPU if its weights are quantised."""
     quantize, trains_all = config.model.quantize, config.model.lora_rank == 0
-    # Weights that are trained keep a type in which an update is not lost beside them (hardware.model_dtype). Frozen
-    # ones need no more than what they are multiplied in.
+    # Trained weights keep a type in which a small update is not lost (hardware.model_dtype). Frozen weights need only
+    # the type in which they are multiplied.
     dtype = DTYPES[config.hardware.model_dtype if trains_all else config.hardware.param_dtype]
     check_quantize("dpo", quantize or "", config.model.lora_rank)
     options: dict[str, Any] = {"attn_implementation": config.hardware.attn_implementation}
@@ -293,7 +266,7 @@ def load_model(config: DictConfig) -> PreTrainedModel:
 
         for module in model.modules():
             if isinstance(module, bitsandbytes.nn.Linear4bit):
-                # On CPUs with AVX-512 BF16 a pass without gradients packs the weights for a kernel that has no backward
+                # On CPUs with AVX-512 BF16 a pass without gradients packs the weights for a kernel without a backward
                 # pass, and training then gets wrong gradients (bitsandbytes 0.50.2, nn/modules.py).
                 module.support_avx512bf16_for_cpu = False
     return model
@@ -312,7 +285,7 @@ def adapter_config(config: DictConfig) -> LoraConfig | None:
 
 
 def remove_unfinished(checkpoints: Path, step: int | None) -> None:
-    """Checkpoints after `step`, the last complete one: a kill came while they were written."""
+    """Remove checkpoints after `step`, the last complete one. A kill came while they were written."""
     for folder in checkpoints.glob("checkpoint-*"):
         number = folder.name.removeprefix("checkpoint-")
         if number.isdigit() and int(number) > (step or 0):
@@ -320,13 +293,13 @@ def remove_unfinished(checkpoints: Path, step: int | None) -> None:
 
 
 def train(config: DictConfig) -> None:
-    """Train up to trainer.total_training_steps, from the last checkpoint where there is one. Raises ConfigError."""
+    """Train up to trainer.total_training_steps, from the last checkpoint if there is one. Raises ConfigError."""
     state = PartialState(cpu=config.hardware.device == "cpu")
     arguments = training_arguments(config, state.num_processes)
     checkpoints = Path(config.trainer.default_local_dir)
     step = latest_step(checkpoints)
     if step is not None and step >= config.trainer.total_training_steps:
-        print(f"{step} steps are done already: raise trainer.total_training_steps to train on")
+        print(f"{step} steps are done already: raise trainer.total_training_steps to continue training")
         return
     if state.is_main_process:
         remove_unfinished(checkpoints, step)
@@ -359,7 +332,7 @@ def train(config: DictConfig) -> None:
             config=OmegaConf.to_container(config, resolve=True),
         )
         callbacks.append(VerlLoggers(tracking))
-    # the adapter's random weights are drawn before transformers' Trainer sets its seed
+    # The adapter's random weights are drawn before transformers' Trainer sets its seed.
     set_seed(config.trl.seed)
     model = load_model(config)
     trainer = OffsetDPOTrainer(
@@ -376,7 +349,8 @@ def train(config: DictConfig) -> None:
     # It would print every record once more.
     trainer.remove_callback(PrinterCallback)
     if config.model.quantize:
-        # TRL turns the adapter of a quantised model to bfloat16, which a T4 lacks and the scaler of float16 refuses.
+        # TRL turns the adapter of a quantised model to bfloat16. A T4 does not have that type, and float16's scaler
+        # refuses it.
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -387,7 +361,7 @@ def train(config: DictConfig) -> None:
         tracking.finish()
 
 
-@hydra.main(version_base=None, config_path=".", config_name="dpo")
+@hydra.main(version_base=None, config_path="..", config_name="dpo")
 def main(config: DictConfig) -> None:
     run_main(lambda: train(config))
 

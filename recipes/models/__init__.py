@@ -1,1 +1,1 @@
-"""Models: new tiny ones, SmolLM2, folders and the Hugging Face hub; what is known of them; their export."""
+"""Models: new tiny ones, SmolLM2, local folders and the Hugging Face Hub; their facts; their export."""

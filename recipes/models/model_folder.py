@@ -1,13 +1,15 @@
-"""Folders with a language model in the Hugging Face layout: written whole or not at all, checked before use."""
+"""Folders with a language model in the Hugging Face layout: written as a whole or not at all, checked before use."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tsc.errors import ConfigError
 
@@ -23,11 +25,14 @@ ADAPTER_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 @contextmanager
 def new_model_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` when the block ends, and vanishes when it fails."""
+    """A folder to write into. It becomes `out` when the block ends, and is removed if the block fails.
+
+    Raises ConfigError if `out` exists and is not an empty folder, or cannot be written.
+    """
     out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists already: choose another place with --out, or remove it")
-    # Beside `out`, because a folder can only be renamed within one file system.
+    # In the same folder as `out`, because a folder can only be renamed within one file system.
     partial = out.parent / f".{out.name}.{os.getpid()}.partial"
     try:
         partial.mkdir(parents=True)
@@ -41,7 +46,7 @@ def new_model_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def no_progress_bars_in_logs() -> Iterator[None]:
-    """Without transformers' progress bars in the block, unless a person watches."""
+    """Switch off transformers' progress bars in the block, unless standard error is a terminal."""
     from transformers.utils import logging
 
     if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
@@ -54,16 +59,30 @@ def no_progress_bars_in_logs() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The content of a JSON file. Raises ConfigError if it cannot be read or is not a JSON object."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} does not hold a JSON object")
+    return content
+
+
 def missing_parts(path: Path) -> list[str]:
-    """What a model folder lacks to be loaded with its tokenizer; empty when it is complete."""
-    parts = (("config.json",), TOKENIZER_FILES, WEIGHT_FILES)
+    """The files that a model folder lacks; empty if the model can be loaded with its tokenizer."""
+    return _missing(path, (("config.json",), TOKENIZER_FILES, WEIGHT_FILES))
+
+
+def _missing(path: Path, parts: Sequence[Sequence[str]]) -> list[str]:
     return [" or ".join(names) for names in parts if not any((path / name).is_file() for name in names)]
 
 
 def check_model_folder(path: Path) -> None:
-    """Raise ConfigError unless `path` is a complete model folder."""
+    """Raises ConfigError unless `path` is a complete model folder."""
     if not path.is_dir():
-        raise ConfigError(f"there is no model folder {path}")
+        raise ConfigError(f"the model folder {path} does not exist")
     missing = missing_parts(path)
     if not missing:
         return
@@ -72,17 +91,16 @@ def check_model_folder(path: Path) -> None:
         remedy = "this is a LoRA adapter: give its base model as the model, and this folder as the adapter"
     elif (path / "huggingface").is_dir() or any(path.glob("fsdp_config.json")):
         remedy = "this is a checkpoint of a training run: export it first (python scripts/export_model.py --help)"
-    raise ConfigError(f"the model folder {path} has no {', no '.join(missing)}: {remedy}")
+    raise ConfigError(f"the model folder {path} does not have {', nor '.join(missing)}: {remedy}")
 
 
 def check_adapter_folder(path: Path) -> None:
-    """Raise ConfigError unless `path` is a LoRA adapter as PEFT saves it."""
+    """Raises ConfigError unless `path` is a LoRA adapter as PEFT saves it."""
     if not path.is_dir():
-        raise ConfigError(f"there is no adapter folder {path}")
-    parts = (("adapter_config.json",), ADAPTER_WEIGHT_FILES)
-    missing = [" or ".join(names) for names in parts if not any((path / name).is_file() for name in names)]
+        raise ConfigError(f"the adapter folder {path} does not exist")
+    missing = _missing(path, (("adapter_config.json",), ADAPTER_WEIGHT_FILES))
     if missing:
         raise ConfigError(
-            f"the adapter folder {path} has no {', no '.join(missing)}: give a LoRA adapter as PEFT saves it, "
+            f"the adapter folder {path} does not have {', nor '.join(missing)}: give a LoRA adapter as PEFT saves it, "
             "such as the lora_adapter folder of a merged checkpoint"
         )

@@ -1,20 +1,13 @@
-"""Base weights of 4 bits under a LoRA adapter (knob QUANTIZE; Dettmers et al. 2023, QLoRA): where that can be had.
-
-Example:
-    python recipes/models/quantisation.py --algorithm dpo --quantize 4bit --lora-rank 32
-
-Prints nothing when all is well, else one error and exits with status 2.
-"""
+"""Base weights of 4 bits under a LoRA adapter (knob QUANTIZE; Dettmers et al. 2023, QLoRA): where that can be had."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsc.errors import ConfigError, run_main
+from tsc.errors import ConfigError
 from tsc.files import write_atomically
 
 if TYPE_CHECKING:
@@ -45,7 +38,7 @@ def check_quantize(algorithm: str, quantize: str, lora_rank: int) -> None:
         raise ConfigError(f"QUANTIZE={FOUR_BIT} with {algorithm.upper()}: {NOT_IN_VERL}")
     if lora_rank == 0:
         raise ConfigError(
-            f"QUANTIZE={FOUR_BIT} with LORA_RANK=0: weights of 4 bits cannot be trained themselves: set LORA_RANK=32"
+            f"QUANTIZE={FOUR_BIT} with LORA_RANK=0: weights of 4 bits cannot be trained: leave LORA_RANK empty"
         )
 
 
@@ -93,19 +86,3 @@ def quantised_base(checkpoints: Path, base: Path) -> PreTrainedModel | None:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, quantization_config=four_bit_config(dtype))
     whole: PreTrainedModel = model.dequantize(dtype).to("cpu")
     return whole
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithm", required=True, choices=["grpo", "gspo", "ppo", "sft", "dpo"])
-    parser.add_argument("--quantize", required=True, help=f"{FOUR_BIT}, or empty")
-    parser.add_argument("--lora-rank", type=int, required=True)
-    parser.add_argument("--dry-run", choices=["0", "1"], default="0", help="1: bitsandbytes need not be installed here")
-    options = parser.parse_args()
-    check_quantize(options.algorithm, options.quantize, options.lora_rank)
-    if options.quantize and options.dry_run == "0":
-        check_quantize_installed()
-
-
-if __name__ == "__main__":
-    run_main(main)

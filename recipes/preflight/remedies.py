@@ -1,370 +1,126 @@
-"""The nearest change of a run's settings that makes it fit: what to type, in the order of what it costs the user.
+"""What to type when a run does not fit: a short list of changes, tried in the order of what they cost the user.
 
-First come changes that leave the result as it is (smaller passes, recomputation, shares of memory), then those that
-cost time, then those that change what is trained or on what.
+The first change is tried alone, then the first two together, and so on. A change that is not needed is left out.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from recipes.models.model_facts import ModelFacts
-from recipes.preflight.memory_plan import MemoryPlan, kv_bytes_per_token, kv_cache_bytes, memory_plan, usable_bytes
-from recipes.preflight.run_settings import MIB, EngineSettings, RunSettings
+from recipes.models.model_shape import ModelShape
+from recipes.preflight.hardware import BF16_CAPABILITY
+from recipes.preflight.memory_plan import memory_plan
+from recipes.preflight.run_settings import RunSettings
+from tsc.files import REPO_ROOT
+from tsc.yaml_file import read_yaml
 
-LORA_RANK = 32
-MOST_GPUS = 8
-# bfloat16 arithmetic
-BF16_CAPABILITY = 8.0
-LEAST_BUCKET_MB = 128
-LEAST_SEQUENCES = 32
-MEMORY_FRACTIONS = tuple(fraction / 100 for fraction in range(10, 91, 5))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """One knob at one value. words: as a user types it, before the command (NAME=value) or after it (a Hydra override,
-    recognised by its dot). overrides: Hydra's, with the same effect."""
-
-    words: str
-    overrides: tuple[str, ...]
+# the rank that the recipes give an adapter
+_SHARED: Any = read_yaml(REPO_ROOT / "recipes" / "shared.yaml")
+LORA_RANK = int(_SHARED["shared"]["lora_rank"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remedy:
-    """Changes that make a run fit, the settings they lead to, and the model, where that changes."""
+    """Words that make a run fit, and the settings that they lead to.
 
-    changes: tuple[Change, ...]
+    A word is typed before the command (NAME=value) or after it (a Hydra override; its key has a dot).
+    """
+
+    words: tuple[str, ...]
     settings: RunSettings
-    facts: ModelFacts
 
-    @property
-    def overrides(self) -> list[str]:
-        return [override for change in self.changes for override in change.overrides]
-
-    @property
-    def before_command(self) -> str:
-        return " ".join(change.words for change in self.changes if not _is_override(change))
-
-    @property
-    def after_command(self) -> str:
-        return " ".join(change.words for change in self.changes if _is_override(change))
+    def command(self, script: str) -> str:
+        """The line for a shell; script: such as scripts/train_grpo.sh."""
+        after = [word for word in self.words if "." in word.partition("=")[0]]
+        before = [word for word in self.words if word not in after]
+        return shlex.join([*before, "bash", script, *after])
 
 
-def _is_override(change: Change) -> bool:
-    return "." in change.words.split("=", 1)[0]
+# words and the settings that they lead to, the value nearest to the present one first
+Choices = Iterator[tuple[str, RunSettings]]
 
 
-Candidate = tuple[Change, RunSettings]
-Knob = Callable[[ModelFacts, RunSettings], Iterator[Candidate]]
+def find_remedy(model: ModelShape, settings: RunSettings, *, more_gpus: bool = False) -> Remedy | None:
+    """The first remedy whose plan has no problems, or None. more_gpus: the number of GPUs may change, too."""
+    changes = (partial(_gpus, model.heads), *CHANGES) if more_gpus else CHANGES
+    for end in range(1, len(changes) + 1):
+        for remedy in _combinations(Remedy(words=(), settings=settings), changes[:end]):
+            if memory_plan(model, remedy.settings).fits:
+                return remedy
+    return None
 
 
-def find_remedies(facts: ModelFacts, settings: RunSettings, *, most: int = 3, more_gpus: bool = True) -> list[Remedy]:
-    """Remedies, nearest first: up to `most` single changes, or else the one combination found; empty where none fits.
-
-    A remedy's settings have a plan without problems. No other model is considered, nor, without more_gpus, other
-    hardware.
-    """
-    knobs = KNOBS if more_gpus else KNOBS_OF_THE_MACHINE
-    singles: list[Remedy] = []
-    for knob in knobs:
-        for change, changed in knob(facts, settings):
-            if memory_plan(facts, changed).fits:
-                singles.append(Remedy(changes=(change,), settings=changed, facts=facts))
-                break
-        if len(singles) == most:
-            break
-    if singles:
-        return singles
-    combined = _combination(facts, settings, knobs)
-    return [combined] if combined else []
-
-
-def shortage_bytes(plan: MemoryPlan, settings: RunSettings, facts: ModelFacts) -> float:
-    """By how much a run does not fit: what all phases lack together, and the cache that vLLM lacks for a sequence."""
-    device = settings.device
-    lacking = 0.0
-    if not device.is_cpu and device.memory_bytes:
-        lacking += sum(max(0, phase.total - usable_bytes(device.memory_bytes)) for phase in plan.phases)
-    if device.host_bytes:
-        lacking += max(0, plan.host_bytes - usable_bytes(device.host_bytes))
-    if settings.rollout is not None and plan.kv_tokens is not None:
-        wanted = settings.rollout.max_model_len * kv_bytes_per_token(facts, settings.rollout)
-        lacking += max(0.0, wanted - kv_cache_bytes(facts, settings))
-    return lacking
-
-
-def least(facts: ModelFacts, settings: RunSettings) -> RunSettings:
-    """The settings with every knob but N_GPUS at the value that helps most, or as far as the run needs to fit."""
-    return _most_frugal(facts, settings, KNOBS_OF_THE_MACHINE)[0]
-
-
-def _most_frugal(
-    facts: ModelFacts, settings: RunSettings, knobs: Sequence[Knob]
-) -> tuple[RunSettings, dict[Knob, str]]:
-    """Take the knobs in order, each at the value that helps most, until the run fits: the words taken of each.
-
-    Again from the first one as long as that helps: a share of the GPU that was too much may be right for what others
-    have left.
-    """
-    taken: dict[Knob, str] = {}
-    lacking = shortage_bytes(memory_plan(facts, settings), settings, facts)
-    before = lacking + 1
-    while 0 < lacking < before:
-        before = lacking
-        for knob in knobs:
-            best = None
-            for change, changed in knob(facts, settings):
-                left = shortage_bytes(memory_plan(facts, changed), changed, facts)
-                if left < lacking:
-                    best, lacking = (change, changed), left
-            if best is not None:
-                taken[knob], settings = best[0].words, best[1]
-            if lacking == 0:
-                break
-    return settings, taken
-
-
-def _combination(facts: ModelFacts, settings: RunSettings, knobs: Sequence[Knob]) -> Remedy | None:
-    """The knobs that are needed together, each at its nearest value that is enough while the others stay."""
-    frugal, chosen = _most_frugal(facts, settings, knobs)
-    if not memory_plan(facts, frugal).fits:
-        return None
-    for knob in list(chosen):
-        without = {other: words for other, words in chosen.items() if other is not knob}
-        if _follow(facts, settings, without) is not None:
-            chosen = without
-    for knob in list(chosen):
-        others = {other: words for other, words in chosen.items() if other is not knob}
-        for change, _ in knob(facts, _applied(facts, settings, others)[0]):
-            nearer = chosen | {knob: change.words}
-            if _follow(facts, settings, nearer) is not None:
-                chosen = nearer
-                break
-    return _follow(facts, settings, chosen)
-
-
-def _follow(facts: ModelFacts, settings: RunSettings, chosen: dict[Knob, str]) -> Remedy | None:
-    """The remedy of these knobs at these words; None where it is not enough, or a word is no choice any more."""
-    settings, changes = _applied(facts, settings, chosen)
-    if len(changes) < len(chosen) or not memory_plan(facts, settings).fits:
-        return None
-    return Remedy(changes=changes, settings=settings, facts=facts)
-
-
-def _applied(
-    facts: ModelFacts, settings: RunSettings, chosen: dict[Knob, str]
-) -> tuple[RunSettings, tuple[Change, ...]]:
-    """The settings after these words, and the changes; without those that are no choice. GPUs come first: how a model
-    or a batch can be divided depends on them."""
-    changes: list[Change] = []
-    for knob in sorted(chosen, key=lambda knob: (knob is not _gpus, KNOBS.index(knob))):
-        for change, changed in knob(facts, settings):
-            if change.words == chosen[knob]:
-                changes.append(change)
-                settings = changed
-                break
-    return settings, tuple(changes)
-
-
-# ---------------------------------------------------------------------------------------------- knobs
-# Each yields the values to try, the nearest to the present one first.
-
-
-def _micro_batch(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    engines = [engine for engine in (settings.actor, settings.critic, settings.reference_engine) if engine]
-    if any(engine.token_budget is not None for engine in engines):
+def _combinations(remedy: Remedy, changes: Sequence[Callable[[RunSettings], Choices]]) -> Iterator[Remedy]:
+    """The remedy with each choice of each change, or without the change, which comes first."""
+    if not changes:
+        yield remedy
         return
-    present = min(max(engine.micro_batch for engine in engines), settings.sequences_per_update)
-    for size in range(present - 1, 0, -1):
-        if settings.sequences_per_update % size == 0 and size % settings.least_micro_batch == 0:
-            change = Change(words=f"MICRO_BATCH={size}", overrides=(f"hardware.micro_batch_size={size}",))
-            yield change, settings.with_micro_batch(size)
+    yield from _combinations(remedy, changes[1:])
+    for words, settings in changes[0](remedy.settings):
+        yield from _combinations(Remedy(words=(*remedy.words, *words.split()), settings=settings), changes[1:])
 
 
-def _gradient_checkpointing(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _micro_batch(settings: RunSettings) -> Choices:
+    sequences = settings.sequences_per_update
+    for size in range(min(settings.actor.micro_batch, sequences) - 1, 0, -1):
+        if sequences % size == size % settings.least_micro_batch == 0 and settings.actor.token_budget is None:
+            yield f"MICRO_BATCH={size}", settings.with_micro_batch(size)
+
+
+def _checkpointing(settings: RunSettings) -> Choices:
     if not settings.actor.gradient_checkpointing:
-        yield (
-            _override("hardware.gradient_checkpointing=true"),
-            settings.with_engines(lambda engine: replace(engine, gradient_checkpointing=True)),
-        )
+        recomputed = settings.with_engines(lambda engine: replace(engine, gradient_checkpointing=True))
+        yield "hardware.gradient_checkpointing=true", recomputed
 
 
-def _sleep(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
+def _vllms_share(settings: RunSettings) -> Choices:
     rollout = settings.rollout
-    if rollout is not None and not rollout.sleeps and not settings.device.is_cpu:
-        yield _override("hardware.sleep_mode=true"), replace(settings, rollout=replace(rollout, sleeps=True))
+    if rollout is not None and not settings.device.is_cpu:
+        for share in sorted((n / 10 for n in range(1, 10)), key=lambda share: abs(share - rollout.memory_fraction)):
+            changed = replace(settings, rollout=replace(rollout, memory_fraction=share))
+            yield f"hardware.gpu_memory_utilization={share:g}", changed
 
 
-def _memory_fraction(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    rollout = settings.rollout
-    if rollout is None or rollout.kv_cache_bytes is not None or settings.device.is_cpu:
-        return
-    present = rollout.memory_fraction
-    for fraction in sorted(MEMORY_FRACTIONS, key=lambda fraction: abs(fraction - present)):
-        if abs(fraction - present) > 0.01:
-            yield (
-                _override(f"hardware.gpu_memory_utilization={fraction:g}"),
-                replace(settings, rollout=replace(rollout, memory_fraction=fraction)),
-            )
-
-
-def _kv_cache(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    rollout = settings.rollout
-    if rollout is None or rollout.kv_cache_bytes is None:
-        return
-    for size in sorted(
-        {64 * MIB * 2**power for power in range(10)}, key=lambda size: abs(size - rollout.kv_cache_bytes)
-    ):
-        if size != rollout.kv_cache_bytes:
-            yield (
-                _override(f"hardware.kv_cache_memory_bytes={size}"),
-                replace(settings, rollout=replace(rollout, kv_cache_bytes=size)),
-            )
-
-
-def _num_sequences(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    rollout = settings.rollout
-    if rollout is None:
-        return
-    size = rollout.max_num_seqs // 2
-    while size >= LEAST_SEQUENCES:
-        yield (
-            _override(f"hardware.max_num_sequences={size}"),
-            replace(settings, rollout=replace(rollout, max_num_seqs=size)),
+def _offload(settings: RunSettings) -> Choices:
+    if not settings.device.is_cpu and settings.algorithm != "dpo":
+        offloaded = settings.with_engines(
+            lambda engine: replace(engine, param_offload=engine.trained, optimizer_offload=engine.trained)
         )
-        size //= 2
+        yield "hardware.param_offload=true hardware.optimizer_offload=true", offloaded
 
 
-def _bucket(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    rollout = settings.rollout
-    if rollout is None or settings.device.is_cpu:
-        return
-    size = rollout.bucket_bytes // MIB // 2
-    while size >= LEAST_BUCKET_MB:
-        yield (
-            _override(f"hardware.weight_bucket_mb={size}"),
-            replace(settings, rollout=replace(rollout, bucket_bytes=size * MIB)),
-        )
-        size //= 2
-
-
-def _workers(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    """Fewer processes that drive generation and compute rewards: each holds some main memory."""
-    agents, rewards = settings.num_agent_workers, settings.num_reward_workers
-    while max(agents, rewards) > 1:
-        agents, rewards = max(1, agents // 2), max(1, rewards // 2)
-        words = f"hardware.num_agent_workers={agents} hardware.num_reward_workers={rewards}"
-        yield (
-            Change(words=words, overrides=tuple(words.split())),
-            replace(settings, num_agent_workers=agents, num_reward_workers=rewards),
-        )
-
-
-def _offload(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    if settings.device.is_cpu or settings.algorithm == "dpo":
-        return
-    if not (settings.actor.param_offload and settings.actor.optimizer_offload):
-
-        def offloaded(engine: EngineSettings) -> EngineSettings:
-            return replace(engine, param_offload=True, optimizer_offload=True) if engine.trained else engine
-
-        words = "hardware.param_offload=true hardware.optimizer_offload=true"
-        yield (
-            Change(words=words, overrides=tuple(words.split())),
-            settings.with_engines(offloaded),
-        )
-
-
-def _lora(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    if not settings.actor.full:
-        return
-    key = "actor_rollout_ref.model.lora_rank" if settings.rollout else "model.lora_rank"
-    actor = replace(settings.actor, lora_rank=LORA_RANK)
-    if settings.algorithm == "dpo":
-        actor = replace(actor, master_bytes=actor.compute_bytes)
-    changed = replace(settings, actor=actor)
-    if settings.reference == "separate":
-        changed = replace(changed, reference="adapter_off", reference_engine=None)
-    yield Change(words=f"LORA_RANK={LORA_RANK}", overrides=(f"{key}={LORA_RANK}",)), changed
-
-
-def _quantise(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    """recipes/models/quantisation.py: verl cannot, TRL can, with LoRA, on a GPU."""
-    actor = settings.actor
-    if settings.algorithm == "dpo" and not actor.full and not actor.quantised and not settings.device.is_cpu:
-        yield (
-            Change(words="QUANTIZE=4bit", overrides=("model.quantize=4bit",)),
-            replace(settings, actor=replace(actor, quantised=True)),
-        )
-
-
-def _tensor_parallel(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    rollout = settings.rollout
-    if rollout is None or settings.device.is_cpu:
-        return
-    size = rollout.tensor_parallel * 2
-    while settings.devices_per_node % size == 0 and facts.heads % size == 0:
-        yield (
-            Change(words=f"TENSOR_PARALLEL={size}", overrides=(f"hardware.tensor_parallel={size}",)),
-            replace(settings, rollout=replace(rollout, tensor_parallel=size)),
-        )
-        size *= 2
-
-
-def _gpus(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    if settings.device.is_cpu:
-        return
-    count = settings.devices_per_node * 2
-    while count <= MOST_GPUS:
-        world = settings.num_nodes * count
-        per_update = settings.sequences // settings.updates_per_batch
-        if settings.batch_prompts % world == 0 and per_update // world % settings.actor.micro_batch == 0:
-
-            def sharded(engine: EngineSettings, world: int = world) -> EngineSettings:
-                of_all = engine.fsdp_version > 0 and engine.shards == settings.num_devices
-                return replace(engine, shards=world if of_all else engine.shards)
-
-            yield (
-                Change(words=f"N_GPUS={count}", overrides=(f"hardware.num_devices={count}",)),
-                replace(settings.with_engines(sharded), devices_per_node=count),
-            )
-        count *= 2
-
-
-def _base_dtype(facts: ModelFacts, settings: RunSettings) -> Iterator[Candidate]:
-    """Base weights in bf16, which verl takes for the adapter, too: the last resort before a smaller model."""
+def _lighter_weights(settings: RunSettings) -> Choices:
+    """An adapter instead of all weights. Under an adapter: base weights of 4 bits (TRL) or 16 bits (verl)."""
     actor, capability = settings.actor, settings.device.compute_capability
-    if capability is not None and capability < BF16_CAPABILITY:
-        return
-    if settings.critic is not None or actor.fsdp_version == 0 or actor.full:
-        return
-    if actor.master_bytes == 4 and actor.compute_bytes == 2:
-        yield (
-            _override("hardware.model_dtype=bf16"),
-            settings.with_engines(lambda engine: replace(engine, master_bytes=2, adapter_bytes=2)),
-        )
+    if actor.full:
+        frozen_bytes = actor.compute_bytes if settings.algorithm == "dpo" else actor.master_bytes
+        adapted = replace(settings, actor=replace(actor, lora_rank=LORA_RANK, master_bytes=frozen_bytes))
+        if settings.reference == "separate":
+            adapted = replace(adapted, reference="adapter_off", reference_engine=None)
+        yield f"LORA_RANK={LORA_RANK}", adapted
+    elif settings.algorithm == "dpo" and not actor.quantised and not settings.device.is_cpu:
+        yield "QUANTIZE=4bit", replace(settings, actor=replace(actor, quantised=True))
+    elif actor.fsdp_version and not settings.critic and (capability or 0) >= BF16_CAPABILITY:
+        # verl gives the adapter the type of the base
+        halved = settings.with_engines(lambda engine: replace(engine, master_bytes=2, adapter_bytes=2))
+        yield "hardware.model_dtype=bf16", halved
 
 
-KNOBS: tuple[Knob, ...] = (
-    _micro_batch,
-    _gradient_checkpointing,
-    _sleep,
-    _memory_fraction,
-    _kv_cache,
-    _bucket,
-    _num_sequences,
-    _workers,
-    _offload,
-    _lora,
-    _quantise,
-    _tensor_parallel,
-    _gpus,
-    _base_dtype,
-)
-KNOBS_OF_THE_MACHINE = tuple(knob for knob in KNOBS if knob is not _gpus)
+def _gpus(heads: int, settings: RunSettings) -> Choices:
+    for count in (2, 4, 8):
+        devices, sequences = settings.num_nodes * count, settings.sequences // settings.updates_per_batch
+        even = settings.batch_prompts % devices == 0 and sequences % (devices * settings.actor.micro_batch) == 0
+        if even and count > settings.devices_per_node and not settings.device.is_cpu:
+            larger = settings.with_devices_per_node(count)
+            yield f"N_GPUS={count}", larger
+            if larger.rollout is not None:
+                for split in (size for size in (2, 4, 8) if count % size == heads % size == 0):
+                    rollout = replace(larger.rollout, tensor_parallel=split)
+                    yield f"N_GPUS={count} TENSOR_PARALLEL={split}", replace(larger, rollout=rollout)
 
 
-def _override(words: str) -> Change:
-    return Change(words=words, overrides=(words,))
+CHANGES = (_micro_batch, _checkpointing, _vllms_share, _offload, _lighter_weights)

@@ -1,7 +1,7 @@
-"""What of a composed configuration decides how much memory and time a run takes.
+"""The settings in a composed configuration that decide how much memory and time a run takes.
 
-The configuration is the one that verl (or, for DPO, recipes/dpo/train_dpo.py) would be given, so that a plan speaks of
-the run that would start, with every override of the user's. Byte counts are a number's: 4 for fp32.
+The configuration is the one that verl (or, for DPO, recipes/dpo/train_dpo.py) would get, with every override of the
+user's. So a plan describes the run that would start. Byte counts are those of one number: 4 for fp32.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recipes.models.model_facts import ALL_LINEAR
+from recipes.models.model_shape import ALL_LINEAR
 from tsc.errors import ConfigError
 
-POLICY_GRADIENT = ("grpo", "gspo", "ppo")
-ALGORITHMS = (*POLICY_GRADIENT, "sft", "dpo")
 GIB = 2**30
 MIB = 2**20
 
@@ -30,15 +28,15 @@ BYTES_OF_DTYPE = {
     "float16": 2,
     "half": 2,
 }
-# A pair's answers have this many tokens with logits: their own, and by how much the prompts of a pass differ in length.
+# Positions per DPO sequence that need logits: the answer, plus the padding between prompts of different length.
 DPO_LOGIT_TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSettings:
-    """One GPU, or, on a CPU, the whole machine. hardware: name of the file in configs/hardware.
+    """One GPU, or the whole machine of a CPU run. hardware: name of the file in configs/hardware.
 
-    memory_bytes: the GPU's, as torch sees it. host_bytes: main memory of the machine. Both are 0 where unknown.
+    memory_bytes: the GPU's, as torch sees it. host_bytes: main memory of the machine. Both are 0 if unknown.
     peak_tflops, bandwidth_gb_per_s: the data sheet's, None for a CPU.
     """
 
@@ -57,12 +55,12 @@ class DeviceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """A model that is trained, or only asked for log-probs (trained=False), by FSDP or, for DPO, by TRL.
+    """A model that is trained, or only computes log-probs (trained=False), by FSDP or, for DPO, by TRL.
 
-    master_bytes: a weight, as it is kept. adapter_bytes: a weight of the adapter. quantised: the layers' weights are
-    kept in 4 bits, master_bytes holds for the rest. compute_bytes: weights and activations in a pass. lora_rank 0
-    trains all weights. shards: processes over which weights, gradients and optimizer are divided. fsdp_version: 0 for
-    a plain copy of the model in each process. micro_batch: sequences in one pass; token_budget: tokens in one pass
+    master_bytes: of a weight at rest. adapter_bytes: of a weight of the adapter. quantised: the layers' weights take 4
+    bits, and master_bytes holds for the others. compute_bytes: of weights and activations in a pass. lora_rank: 0
+    trains all weights. shards: processes among which weights, gradients and optimizer are divided. fsdp_version: 0 for
+    a plain copy of the model in each process. micro_batch: sequences in one pass. token_budget: tokens in one pass
     instead, for batches of varying size. logit_tokens: tokens of a sequence that get logits, None for all of them.
     """
 
@@ -80,12 +78,12 @@ class EngineSettings:
     gradient_checkpointing: bool
     param_offload: bool
     optimizer_offload: bool
-    # FSDP2's policy: weights, gradients and optimizer live in main memory, layers come to the GPU as they are needed
+    # FSDP2's policy: weights, gradients and optimizer stay in main memory, and layers come to the GPU when needed
     cpu_offload_policy: bool
     remove_padding: bool
     fused_log_probs: bool
     entropy: bool
-    # temperature 1 saves a copy of the logits
+    # a temperature other than 1 takes one more copy of the logits
     scaled_logits: bool
     has_lm_head: bool
     logit_tokens: int | None
@@ -97,7 +95,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings:
-    """vLLM beside the trainer. memory_fraction: share of the GPU that vLLM takes while it is awake."""
+    """vLLM, which shares the GPU with the trainer. memory_fraction: the share that vLLM takes while it is awake."""
 
     weight_bytes: int
     kv_bytes: int
@@ -136,7 +134,7 @@ class RunSettings:
     old_log_prob_pass: bool
     rollout: RolloutSettings | None
     updates_per_batch: int
-    # both answers of a pair in DPO, which share a pass; the decisions of an answer elsewhere, each a sequence
+    # DPO: the two answers of a pair, which share a pass; otherwise the decisions of an answer, each one sequence
     sequences_per_sample: int
     object_store_bytes: int
     num_agent_workers: int
@@ -153,7 +151,7 @@ class RunSettings:
 
     @property
     def least_micro_batch(self) -> int:
-        """Sequences that cannot be parted: a pair's."""
+        """Sequences that must be in one pass: the two of a pair in DPO."""
         return 2 if self.algorithm == "dpo" else 1
 
     @property
@@ -173,13 +171,13 @@ class RunSettings:
         return min(engine.micro_batch, self.sequences_per_update) * self.sequence_tokens
 
     def logit_tokens(self, engine: EngineSettings) -> int:
-        """Of pass_tokens, those that get logits."""
+        """The number of pass_tokens that get logits."""
         if engine.logit_tokens is None:
             return self.pass_tokens(engine)
         return min(engine.micro_batch, self.sequences_per_update) * min(engine.logit_tokens, self.sequence_tokens)
 
     def with_micro_batch(self, micro_batch: int) -> RunSettings:
-        """The same with fewer sequences in a pass of every engine, whose token budgets shrink with them."""
+        """The same run with another number of sequences in a pass of every engine; token budgets change with it."""
 
         def smaller(engine: EngineSettings) -> EngineSettings:
             budget = engine.token_budget
@@ -189,8 +187,18 @@ class RunSettings:
 
         return self.with_engines(smaller)
 
+    def with_devices_per_node(self, count: int) -> RunSettings:
+        """The same run on another number of GPUs. What FSDP divides over all GPUs, it divides over the new number."""
+        world = self.num_nodes * count
+
+        def sharded(engine: EngineSettings) -> EngineSettings:
+            over_all = engine.fsdp_version > 0 and engine.shards == self.num_devices
+            return replace(engine, shards=world if over_all else engine.shards)
+
+        return replace(self.with_engines(sharded), devices_per_node=count)
+
     def with_engines(self, change: Callable[[EngineSettings], EngineSettings]) -> RunSettings:
-        """The same with `change` applied to actor, critic and reference."""
+        """The same run with `change` applied to actor, critic and reference."""
         return replace(
             self,
             actor=change(self.actor),
@@ -200,9 +208,8 @@ class RunSettings:
 
 
 def run_settings(algorithm: str, config: DictConfig, *, hardware: str) -> RunSettings:
-    """Read the settings from the composed configuration. Raises ConfigError naming a key that is missing or wrong."""
-    if algorithm not in ALGORITHMS:
-        raise ConfigError(f"algorithm {algorithm!r} is unknown: choose one of {', '.join(ALGORITHMS)}")
+    """The settings of a composed configuration (recipes.preflight.compose). Raises ConfigError that names a missing or
+    wrong key."""
     read = _Reader(config, hardware)
     if algorithm == "dpo":
         return _dpo(read)
@@ -212,7 +219,7 @@ def run_settings(algorithm: str, config: DictConfig, *, hardware: str) -> RunSet
 
 
 class _Reader:
-    """Values of a configuration by key, converted, with the key in every error."""
+    """Reads and converts values of a configuration by key. Every error names the key."""
 
     def __init__(self, config: DictConfig, hardware: str) -> None:
         self.config = config
@@ -232,9 +239,6 @@ class _Reader:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{key}={value} is not a whole number of at least {least}")
         return value
-
-    def optional_integer(self, key: str, *, least: int = 0) -> int | None:
-        return None if self.get(key) is None else self.integer(key, least=least)
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.get(key, default)
@@ -418,12 +422,12 @@ def _engine(
 ) -> EngineSettings:
     sharded_over = read.integer(f"{fsdp}.fsdp_size", -1, least=-1)
     uses_budget = read.flag(dynamic)
-    # verl takes fp32 for a model that is trained, bf16 for one that is not, where nothing is said.
+    # Unless it is set, verl takes fp32 for a model that is trained and bf16 for one that is not.
     master = read.dtype_bytes(f"{fsdp}.model_dtype", "fp32" if trained else "bf16")
     return EngineSettings(
         trained=trained,
         master_bytes=master,
-        # verl casts the adapter to the base's type.
+        # verl casts the adapter to the type of the base.
         adapter_bytes=master,
         quantised=False,
         compute_bytes=read.dtype_bytes(f"{fsdp}.mixed_precision.param_dtype", "bf16"),
@@ -433,7 +437,7 @@ def _engine(
         token_budget=read.integer(budget, least=1) if uses_budget else None,
         param_offload=read.flag(f"{fsdp}.param_offload"),
         optimizer_offload=read.flag(f"{fsdp}.optimizer_offload"),
-        # verl keeps a model that is only asked in main memory, and brings its layers to the GPU one by one.
+        # verl keeps a model that is not trained in main memory, and brings its layers to the GPU one by one.
         cpu_offload_policy=read.flag(f"{fsdp}.offload_policy") or not trained,
         entropy=entropy,
         logit_tokens=None,
@@ -468,13 +472,14 @@ def _run_without_rollout(
 
 
 def _dpo(read: _Reader) -> RunSettings:
-    """TRL (recipes/dpo/train_dpo.py): a copy of the model in each process; the start's log-probs come beforehand."""
+    """TRL (recipes/dpo/train_dpo.py): a copy of the model in each process. The starting model's log-probs are computed
+    once, before the training."""
     num_devices = read.integer("hardware.num_devices", 1, least=1)
     lora_rank = read.integer("model.lora_rank", 0)
     compute = read.dtype_bytes("hardware.param_dtype", "bf16")
     actor = EngineSettings(
         trained=True,
-        # load_model: weights that are trained stay in fp32, frozen ones come in the type of the computation.
+        # load_model keeps trained weights in fp32 and loads frozen ones in the type of the computation
         master_bytes=compute if lora_rank else 4,
         adapter_bytes=4,
         quantised=read.get("model.quantize") == "4bit",
@@ -483,7 +488,7 @@ def _dpo(read: _Reader) -> RunSettings:
         lora_targets=read.targets("model.target_modules"),
         shards=1,
         fsdp_version=0,
-        # sequences, two a pair; at least one pair
+        # sequences, two for each pair; at least one pair
         micro_batch=2 * max(1, read.integer("hardware.micro_batch_size", least=1) // 2),
         token_budget=None,
         gradient_checkpointing=read.flag("trl.gradient_checkpointing"),

@@ -1,6 +1,6 @@
-"""How long a step takes, roughly: floating-point operations and bytes over what a device reaches of its data sheet.
+"""A rough estimate of a step's time: its operations and bytes, divided by what a device reaches of its data sheet.
 
-An estimate to tell minutes from hours, not one run from another.
+It is good enough to tell minutes from hours, but not to compare two runs.
 """
 
 from __future__ import annotations
@@ -8,24 +8,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from recipes.models.model_facts import ModelFacts
+from recipes.models.model_shape import ModelShape
 from recipes.preflight.memory_plan import kv_bytes_per_token, kv_cache_tokens, rollout_weight_bytes
 from recipes.preflight.run_settings import EngineSettings, RunSettings
 
-# Shares of the data sheet's figures. Those of computing are what verl's public runs of Qwen2.5 1.5B and 7B with LoRA on
-# H100s reached (docs/hardware.md names them): 0.20 in a pass forward, 0.07 and 0.09 in an update.
+# Shares of the data sheet's figures. verl's public runs of Qwen2.5 1.5B and 7B with LoRA on H100s (docs/hardware.md
+# names them) reached 0.20 of the arithmetic in a forward pass, and 0.07 and 0.09 in an update.
 FORWARD_SHARE = 0.2
 TRAINING_SHARE = 0.08
 BANDWIDTH_SHARE = 0.6
-# A token of an answer takes a pass through all layers, however small: their kernels have to be started.
+# Each token of an answer takes a pass through all layers, whose kernels have to be started, however small they are.
 LAYER_S_EAGER = 1.5e-3
 LAYER_S_IN_GRAPHS = 0.2e-3
-# What verl's agent loop and vLLM's server spend on an answer, one process each: 6.5 s for 512 short ones of the demo.
+# What verl's agent loop and vLLM's server, one process each, spend on an answer: 6.5 s for 512 short ones of the demo.
 ANSWER_S = 0.012
-# What a CPU is assumed to reach: the demo's tiny model has 25 in its passes, in one thread, on an AMD EPYC.
+# What a CPU is assumed to reach: the passes of the demo's tiny model reach 25 in one thread of an AMD EPYC.
 CPU_GFLOPS = 25
 CPU_BANDWIDTH_GB_PER_S = 10
-# Start of passes, Ray's calls, waiting for the slowest: what a step takes with a model of no size.
+# The start of passes, Ray's calls and the wait for the slowest process, which a model of any size needs.
 FIXED_S = 2.0
 
 
@@ -41,42 +41,44 @@ class StepTime:
         return sum(self.parts_s.values())
 
 
-def step_time(facts: ModelFacts, settings: RunSettings) -> StepTime:
-    """2 operations a parameter and token forward, 4 backward, 2 of them for the weights' gradients, which a frozen base
-    does not need; 2 more where activations are recomputed (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)."""
+def step_time(model: ModelShape, settings: RunSettings) -> StepTime:
+    """The time of one step, from 2 operations a parameter and token forward and 4 backward. 2 of the 4 are for the
+    weights' gradients, which a frozen base does not need; recomputed activations take 2 more (Kaplan et al. 2020,
+    arXiv:2001.08361, section 2.1)."""
     forward, training = (
         flops_per_s(settings, share) * settings.num_devices for share in (FORWARD_SHARE, TRAINING_SHARE)
     )
     tokens = settings.sequences * settings.sequence_tokens
     parts: dict[str, float] = {}
     if settings.rollout is not None:
-        parts["generate"] = generation_s(facts, settings)
+        parts["generate"] = generation_s(model, settings)
     passes = int(settings.old_log_prob_pass) + int(settings.reference != "none")
     if passes:
-        parts["log-probs"] = passes * 2 * facts.num_matmul_parameters * tokens / forward
+        parts["log-probs"] = passes * 2 * model.num_matmul_parameters * tokens / forward
     if settings.critic is not None:
-        critic = facts.layers * facts.num_layer
+        critic = model.layers * model.num_layer
         parts["critic"] = critic * tokens * (2 / forward + training_operations(settings.critic) / training)
-    parts["update"] = training_operations(settings.actor) * facts.num_matmul_parameters * tokens / training
+    parts["update"] = training_operations(settings.actor) * model.num_matmul_parameters * tokens / training
     parts["the rest"] = FIXED_S
     return StepTime(parts_s=parts, tokens=tokens)
 
 
 def training_operations(engine: EngineSettings) -> int:
-    """Operations a parameter and token of a forward and backward pass."""
+    """Operations of a forward and backward pass for each parameter and token."""
     return 2 + (4 if engine.full else 2) + (2 if engine.gradient_checkpointing else 0)
 
 
 def flops_per_s(settings: RunSettings, share: float) -> float:
-    """Operations a second that one device is assumed to reach. share: of a GPU's data sheet."""
+    """Operations a second that one device is assumed to reach. share: the share of a GPU's data sheet."""
     if settings.device.peak_tflops is None:
         return CPU_GFLOPS * 1e9 / settings.devices_per_node
     return share * settings.device.peak_tflops * 1e12
 
 
-def generation_s(facts: ModelFacts, settings: RunSettings) -> float:
-    """Prompts once for each group (prefix caching), then a pass for each token of the answers, which reads all weights
-    and the sequences' keys and values: the slowest of reading, computing and starting kernels counts."""
+def generation_s(model: ModelShape, settings: RunSettings) -> float:
+    """Seconds to process each group's prompt once (prefix caching), and then to make a pass for each token of the
+    answers. Such a pass reads all weights and the sequences' keys and values; the slowest of reading, computing and
+    starting kernels counts."""
     rollout = settings.rollout
     assert rollout is not None
     flops = flops_per_s(settings, FORWARD_SHARE)
@@ -87,18 +89,18 @@ def generation_s(facts: ModelFacts, settings: RunSettings) -> float:
     )
     copies = max(1, settings.num_devices // rollout.tensor_parallel)
     sequences = math.ceil(settings.sequences / copies)
-    # a group shares its prompt; decisions of a stretch have a new one each
+    # the answers of a group share their prompt; each decision of a stretch has a new one
     groups = settings.batch_prompts if settings.sequences_per_sample == 1 else settings.sequences
     prompts = math.ceil(groups / copies)
-    prefill = 2 * facts.num_matmul_parameters * prompts * settings.prompt_tokens / (flops * rollout.tensor_parallel)
-    room = max(1, kv_cache_tokens(facts, settings) // settings.sequence_tokens)
+    prefill = 2 * model.num_matmul_parameters * prompts * settings.prompt_tokens / (flops * rollout.tensor_parallel)
+    room = max(1, kv_cache_tokens(model, settings) // settings.sequence_tokens)
     together = min(sequences, rollout.max_num_seqs, room)
-    cache = together * settings.sequence_tokens * kv_bytes_per_token(facts, rollout)
-    reading = (rollout_weight_bytes(facts, rollout) + cache) / bandwidth
-    computing = 2 * facts.num_matmul_parameters * together / (flops * rollout.tensor_parallel)
+    cache = together * settings.sequence_tokens * kv_bytes_per_token(model, rollout)
+    reading = (rollout_weight_bytes(model, rollout) + cache) / bandwidth
+    computing = 2 * model.num_matmul_parameters * together / (flops * rollout.tensor_parallel)
     starting = 0.0
     if not settings.device.is_cpu:
-        starting = facts.layers * (LAYER_S_EAGER if rollout.eager else LAYER_S_IN_GRAPHS)
+        starting = model.layers * (LAYER_S_EAGER if rollout.eager else LAYER_S_IN_GRAPHS)
     handling = sequences * copies * ANSWER_S / max(1, settings.num_agent_workers)
     decoding = math.ceil(sequences / together) * settings.answer_tokens * max(reading, computing, starting)
     return prefill + decoding + handling

@@ -1,8 +1,8 @@
-"""What verl would refuse minutes later, refused now, on any machine, GPU or none.
+"""Refuses now what verl would refuse minutes later, on any machine, with or without a GPU.
 
-`validate` runs what verl would run first: its validate_config and the dataclasses that its workers are built from (for
-DPO: TRL's fields). It also looks for what verl would pass over in silence or stumble upon minutes later. It raises
-ConfigError that names the key and the remedy. No model file is needed.
+`validate` runs verl's own first checks: its validate_config and the dataclasses that its workers are built from (for
+DPO: TRL's fields). It also finds what verl would silently ignore. Its errors name the key and the remedy. It does not
+need the model's files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
 import importlib
 import importlib.util
 import io
@@ -19,7 +18,6 @@ import os
 import re
 import sys
 import traceback
-import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,22 +26,19 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from recipes.preflight.compose import ALGORITHMS, POLICY_GRADIENT, leaves, meant_key, usual_config
-from recipes.preflight.hardware import Hardware, check_layout
+from recipes.preflight.compose import POLICY_GRADIENT, leaves, meant_key, usual_config
+from recipes.preflight.hardware import BF16_CAPABILITY, Hardware, check_layout
 from tsc.errors import ConfigError, did_you_mean
 from tsc.yaml_file import validate_values
 
-# bfloat16 arithmetic
-BF16_CAPABILITY = 8.0
 FSDP = ("fsdp", "fsdp2")
-# What vLLM may be told to compute attention with on an NVIDIA GPU
+# vLLM's ways to compute attention on an NVIDIA GPU
 ATTENTION_BACKENDS = ("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "TRITON_ATTN")
-# Sections that hand their keys on to something else, where any key may stand; what is known of them is checked apart.
+# Sections that hand their keys on to something else. Any key may stand there; known keys are checked separately.
 OPEN_SECTIONS = ("override_config", "engine_kwargs", "ray_init", "trl", "sampler_kwargs", "custom", "kw_args")
 WORKER = "actor_rollout_ref"
-# Sections of dataclasses, whose fields are checked with them; a dataclass has more fields than verl's files show.
+# Sections of dataclasses. Their fields are checked with them, because a dataclass has more fields than verl's files.
 DATACLASS_SECTIONS = (
     *(f"{WORKER}.{part}." for part in ("actor", "ref", "rollout", "model")),
     *("critic.", "algorithm.", "model.", "engine.", "optim.", "checkpoint.", "profiler."),
@@ -57,13 +52,10 @@ def _check_choice(key: str, value: object, allowed: Sequence[str], also: str = "
 
 
 def validate(algorithm: str, config: DictConfig) -> None:
-    """Check the composed configuration of a training as far as that goes without its GPU, data and model.
+    """Check a composed configuration as far as possible without the run's GPU, data and model. Raises ConfigError.
 
-    Imports verl and vLLM (for DPO: TRL), which takes a quarter of a minute on two cores. Leaves `config` as it is.
-    Raises ConfigError.
+    Imports verl and vLLM (for DPO: TRL), which takes a quarter of a minute on two cores. `config` stays as it is.
     """
-    if algorithm not in ALGORITHMS:
-        raise ConfigError(f"algorithm {algorithm!r} is unknown: choose one of {', '.join(ALGORITHMS)}")
     config = _resolved(config)
     values: Any = OmegaConf.to_container(config)
     _check_keys(algorithm, values)
@@ -84,7 +76,7 @@ def validate(algorithm: str, config: DictConfig) -> None:
 
 
 def _import_quietly(algorithm: str) -> None:
-    """What the checks need. vLLM and transformers would tell of parts that this machine lacks and no check needs."""
+    """Import what the checks need. vLLM and transformers would report missing parts that no check needs."""
     from transformers.utils import logging
 
     level = os.environ.get("VLLM_LOGGING_LEVEL")
@@ -93,9 +85,9 @@ def _import_quietly(algorithm: str) -> None:
     logging.set_verbosity_error()
     try:
         if algorithm == "dpo":
-            importlib.import_module("recipes.dpo.train_dpo")
+            importlib.import_module("trl.trainer.dpo_config")
             return
-        # the CPU set's vLLM has another name than verl asks for; elsewhere this does nothing
+        # verl asks for vLLM by another name than that of the CPU set; elsewhere this does nothing
         importlib.import_module("recipes.verl_plugins.cpu.vllm_metadata").install()
         importlib.import_module("verl.workers.config")
         if algorithm in POLICY_GRADIENT:
@@ -107,7 +99,7 @@ def _import_quietly(algorithm: str) -> None:
 
 
 def _resolved(config: DictConfig) -> DictConfig:
-    """A copy with all interpolations resolved and every mandatory value there; open to new keys."""
+    """A copy with all interpolations resolved and every mandatory value present; open to new keys."""
     try:
         resolved: Any = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
@@ -124,7 +116,7 @@ def _resolved(config: DictConfig) -> DictConfig:
 
 
 def _unused(config: DictConfig) -> tuple[str, ...]:
-    """Beginnings of keys that nothing reads in this run: of models that it does not use."""
+    """Prefixes of keys that nothing reads in this run: those of models that it does not use."""
     switches = {"reward.reward_model.": "enable", "distillation.": "enabled"}
     unused = [section for section, switch in switches.items() if not OmegaConf.select(config, section + switch)]
     if "critic" in config and not _has_critic(config):
@@ -139,20 +131,20 @@ def _has_critic(config: DictConfig) -> bool:
 
 
 def _check_keys(algorithm: str, values: dict[str, Any]) -> None:
-    """No key that a '+' slipped in without anything reading it."""
+    """Refuse a key that a '+' added and that nothing reads, and a value of the wrong kind."""
     known = usual_config(algorithm)
     for key in _added(values, known):
         if not key.startswith(DATACLASS_SECTIONS):
             meant = meant_key(key, [path for path, _ in leaves(known)])
-            raise ConfigError(f"{key} is read by nothing in {algorithm}: {meant}remove the override +{key}=…")
+            raise ConfigError(f"nothing in {algorithm} reads {key}: {meant}remove the override +{key}=…")
     for key, value, usual in _changed_types(values, known):
         if value == "after_each_epoch" and algorithm == "sft":
             continue  # what verl's SFT trainer takes as save_freq and test_freq
-        raise ConfigError(f"{key}={value} is no {usual}: give one")
+        raise ConfigError(f"{key}={value} is not {usual}: choose one")
 
 
 def _changed_types(values: Any, known: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Leaves whose value is of another kind than the number or truth value that stands there by default."""
+    """Key, value and expected kind where the value is of another kind than the default number or truth value."""
     if isinstance(values, dict) and isinstance(known, dict):
         for key in values.keys() & known.keys():
             yield from _changed_types(values[key], known[key], f"{prefix}.{key}" if prefix else str(key))
@@ -161,13 +153,13 @@ def _changed_types(values: Any, known: Any, prefix: str = "") -> Iterator[tuple[
             yield prefix, values, "true or false"
     elif isinstance(known, int | float) and values is not None:
         if isinstance(values, bool) or not isinstance(values, int | float):
-            yield prefix, values, "number"
+            yield prefix, values, "a number"
         elif isinstance(known, int) and not isinstance(values, int):
-            yield prefix, values, "whole number"
+            yield prefix, values, "a whole number"
 
 
 def _added(values: Any, known: Any, prefix: str = "") -> Iterator[str]:
-    """Keys of `values` that `known` has not, outside of the open sections."""
+    """Keys of `values` that `known` does not have, outside the open sections."""
     if isinstance(values, dict) and isinstance(known, dict):
         for key, value in values.items():
             path = f"{prefix}.{key}" if prefix else str(key)
@@ -181,7 +173,7 @@ def _check_dtypes(config: DictConfig, values: dict[str, Any], hardware: Hardware
     capability = hardware.compute_capability
     if capability is not None and capability < BF16_CAPABILITY:
         for key, value in leaves(values):
-            # turbo_config is read with strategy fsdp_turbo only
+            # only the strategy fsdp_turbo reads turbo_config
             if (
                 str(value).lower() in ("bf16", "bfloat16")
                 and not key.startswith(_unused(config))
@@ -213,11 +205,6 @@ def _check_policy_gradient(config: DictConfig) -> None:
     engines = {f"{WORKER}.actor": worker.actor, **({"critic": config.critic} if use_critic else {})}
     for key, engine in engines.items():
         _check_engine(config, key, engine)
-    if worker.actor.use_dynamic_bsz != worker.rollout.log_prob_use_dynamic_bsz:
-        raise ConfigError(
-            f"{WORKER}.actor.use_dynamic_bsz and {WORKER}.rollout.log_prob_use_dynamic_bsz differ, and verl stops at "
-            "that: give both the same value"
-        )
     _check_vllm(OmegaConf.to_container(worker.rollout.engine_kwargs))
     _check_model(worker.model, f"{WORKER}.model")
     _check_choice(
@@ -234,14 +221,14 @@ def _check_policy_gradient(config: DictConfig) -> None:
         _check_section(key, section)
     if use_critic:
         _check_model(config.critic.model, "critic.model")
-        # built from its own files, which need not be here
+        # it is built from its own files, which this machine need not have
         config.critic.model = None
     for key, engine in engines.items():
         _check_dataclasses(key, engine)
     with _verl_notices(), warnings.catch_warnings():
-        # that no critic is trained, which is meant
+        # without a critic there is nothing to warn of
         warnings.filterwarnings("ignore", "Disabled critic", UserWarning)
-        # builds actor and critic
+        # this builds actor and critic
         _check_class(
             WORKER, lambda: validate_config(config, use_reference_policy=needs_reference, use_critic=use_critic)
         )
@@ -261,10 +248,7 @@ def _check_sft(config: DictConfig) -> None:
 def _check_rollout(config: DictConfig) -> None:
     rollout, data = config[WORKER].rollout, config.data
     tokens = data.max_prompt_length + data.max_response_length
-    if rollout.name != "vllm":
-        raise ConfigError(
-            f"{WORKER}.rollout.name={rollout.name}: the recipes and the pinned packages are for vLLM: choose vllm"
-        )
+    _check_choice(f"{WORKER}.rollout.name", rollout.name, ("vllm",))
     if rollout.max_model_len is not None and rollout.max_model_len < tokens:
         raise ConfigError(
             f"{WORKER}.rollout.max_model_len={rollout.max_model_len} tokens are fewer than data.max_prompt_length + "
@@ -272,28 +256,19 @@ def _check_rollout(config: DictConfig) -> None:
         )
     if rollout.temperature <= 0:
         raise ConfigError(f"{WORKER}.rollout.temperature={rollout.temperature} samples nothing: choose TEMPERATURE > 0")
-    if not 0 < rollout.gpu_memory_utilization <= 1:
-        raise ConfigError(
-            f"{WORKER}.rollout.gpu_memory_utilization={rollout.gpu_memory_utilization} is no share of the GPU's "
-            "memory: choose a number above 0, and below 1 to leave some for the trainer"
-        )
 
 
 def _check_engine(config: DictConfig, key: str, engine: DictConfig) -> None:
     """The batches of the actor or the critic."""
     _check_choice(f"{key}.strategy", engine.strategy, FSDP)
     prompts = engine.ppo_mini_batch_size
-    # where an answer has several decisions, each is a sequence of its own (recipes/verl_plugins/decision_loop.py)
+    # each decision of an answer is a sequence of its own (recipes/verl_plugins/decision_loop.py)
     if config.data.train_batch_size * engine.get("decisions", 1) % prompts:
         raise ConfigError(
             f"{key}.ppo_mini_batch_size={prompts} prompts an update do not divide data.train_batch_size="
             f"{config.data.train_batch_size} prompts a step: choose BATCH_PROMPTS and UPDATES so that they do"
         )
     micro_batch = 1 if engine.use_dynamic_bsz else engine.ppo_micro_batch_size_per_gpu
-    if micro_batch is None:
-        raise ConfigError(
-            f"{key}.ppo_micro_batch_size_per_gpu has no value: give one (MICRO_BATCH), or remove the override"
-        )
     _check_devices(config, sequences=prompts * config[WORKER].rollout.n, micro_batch=micro_batch)
 
 
@@ -315,20 +290,20 @@ def _check_devices(config: DictConfig, *, sequences: int, micro_batch: int) -> N
 
 
 def _heads(model: str | None) -> tuple[int | None, int | None]:
-    """Attention heads and key-value heads of the model in a folder; None where there is none."""
+    """Attention heads and key-value heads of the model in a folder; None, None without its config.json."""
     file = Path(model, "config.json") if model else None
     if file is None or not file.is_file():
         return None, None
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{file} is no JSON ({error}): is the model's folder complete?") from error
+        raise ConfigError(f"{file} is not valid JSON ({error}): is the model's folder complete?") from error
     heads = values.get("num_attention_heads")
     return heads, values.get("num_key_value_heads", heads)
 
 
 def _as_actor(ref: DictConfig, actor: DictConfig) -> DictConfig:
-    """The reference's section as verl hands it to its dataclass (verl/workers/engine_workers.py, init_model)."""
+    """The reference's section in the form of verl's dataclass (verl/workers/engine_workers.py, init_model)."""
     ref = copy.deepcopy(ref)
     with open_dict(ref):
         ref.ppo_mini_batch_size = actor.ppo_mini_batch_size
@@ -340,7 +315,7 @@ def _as_actor(ref: DictConfig, actor: DictConfig) -> DictConfig:
 
 
 def _check_vllm(engine_kwargs: Any) -> None:
-    """The keys that verl hands on to vLLM's command line are arguments of its engine."""
+    """Refuse keys for vLLM's command line that are not arguments of its engine."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     known = sorted(field.name for field in dataclasses.fields(AsyncEngineArgs))
@@ -355,14 +330,14 @@ def _check_vllm(engine_kwargs: Any) -> None:
 
 
 def _check_model(model: DictConfig, key: str) -> None:
-    """The keys and values of verl's HFModelConfig, without building it: that would load the model's tokenizer."""
+    """Check the keys of verl's HFModelConfig. Building it would load the model's tokenizer."""
     from verl.workers.config import HFModelConfig
 
-    _check_fields(HFModelConfig, OmegaConf.to_container(model), key)
+    _check_names(HFModelConfig, OmegaConf.to_container(model), key)
 
 
 def _check_code(config: DictConfig) -> None:
-    """Functions and files of ours that verl would look for later are there."""
+    """Refuse a path to our own code at which there is nothing. verl would look for it later."""
     rollout = config[WORKER].rollout
     for key, path in (
         ("reward.custom_reward_function.path", config.reward.custom_reward_function.path),
@@ -374,11 +349,11 @@ def _check_code(config: DictConfig) -> None:
         package = str(path).removeprefix("pkg://")
         found = importlib.util.find_spec(package) if package != path else Path(path).is_file() or None
         if found is None:
-            raise ConfigError(f"{key}={path} is not there: give a file, or pkg:// and a module that can be imported")
+            raise ConfigError(f"{key}={path} does not exist: give a file, or pkg:// and a module that can be imported")
 
 
 def _check_section(key: str, section: DictConfig) -> None:
-    """Build the dataclasses of a section as verl does, after a look at their keys and values."""
+    """Build the dataclasses of a section as verl does, after a check of their keys."""
     from verl.utils.config import omega_conf_to_dataclass
 
     _check_dataclasses(key, section)
@@ -386,9 +361,9 @@ def _check_section(key: str, section: DictConfig) -> None:
 
 
 def _check_dataclasses(key: str, section: DictConfig) -> None:
-    """The keys and values of a section's dataclasses."""
+    """Check the keys of a section's dataclasses."""
     for path, values in _with_target(OmegaConf.to_container(section), key):
-        _check_fields(_class(values["_target_"], path), values, path)
+        _check_names(_class(values["_target_"], path), values, path)
 
 
 def _with_target(values: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -407,38 +382,19 @@ def _class(name: str, path: str) -> Any:
         raise ConfigError(f"{path}._target_={name} cannot be imported ({error}): remove the override") from error
 
 
-def _check_fields(cls: Any, values: Any, path: str) -> None:
-    """Names and simple types of a dataclass's values; nested dataclasses are checked for themselves."""
-    fields = _fields(cls)
-    for key, value in values.items():
-        if key == "_target_":
-            continue
-        if key not in fields:
-            meant = did_you_mean(key, sorted(fields))
+def _check_names(cls: Any, values: Any, path: str) -> None:
+    """Refuse keys that are not fields of a dataclass; nested dataclasses are checked on their own."""
+    known = sorted(field.name for field in dataclasses.fields(cls))
+    for key in values:
+        if key != "_target_" and key not in known:
             raise ConfigError(
-                f"{path}.{key} is unknown to verl's {cls.__name__}: {meant}remove the override +{path}.{key}=…"
+                f"verl's {cls.__name__} does not know {path}.{key}: {did_you_mean(key, known)}remove the override "
+                f"+{path}.{key}=…"
             )
-        if value is None or isinstance(value, dict):
-            continue
-        try:
-            fields[key].validate_python(value)
-        except ValidationError as error:
-            fault = error.errors(include_url=False)[0]["msg"]
-            raise ConfigError(f"{path}.{key}={value}: {fault[:1].lower()}{fault[1:]}") from error
-
-
-@functools.cache
-def _fields(cls: Any) -> dict[str, TypeAdapter[Any]]:
-    hints = typing.get_type_hints(cls)
-    loose = ConfigDict(arbitrary_types_allowed=True)
-    return {
-        field.name: TypeAdapter(Any if dataclasses.is_dataclass(hints[field.name]) else hints[field.name], config=loose)
-        for field in dataclasses.fields(cls)
-    }
 
 
 def _check_class(key: str, build: Callable[[], object]) -> None:
-    """Whatever verl's own checks refuse, as an error of the user's."""
+    """Turn what verl's own checks refuse into a ConfigError."""
     try:
         build()
     except (
@@ -453,7 +409,7 @@ def _check_class(key: str, build: Callable[[], object]) -> None:
         while isinstance(cause, HydraException) and cause.__cause__ is not None:
             cause = cause.__cause__
         said = " ".join(str(cause).split())
-        if not said:  # a bare assert: what it asserts is all there is to tell
+        if not said:  # of a bare assert, only its line says what is wrong
             said = str(traceback.extract_tb(cause.__traceback__)[-1].line)
         raise ConfigError(
             f"{_full_key(error) or key}: verl refuses it: {said.rstrip('.')}. Change or remove the override"
@@ -461,14 +417,14 @@ def _check_class(key: str, build: Callable[[], object]) -> None:
 
 
 def _full_key(error: Exception) -> str | None:
-    """The key that Hydra and OmegaConf put into a line of their message."""
+    """The key in a message of Hydra or OmegaConf, which has a line of its own."""
     line = re.search(r"^\s*full_key: (.+)$", str(error), re.MULTILINE)
     return line.group(1) if line else None
 
 
 @contextlib.contextmanager
 def _verl_notices() -> Iterator[None]:
-    """verl prints while it checks: its notices go to standard error, its success is ours to tell."""
+    """verl prints while it checks. Its notices go to standard error; its report of success is dropped."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
@@ -483,7 +439,7 @@ def _verl_notices() -> Iterator[None]:
 
 
 def _check_dpo(config: DictConfig) -> None:
-    from recipes.dpo.train_dpo import check_trl_fields, passes
+    from recipes.preflight.trl_settings import check_trl_fields, passes
 
     check_trl_fields(config)
     passes(config, config.hardware.num_devices)

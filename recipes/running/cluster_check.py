@@ -1,11 +1,12 @@
-"""Look at every node of a Ray cluster before a training starts on it: same software, data, states and model everywhere?
+"""Check before a training that every node of a Ray cluster has the same software, data, states and model.
 
 Example:
     python recipes/running/cluster_check.py --address 10.0.0.5:6379 --hardware h100 --nodes 2 --gpus-per-node 8 \\
         --train data/mine/parquet/train.parquet --model models/mine --out runs/mine
 
-Prints one line per node. What this machine has is the measure for all others. Exits with status 2 where a node differs,
-lacks something or does not answer, and says for each node what to do. Without --nodes it only compares the software.
+Prints one line per node. Every node must match this machine, from which you launch. If a node differs, lacks something
+or does not answer, the script says what to do there and exits with status 2. Without --nodes it only compares the
+software.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from recipes.running.node_address import check_head
 from tsc.errors import ConfigError, run_main
 
 PACKAGES = ("ray", "verl", "vllm", "torch", "transformers", "peft", "transferqueue", "libsumo")
-# Whose files, and which, make up the project's version.
+# The folders and the kinds of files that make up the project's version.
 CODE = ("tsc", "reward", "recipes", "configs")
 CODE_SUFFIXES = {".py", ".yaml"}
 NUM_SAMPLED_ROWS = 16
-# Of larger files only the size and both ends are compared: the weights of 7B would take half a minute a node.
+# Of larger files, only the size and both ends are compared: the weights of 7B would take half a minute per node.
 WHOLE_FILE_BYTES = 64 << 20
 END_BYTES = 1 << 20
-# For a node to start Python, read the files and answer.
+# How long a node may take to start Python, read the files and answer.
 NODE_TIMEOUT_S = 180
-# GiB. Ray's logs and spilled objects; a run's own needs are scripts/plan.py's.
+# For Ray's logs and spilled objects. scripts/plan.py says what the run itself needs.
 LEAST_FREE_GIB = 2.0
-# verl's queue: an actor whose name is the same in all trainings
+# verl's queue, an actor that has the same name in all trainings.
 QUEUE_ACTOR = "TransferQueueController"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What each node is to look at. Paths are absolute."""
+    """What each node has to check. Paths are absolute."""
 
     files: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
@@ -56,7 +57,7 @@ class Wanted:
 
 @dataclass(kw_only=True)
 class Facts:
-    """What a node has. Digests are None where there is no such file."""
+    """What a node has. The digest of a file that does not exist is None."""
 
     python: str
     packages: dict[str, str | None]
@@ -67,13 +68,13 @@ class Facts:
     model: dict[str, str] | None = None
     sees_out: bool | None = None
     gpus: str | None = None
-    # at which torch's Gloo has the other nodes connect; None where its interface is given
+    # The address to which torch's Gloo makes the other nodes connect. None if its interface is set.
     gloo_ip: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A node that is alive: what Ray knows of it."""
+    """A living node, as Ray describes it."""
 
     id: str
     ip: str
@@ -88,7 +89,10 @@ class Node:
 
 
 def look(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Facts of the machine and Python that this runs in. Ray carries it there by value, without our modules."""
+    """The facts of the machine and the Python that run this function.
+
+    Ray sends the function to the nodes by value. So it imports what it needs, and uses none of our modules.
+    """
     import hashlib
     import importlib.metadata
     import importlib.util
@@ -149,7 +153,7 @@ def look(wanted: dict[str, Any]) -> dict[str, Any]:
         try:
             found["gloo_ip"] = socket.gethostbyname(socket.gethostname())
         except socket.gaierror:
-            found["gloo_ip"] = "127.0.0.1"  # as Gloo does
+            found["gloo_ip"] = "127.0.0.1"  # Gloo's own choice
     if wanted["asks_gpus"]:
         smi = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         try:
@@ -161,8 +165,10 @@ def look(wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def sampled_files(parquet: Path, num_rows: int = NUM_SAMPLED_ROWS) -> dict[str, str | None]:
-    """Paths of the states, nets and routes of some rows spread over the file, with the digest that the row gives for a
-    state (None for the others). Embedded files are left out: they travel in the row."""
+    """The paths of the states, nets and routes of some rows, which are spread over the file.
+
+    A state comes with the digest in its row, any other file with None. Embedded files are left out: the row holds them.
+    """
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(parquet)
@@ -181,11 +187,11 @@ def sampled_files(parquet: Path, num_rows: int = NUM_SAMPLED_ROWS) -> dict[str, 
 
 
 def problems_of(facts: Facts, here: Facts, wanted: Wanted, states: dict[str, str | None]) -> list[str]:
-    """What is wrong with a node, each with its remedy."""
+    """The problems of a node, each with its remedy."""
     found = []
     restart = "then stop and start its node (scripts/ray_cluster.sh)"
     if facts.python != here.python:
-        found.append(f"Python {facts.python}, here {here.python}: make its .venv with the same Python, {restart}")
+        found.append(f"Python {facts.python}, here {here.python}: make the .venv there with the same Python, {restart}")
     differing = [name for name in PACKAGES if facts.packages.get(name) != here.packages[name]]
     if differing:
         listed = ", ".join(
@@ -217,7 +223,7 @@ def problems_of(facts: Facts, here: Facts, wanted: Wanted, states: dict[str, str
             if names
         )
         found.append(
-            f"replays cannot run there, it {listed}: put the dataset at the same path, or convert it with "
+            f"replays cannot run there, because it {listed}: put the dataset at the same path, or convert it with "
             "json_to_parquet.py --embed-states (docs/cluster_replays.md)"
         )
     if wanted.model is not None and facts.model != here.model:
@@ -235,19 +241,19 @@ def problems_of(facts: Facts, here: Facts, wanted: Wanted, states: dict[str, str
             "checkpoint, so choose RUNS in a folder that all nodes share"
         )
     if facts.free_gib < LEAST_FREE_GIB:
-        found.append(f"{facts.free_gib:.1f} GiB of free disk: free some, at least {LEAST_FREE_GIB:g} GiB")
+        found.append(f"{facts.free_gib:.1f} GiB of free disk, but a run needs {LEAST_FREE_GIB:g} GiB: free some space")
     if wanted.several_hosts and facts.gloo_ip is not None and ipaddress.ip_address(facts.gloo_ip).is_loopback:
         found.append(
-            f"its name stands for {facts.gloo_ip}, where torch's Gloo would have the other nodes connect: start its "
-            "node by scripts/ray_cluster.sh, or with its network interface in GLOO_SOCKET_IFNAME"
+            f"its name stands for {facts.gloo_ip}, to which torch's Gloo would make the other nodes connect: start its "
+            "node with scripts/ray_cluster.sh, or with its network interface in GLOO_SOCKET_IFNAME"
         )
     if wanted.asks_gpus and facts.gpus != here.gpus:
-        found.append(f"GPUs: {facts.gpus or 'none'}; here: {here.gpus}: verl treats all alike, use nodes of one kind")
+        found.append(f"GPUs: {facts.gpus or 'none'}; here: {here.gpus}: verl needs nodes with the same GPUs")
     return found
 
 
 def check_world_size(checkpoints: Path, num_workers: int) -> None:
-    """Raises ConfigError where another number of workers wrote the last checkpoint, or parts of it are elsewhere."""
+    """Raises ConfigError if another number of workers wrote the last checkpoint, or if parts of it are elsewhere."""
     latest = checkpoints / "latest_checkpointed_iteration.txt"
     if not latest.is_file():
         return
@@ -261,7 +267,7 @@ def check_world_size(checkpoints: Path, num_workers: int) -> None:
         size = min(sizes)
         raise ConfigError(
             f"the checkpoint in {actor} is of {size} workers, and NNODES × N_GPUS is {num_workers}: choose them so "
-            f"that they make {size}, or begin anew in another RUN_NAME"
+            f"that they make {size}, or start anew with another RUN_NAME"
         )
     lacking = [rank for rank in range(num_workers) if (num_workers, rank) not in ranks]
     if lacking:
@@ -272,14 +278,14 @@ def check_world_size(checkpoints: Path, num_workers: int) -> None:
 
 
 def connect(address: str) -> Any:
-    """Ray as a client of the cluster. Raises ConfigError where it cannot be joined."""
+    """Connect Ray to the cluster and return the module. Raises ConfigError if that fails."""
     import ray
 
-    # Ray waits for ever where nothing answers, and a minute for a node of this machine.
+    # Ray itself waits for ever if nothing answers, and a minute if this machine has no node.
     check_head(address, wait_s=0.0)
     if not ray._private.services.find_node_ids():
         raise ConfigError(
-            f"no Ray node runs on this machine, and the command is for nodes of the cluster at {address}: start one "
+            f"no Ray node runs on this machine, and the command needs a node of the cluster at {address}: start one "
             f"(HEAD={address} bash scripts/ray_cluster.sh worker), or give the command on another node"
         )
     try:
@@ -294,7 +300,7 @@ def connect(address: str) -> Any:
 
 
 def living_nodes(ray: Any) -> list[Node]:
-    """In the order of their addresses, this machine's first."""
+    """The living nodes: this machine's first, then the others in the order of their addresses."""
     here = ray.get_runtime_context().get_node_id()
     available = ray._private.state.available_resources_per_node()
     nodes = [
@@ -313,8 +319,11 @@ def living_nodes(ray: Any) -> list[Node]:
 
 
 def lost_nodes(infos: Iterable[Any]) -> list[str]:
-    """Of each address without a living node its last one, where that did not end by itself, with what Ray says of it.
-    infos: Ray's GcsNodeInfo of all nodes that the cluster has had."""
+    """The nodes that were lost and not replaced, each with the reason that Ray gives.
+
+    For an address without a living node this is its last node, unless that node was ended on purpose.
+    `infos` are the GcsNodeInfo that Ray has of all nodes, living or not.
+    """
     from ray.core.generated.common_pb2 import NodeDeathInfo
     from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
@@ -329,7 +338,7 @@ def lost_nodes(infos: Iterable[Any]) -> list[str]:
 
 
 def facts_of_all(ray: Any, nodes: Sequence[Node], wanted: Wanted) -> dict[str, Facts | str]:
-    """By node id: its facts, or why there are none."""
+    """The facts of each node by its id, or a text that says why the node gave none."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(num_cpus=0, max_retries=0)(look)
@@ -350,20 +359,20 @@ def facts_of_all(ray: Any, nodes: Sequence[Node], wanted: Wanted) -> dict[str, F
 
 
 def check_resources(nodes: Sequence[Node], num_nodes: int, gpus_per_node: int, address: str) -> None:
-    """Enough nodes with free GPUs. Raises ConfigError."""
+    """Raises ConfigError if too few nodes have enough free GPUs."""
     free = [node for node in nodes if node.free_gpus >= gpus_per_node]
     if len(free) >= num_nodes:
         return
     listed = "; ".join(f"{node.name}: {node.free_gpus:g} of {node.gpus:g} free" for node in nodes)
     raise ConfigError(
-        f"{num_nodes} nodes with {gpus_per_node} free GPUs each are asked for, and {len(free)} of the cluster's "
+        f"the training needs {num_nodes} nodes with {gpus_per_node} free GPUs each, and {len(free)} of the cluster's "
         f"{len(nodes)} have them ({listed}): start more nodes (HEAD={address} bash scripts/ray_cluster.sh worker), "
-        "wait for what runs there, or choose NNODES and N_GPUS lower"
+        "wait until other work there ends, or choose a lower NNODES or N_GPUS"
     )
 
 
 def table(nodes: Sequence[Node], facts: dict[str, Facts | str], here: Facts, problems: dict[str, list[str]]) -> str:
-    """One line per node."""
+    """A table with one line per node."""
     head = ("node", "Ray id", "CPUs", "GPUs free", "Python", "ray", "verl", "vllm", "torch", "SUMO", "code", "disk", "")
     rows = [head]
     for node in nodes:
@@ -386,7 +395,7 @@ def table(nodes: Sequence[Node], facts: dict[str, Facts | str], here: Facts, pro
 
 
 def shared_mark(out: Path) -> Path:
-    """A file in the run's folder by which the other nodes know it."""
+    """Make a file in the run's folder, by which the other nodes recognise the folder."""
     out.mkdir(parents=True, exist_ok=True)
     mark = out / f".cluster-check-{uuid.uuid4().hex}"
     mark.touch()
@@ -399,10 +408,10 @@ def absolute(paths: Iterable[Path | None]) -> tuple[str, ...]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", required=True, help="of the cluster's head, IP:PORT")
+    parser.add_argument("--address", required=True, help="address of the cluster's head, IP:PORT")
     parser.add_argument("--hardware", required=True, help="name of a file in configs/hardware")
-    parser.add_argument("--nodes", type=int, help="nodes that the training takes")
-    parser.add_argument("--gpus-per-node", type=int, help="GPUs on each (default: the profile's)")
+    parser.add_argument("--nodes", type=int, help="number of nodes for the training")
+    parser.add_argument("--gpus-per-node", type=int, help="GPUs on each node (default: those of the hardware profile)")
     parser.add_argument("--train", type=Path, help="Parquet file with prompts")
     parser.add_argument("--val", type=Path, help="Parquet file for validation")
     parser.add_argument("--model", type=Path, help="folder of the model to start from")
@@ -446,19 +455,19 @@ def main() -> int:
     print(table(nodes, facts, here, problems), flush=True)
     for node_and_cause in lost:
         print(
-            f"lost: {node_and_cause}. Start it again there; where it is lost again within a minute, a firewall may "
+            f"lost: {node_and_cause}. Start it again there. If it is lost again within a minute, a firewall may "
             "keep the other nodes from its ports (docs/cluster.md)",
             flush=True,
         )
     ray.shutdown()
     lines = [f"node {node.name}: {problem}" for node in nodes for problem in problems[node.id]]
     if lines:
-        raise ConfigError("\n       ".join(["the cluster's nodes do not fit this machine", *lines]))
+        raise ConfigError("\n       ".join(["the cluster's nodes do not match this machine", *lines]))
     if options.nodes is not None:
         if busy:
             raise ConfigError(
-                f"another training runs on the Ray cluster at {options.address}, and verl's queue has room for one: "
-                "wait for its end, or start a cluster of its own on another PORT"
+                f"another training runs on the Ray cluster at {options.address}, and verl's queue serves only one: "
+                "wait until it ends, or start a second cluster on another PORT"
             )
         check_resources(nodes, options.nodes, gpus_per_node, options.address)
     return 0

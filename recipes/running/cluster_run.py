@@ -1,10 +1,10 @@
-"""Run a training's driver on a Ray cluster, and end it with the cause when the cluster loses a node.
+"""Run the driver of a training on a Ray cluster. When the cluster loses a node, end the driver and report the cause.
 
 Example:
     python recipes/running/cluster_run.py --address 10.0.0.5:6379 -- python -m verl.trainer.main_ppo …
 
-verl ends by itself in most cases, but may also wait for ever for an answer from the lost node. Nodes are only watched:
-they belong to who started them. Exit status: the command's own; 1 after a loss.
+After a loss, verl ends by itself in most cases. It may also wait for ever for an answer from the lost node. This script
+only watches the nodes, and does not end them. Exit status: that of the command, or 1 after a loss.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import Any
 from tsc.errors import run_main
 
 POLL_S = 2.0
-# How long Ray's head may be silent: a busy one is late, a dead one stays so.
+# How long Ray's head may be silent. A busy head answers late, a dead one never.
 SILENCE_S = 30.0
 # How long verl may take to end by itself after a loss, and then after SIGTERM.
 GRACE_S = 20.0
-# How long a node that lives may take to accept a connection.
+# How long a living node may take to accept a connection.
 CONNECT_S = 5.0
 TERMINATION_S = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeState:
-    """What Ray's head says of a node; died_because is None for a living one."""
+    """What Ray's head reports about a node. `died_because` is None for a living node."""
 
     id: str
     ip: str
@@ -54,7 +54,7 @@ class NodeState:
 
 
 class NodeWatch:
-    """The nodes that were seen alive, and which of them have been lost since."""
+    """The nodes that were seen alive, and those of them that have been lost since."""
 
     def __init__(self) -> None:
         self._alive: dict[str, NodeState] = {}
@@ -68,7 +68,7 @@ class NodeWatch:
                 self.lost.append(f"{state.name}: {state.died_because}")
 
     def knock(self) -> None:
-        """Find nodes that are gone before Ray's head knows, which takes it some 20 s."""
+        """Find lost nodes by trying to connect to each. Ray's head takes some 20 s to notice a loss."""
         for state in list(self._alive.values()):
             if not state.accepts_connections():
                 del self._alive[state.id]
@@ -76,7 +76,7 @@ class NodeWatch:
 
 
 def read_states(client: Any) -> list[NodeState]:
-    """All nodes that the cluster has had. Raises ray.exceptions.RpcError where the head is silent."""
+    """All nodes that the cluster has or had. Raises ray.exceptions.RpcError when the head does not answer."""
     from ray.core.generated.common_pb2 import NodeDeathInfo
     from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
@@ -84,7 +84,7 @@ def read_states(client: Any) -> list[NodeState]:
     states = []
     for info in infos.values():
         reason = info.death_info.reason
-        # an autoscaler that takes an idle node back takes nothing from this run
+        # An autoscaler takes back idle nodes, which this run does not use.
         is_lost = info.state == GcsNodeInfo.DEAD and reason != NodeDeathInfo.AUTOSCALER_DRAIN_IDLE
         because = info.death_info.reason_message or NodeDeathInfo.Reason.Name(reason).lower().replace("_", " ")
         states.append(
@@ -99,7 +99,7 @@ def read_states(client: Any) -> list[NodeState]:
 
 
 class Driver:
-    """The command, which is ended when this process is told to end."""
+    """The command. It gets the signals that end this process."""
 
     def __init__(self, command: list[str]) -> None:
         try:
@@ -122,7 +122,8 @@ class Driver:
         return True
 
     def end(self) -> None:
-        """SIGTERM, by which Ray ends the run's workers on all nodes; SIGKILL, after which Ray's head does."""
+        """Send SIGTERM: Ray then ends the run's workers on all nodes. If that takes too long, send SIGKILL: Ray's head
+        then ends the workers."""
         self.process.terminate()
         if not self.ends_within(TERMINATION_S):
             self.process.kill()
@@ -130,7 +131,7 @@ class Driver:
 
 
 def run(address: str, command: list[str]) -> int:
-    """Exit status of the whole."""
+    """Run the command to its end and return the exit status."""
     from ray._raylet import GcsClient
     from ray.exceptions import RpcError
 
@@ -151,7 +152,7 @@ def run(address: str, command: list[str]) -> int:
         if not driver.ends_within(GRACE_S):
             driver.end()
     elif driver.process.returncode != 0:
-        # The driver hears at once that the connection to a worker has broken.
+        # The driver notices a broken connection to a worker at once, before Ray's head notices the loss.
         watch.knock()
     if watch.lost:
         cause = f"lost the node {', '.join(watch.lost)}"
@@ -164,7 +165,7 @@ def run(address: str, command: list[str]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", required=True, help="of the cluster's head, IP:PORT")
+    parser.add_argument("--address", required=True, help="address of the cluster's head, IP:PORT")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND ARGUMENT…")
     options = parser.parse_args()
     command = options.command[1:] if options.command[:1] == ["--"] else options.command

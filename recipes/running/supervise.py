@@ -1,13 +1,13 @@
-"""Run a command so that it never outlives its caller, leaves no process behind and never hangs on a dead worker.
+"""Run a command that never outlives its caller, leaves no process behind and never hangs because of a dead worker.
 
 Example:
     python recipes/running/supervise.py --log runs/mine/grpo/train.log --metrics runs/mine/grpo/metrics/1.jsonl \\
         --watch-workers -- python -m verl.trainer.main_ppo …
 
-Ends the command and everything it started, however deep and however detached, when this process gets Ctrl-C, SIGTERM
-or SIGHUP, when its parent dies, and when one of verl's long-lived workers dies while verl goes on without it
+Ends the command and everything that it started, also detached processes, in three cases: this process gets Ctrl-C,
+SIGTERM or SIGHUP; its parent dies; one of verl's long-lived workers dies while verl continues without it
 (--watch-workers).
-Exit status: the command's own; 1 after a dead worker or a stall; 128 + signal number after a signal.
+Exit status: that of the command; 1 after a dead worker or a stall; 128 + the signal's number after a signal.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ import psutil
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
-# After so many steps with nearly the same answer to everything, the policy has settled on it.
+# After so many steps with nearly the same answer to all prompts, the policy no longer changes its answer.
 ONE_SIDED_STEPS = 5
 
 # How long the command may take to end after SIGTERM, before everything is killed.
 TERMINATION_S = 10.0
 POLL_S = 0.5
 
-# Ray names its actors ray::Class or ray::Class.method, idle workers ray::IDLE; vLLM names its processes VLLM::….
-# A process that one of them starts bears its name until it becomes another program.
+# Ray names its actors ray::Class or ray::Class.method, and idle workers ray::IDLE. vLLM names its processes VLLM::….
+# A process that one of them starts has the same name until it becomes another program.
 WORKER_NAME = re.compile(r"^(ray::(?!IDLE|Spill|Restore)\w+|VLLM::\w+)")
 RAY_DAEMONS = ("raylet", "gcs_server")
-# verl ends these before it ends itself, whatever the reason.
+# verl always ends these before it ends itself.
 ENDED_BY_VERL = ("ray::TransferQueueController", "ray::SimpleStorageUnit")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 RAISED = re.compile(
@@ -52,19 +52,19 @@ RAISED = re.compile(
 
 
 def worker_name(process: psutil.Process) -> str | None:
-    """`ray::WorkerDict`, `VLLM::Worker`, `raylet`, …; None for anything that may come and go."""
+    """The name of a long-lived worker (`ray::WorkerDict`, `VLLM::Worker`, `raylet`, …). None for any other process."""
     match = WORKER_NAME.match(_command_line(process))
     if not match:
         return process.name() if process.name() in RAY_DAEMONS else None
     name = match.group(1)
     parent = process.parent()
     started_by = _command_line(parent) if parent else ""
-    kind = "ray::" if name.startswith("ray::") else name  # Ray's workers come from the raylet, and change their titles
+    kind = "ray::" if name.startswith("ray::") else name  # the raylet starts Ray's workers, which change their titles
     return None if started_by.startswith(kind) else name
 
 
 def _command_line(process: psutil.Process) -> str:
-    """Empty for a process that has ended."""
+    """The command line of a process; empty for one that has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
@@ -73,7 +73,7 @@ def _command_line(process: psutil.Process) -> str:
 
 @dataclass
 class WorkerWatch:
-    """The workers that were seen alive, and the first that were found dead while others lived on."""
+    """The workers that were seen alive, and the first that died while others lived on."""
 
     alive: dict[int, str] = field(default_factory=dict)
     dead: list[str] = field(default_factory=list)
@@ -83,13 +83,13 @@ class WorkerWatch:
         present: dict[int, str | None] = {}
         for process in processes:
             try:
-                # A process that is ending has lost its memory, and with it its command line, before it is a zombie.
+                # A process that is ending loses its command line before it is a zombie.
                 if process.status() != psutil.STATUS_ZOMBIE and process.cmdline():
                     present[process.pid] = worker_name(process)
             except psutil.NoSuchProcess:
                 continue
         gone = {pid: name for pid, name in self.alive.items() if pid not in present}
-        # A worker of Ray that only ran a task goes back to being idle, and may then be ended by Ray.
+        # A worker of Ray that only ran a task becomes idle again. Ray may then end it.
         self.alive = {pid: name for pid, name in present.items() if name}
         if gone and self.alive and self.dead_since is None:
             self.dead = [f"{name} (process {pid})" for pid, name in gone.items()]
@@ -97,7 +97,7 @@ class WorkerWatch:
 
 
 def raised_errors(log_text: str, limit: int = 5) -> list[str]:
-    """The last different `SomeError: message` lines of a log, in their order, without colours and Ray's prefixes."""
+    """The last `SomeError: message` lines of a log in their order, each once, without colours and Ray's prefixes."""
     found: list[str] = []
     for line in ANSI.sub("", log_text).splitlines():
         match = RAISED.match(line.strip())
@@ -110,7 +110,7 @@ def raised_errors(log_text: str, limit: int = 5) -> list[str]:
 
 
 def progress_line(step: int, metrics: dict[str, float]) -> str | None:
-    """One short line for a training step; None for a record without training metrics."""
+    """One short line for a training step. None for a record without training metrics."""
     parts = [f"step {step}"]
     if "reward/score/mean" in metrics:
         parts.append(f"score {metrics['reward/score/mean']:+.3f}")
@@ -119,7 +119,7 @@ def progress_line(step: int, metrics: dict[str, float]) -> str | None:
         if "reward/answer_yes/mean" in metrics:
             parts.append(f"yes {metrics['reward/answer_yes/mean']:.0%}")
         if metrics.get("reward/one_sided_steps", 0) >= ONE_SIDED_STEPS:
-            parts.append("WARNING: hardly any other answer is left to learn from (more balance, more KL?)")
+            parts.append("WARNING: nearly all answers are the same, little is left to learn (more balance, more KL?)")
         if metrics.get("reward/failed/sum"):
             parts.append(f"failed rewards {metrics['reward/failed/sum']:.0f}")
     elif "train/loss" in metrics:
@@ -134,7 +134,7 @@ def progress_line(step: int, metrics: dict[str, float]) -> str | None:
 
 
 class Progress:
-    """Prints what is new in verl's metrics file; at most one line every `every_s` seconds."""
+    """Prints what is new in verl's metrics file, at most one line every `every_s` seconds."""
 
     def __init__(self, path: Path | None, every_s: float) -> None:
         self._path = path
@@ -178,17 +178,17 @@ class Supervisor:
 
     def _start(self, log: IO[bytes] | None) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
-        # Whatever loses its parent below us becomes our child, so that nothing gets out of sight.
+        # A process below us that loses its parent becomes our child, so we can always find it.
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         parent = os.getppid()
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if self._arguments.parent_pid not in (None, parent):
-            raise SystemExit(1)  # the caller died before we could ask to be told
+            raise SystemExit(1)  # the caller died before prctl asked for the signal
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._note_signal)
 
         def in_child() -> None:
-            # A shell starts background jobs with SIGINT ignored, and that would be inherited.
+            # A shell starts background jobs with SIGINT ignored, and they would inherit that.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
@@ -205,10 +205,10 @@ class Supervisor:
             print(f"error: cannot start {self._arguments.command[0]}: {error.strerror}", file=sys.stderr)
             raise SystemExit(2) from error
         self._pid = command.pid
-        command.returncode = 0  # reaped here, not by Popen
+        command.returncode = 0  # _reap collects it, not Popen
 
     def _reap(self) -> None:
-        """Collect ended children: the command itself and the orphans that became ours."""
+        """Collect ended children: the command itself, and orphans that became our children."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -223,7 +223,7 @@ class Supervisor:
         return psutil.Process().children(recursive=True)
 
     def _end_all(self) -> None:
-        """SIGTERM to the command, so that verl and Ray close what is open; then SIGKILL to whatever is left."""
+        """Send SIGTERM to the command, so that verl and Ray can end in order. Then send SIGKILL to all that is left."""
         if self._status is None:
             os.kill(self._pid, signal.SIGTERM)
             deadline = time.monotonic() + TERMINATION_S
@@ -244,7 +244,7 @@ class Supervisor:
             self._reap()
 
     def run(self) -> int:
-        """Exit status of the whole."""
+        """Run the command to its end and return the exit status."""
         arguments = self._arguments
         log_start = arguments.log.stat().st_size if arguments.log and arguments.log.exists() else 0
         log = arguments.log.open("ab") if arguments.log else None
@@ -263,7 +263,7 @@ class Supervisor:
             if arguments.watch_workers:
                 watch.look(self._descendants(), now_s)
                 if watch.dead_since is not None and now_s - watch.dead_since > arguments.grace:
-                    cause = f"{', '.join(watch.dead)} died; the run cannot go on without it"
+                    cause = f"{', '.join(watch.dead)} died, and the run cannot continue without it"
             if arguments.log:
                 size = arguments.log.stat().st_size
                 if size != log_size:
@@ -272,7 +272,7 @@ class Supervisor:
                     cause = f"nothing was written to {arguments.log} for {arguments.stall:.0f} s"
         progress.show(time.monotonic(), last=True)
         if self._signal is not None:
-            # More signals must not interrupt the clearing up.
+            # Further signals must not interrupt the clean-up.
             for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(signum, signal.SIG_IGN)
         own_status = self._status
@@ -299,8 +299,8 @@ class Supervisor:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="the command", help="what to call the command in messages")
-    parser.add_argument("--log", type=Path, help="append the command's output to this file instead of showing it")
+    parser.add_argument("--name", default="the command", help="name of the command in messages")
+    parser.add_argument("--log", type=Path, help="append the command's output to this file instead of printing it")
     parser.add_argument("--metrics", type=Path, help="verl's metrics file (JSON Lines), shown as it grows")
     parser.add_argument(
         "--every", type=float, default=5.0, help="seconds between progress lines (default: %(default)s)"
@@ -316,9 +316,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--grace",
         type=float,
         default=20.0,
-        help="seconds for the command to notice a dead worker by itself, and say more about it (default: %(default)s)",
+        help="seconds for the command to notice a dead worker itself and say more about it (default: %(default)s)",
     )
-    parser.add_argument("--parent-pid", type=int, help="end when this process dies; it must be the parent")
+    parser.add_argument("--parent-pid", type=int, help="process id of the parent: end when it dies")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND ARGUMENT…")
     arguments = parser.parse_args(argv)
     if arguments.command[:1] == ["--"]:

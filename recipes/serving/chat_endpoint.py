@@ -1,4 +1,4 @@
-"""A language model behind any server with OpenAI's chat completions, as what tsc.controllers.language_model asks."""
+"""Ask a language model on any server with OpenAI's chat completions API (an Ask of tsc.controllers.language_model)."""
 
 from __future__ import annotations
 
@@ -21,26 +21,29 @@ Result = TypeVar("Result")
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 
-# Of one request, tries included; only a server that hangs takes so long.
+# For one request with all its tries; only a server that hangs takes so long.
 NETWORK_TIMEOUT_S = 600.0
 CHECK_TIMEOUT_S = 20.0
-# With the client's growing pauses, some 8 s in which a server may restart or a rate limit may pass.
+# With the client's growing pauses, this leaves a server about 8 s to restart or a rate limit to pass.
 MAX_RETRIES = 4
 MAX_CONCURRENT_REQUESTS = 64
-# Of the served models in a message.
+# How many of the served models an error message names.
 MAX_NAMES_SHOWN = 20
 
 
 class ChatEndpoint:
-    """`model` on the server at `base_url` (which mostly ends with /v1); None for the only model that it serves.
+    """A model on the server at `base_url`, which usually ends with /v1.
 
-    Temperature 0, at most max_answer_tokens, no other parameter: the server's chat template is used as it is, as in
-    training. The key is that of the environment (OPENAI_API_KEY), where `api_key` does not give it.
+    Requests set temperature 0 and max_answer_tokens, and no other parameter. The server uses the model's own chat
+    template, as in training.
 
-    time_limit_s: wall clock for one decision; a conversation without an answer by then is given up.
-    own_vllm_log: of a vLLM of ours (recipes.serving.vllm_server), its log, to name in errors. Such a server gets all
-    conversations of a call in one request, which costs half the time of as many requests, and no proxy is asked. With
-    a time limit each has a request of its own nonetheless, so that none has to wait for the others' answers.
+    model: None for the only model that the server serves.
+    api_key: without it, the key is taken from the environment (OPENAI_API_KEY).
+    time_limit_s: real time for one decision; a conversation without an answer by then is given up.
+    own_vllm_log: the log of a vLLM that we started (recipes.serving.vllm_server), to name in errors. Such a server is
+    reached without a proxy, and gets all conversations of a call in one request, which takes half as long as separate
+    requests. With a time limit, each conversation has its own request, so that it does not wait for the others'
+    answers.
     """
 
     def __init__(
@@ -53,19 +56,19 @@ class ChatEndpoint:
         api_key: str | None = None,
         own_vllm_log: Path | None = None,
     ) -> None:
-        """Nothing is sent yet. Raises ConfigError where base_url is no address."""
+        """Sends nothing yet. Raises ConfigError if base_url is not an address."""
         address = urlsplit(base_url)
         if address.scheme not in ("http", "https") or not address.netloc:
-            raise ConfigError(f"--base-url {base_url!r} is no address of a server: write http://HOST:PORT/v1")
+            raise ConfigError(f"--base-url {base_url!r} is not the address of a server: write http://HOST:PORT/v1")
         self.base_url = base_url.rstrip("/")
         self.model = model
         self._max_answer_tokens = max_answer_tokens
         self._time_limit_s = time_limit_s
         self._in_one_request = own_vllm_log is not None and time_limit_s is None
-        self._remedy = f"its log {own_vllm_log} may tell why" if own_vllm_log else "see that it runs"
+        self._remedy = f"its log {own_vllm_log} may say why" if own_vllm_log else "check that it runs"
         self._client = openai.AsyncOpenAI(
             base_url=self.base_url,
-            # The client wants one; servers that need none ignore it.
+            # The client requires a key; servers that do not need one ignore it.
             api_key=api_key or os.environ.get(KEY_VARIABLE) or "none",
             timeout=NETWORK_TIMEOUT_S,
             max_retries=MAX_RETRIES,
@@ -87,9 +90,9 @@ class ChatEndpoint:
         self._runner.close()
 
     def check(self) -> str:
-        """The model's name, taken from the server where it serves one and none was named.
+        """The model's name. If none was given and the server serves one model, this is that model.
 
-        Raises ConfigError where nothing answers, the key is refused, or the server does not have the model.
+        Raises ConfigError if no server answers, the key is refused, or the server does not have the model.
         """
         served = self._run(self._served_models())
         if self.model is None and len(served) == 1:
@@ -101,17 +104,18 @@ class ChatEndpoint:
         if self.model not in served:
             meant = did_you_mean(self.model, served)
             raise ConfigError(
-                f"the server at {self.base_url} has no model {self.model!r}: {meant}it serves {_listed(served)}"
+                f"the server at {self.base_url} does not have the model {self.model!r}: {meant}it serves "
+                f"{_listed(served)}"
             )
         return self.model
 
     def ask(self, conversations: list[Conversation]) -> list[Reply]:
-        """The replies, in the order of the conversations, which are all sent at once.
+        """Send all conversations at once. The replies have their order.
 
-        latency_s: monotonic clock, from sending the request to having its whole answer. Where one request carries all
-        conversations, each reply has the request's latency and the mean of its prompts' tokens.
-        An answer without text (such as only the thoughts of a reasoning model) has the text "".
-        Raises EndpointError where the server stops answering or refuses the request.
+        latency_s runs from sending the request to its complete answer (monotonic clock). If one request carries all
+        conversations, each reply has the request's latency and the mean number of prompt tokens. An answer without text
+        (for example only the thoughts of a reasoning model) has the text "".
+        Raises EndpointError if the server stops answering or refuses the request.
         """
         if not conversations:
             return []
@@ -135,11 +139,11 @@ class ChatEndpoint:
         except openai.APIStatusError as error:
             raise ConfigError(
                 f"the server at {self.base_url} cannot list its models (status {error.status_code}: {_words(error)}): "
-                "is it one with OpenAI's API, and does its address end with /v1?"
+                "does it have OpenAI's API, and does its address end with /v1?"
             ) from error
         except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"what answers at {self.base_url} is no server with OpenAI's API: it does not list its models"
+                f"the server at {self.base_url} does not have OpenAI's API: it does not list its models"
             ) from error
 
     async def _one_by_one(self, conversations: list[Conversation]) -> list[Reply]:
@@ -192,17 +196,17 @@ class ChatEndpoint:
             completion = await self._client.post(path, body=body, cast_to=ChatCompletion)
         except openai.APIConnectionError as error:
             raise EndpointError(
-                f"the server at {self.base_url} stopped answering ({_words(error)}): {self._remedy}; the same "
-                "command continues"
+                f"the server at {self.base_url} stopped answering ({_words(error)}): {self._remedy}; to continue, run "
+                "the same command again"
             ) from error
         except openai.APIStatusError as error:
             raise EndpointError(
                 f"the server at {self.base_url} refuses to answer (status {error.status_code}): {_words(error)}. "
-                "The same command continues when that is mended"
+                "When that is solved, run the same command again to continue"
             ) from error
         if not getattr(completion, "choices", None):
             raise EndpointError(
-                f"the server at {self.base_url} answers, but with no chat completion: {str(completion)[:200]}"
+                f"the server at {self.base_url} answers, but not with a chat completion: {str(completion)[:200]}"
             )
         return completion
 
@@ -217,7 +221,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _words(error: openai.APIError) -> str:
-    """What the server says, or else why it could not be reached."""
+    """The server's own message, or why it could not be reached."""
     if isinstance(error, openai.APITimeoutError):
         return "it takes too long"
     if isinstance(error, openai.APIConnectionError):

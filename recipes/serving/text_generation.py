@@ -1,4 +1,4 @@
-"""A language model in this process, answering chats greedily: for evaluation, where verl and vLLM would be too much."""
+"""A language model in this process that answers chats greedily, for uses that do not need vLLM."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 Conversation = Sequence[Mapping[str, str]]
 
-# Under this size one CPU thread is faster than several, which spend more time on meeting than on multiplying.
+# Below this size one CPU thread is faster than several, which spend more time on synchronising than on multiplying.
 ONE_THREAD_MAX_PARAMETERS = 20_000_000
 
 
 class LocalModel:
-    """Greedy (temperature 0) answers of a model folder, optionally with a LoRA adapter, which is merged into it.
+    """A model folder that answers greedily (temperature 0). A LoRA adapter, if given, is merged into the model.
 
-    The answer to a prompt is remembered, since at temperature 0 the same prompt has the same answer. Which prompts
-    share a batch changes the logits in their last digits (about 1e-6 in fp32); an answer could depend on its batch only
-    where the two best tokens are that close. In half precision this happens now and then.
+    The answer to a prompt is remembered: at temperature 0 the same prompt has the same answer. The other prompts of a
+    batch change the last digits of the logits (about 1e-6 in fp32). An answer can only depend on its batch if the two
+    best tokens are that close. In half precision this happens now and then.
 
-    Raises ConfigError when the folders do not hold a model with its tokenizer and chat template, or an adapter.
+    Raises ConfigError if the folders do not hold a model with its tokenizer and chat template, or an adapter.
     """
 
     def __init__(
@@ -40,10 +40,12 @@ class LocalModel:
         num_threads: int | None = None,
         chat_template_options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`device` is CUDA where there is one. `dtype` is fp32 on the CPU, half precision on CUDA.
+        """Load the model.
 
-        `num_threads` is torch's number of CPU threads in this process: 1 for models under 20 million parameters, else
-        left as it is. `chat_template_options` go to the chat template, such as `{"enable_thinking": False}`.
+        device: by default CUDA if there is a GPU, else the CPU. dtype: by default fp32 on the CPU, half precision on
+        CUDA. num_threads: torch's number of CPU threads in this process; by default 1 for models under 20 million
+        parameters, and unchanged for larger ones. chat_template_options: options of the chat template, for example
+        `{"enable_thinking": False}`.
         """
         path = Path(path)
         check_model_folder(path)
@@ -63,7 +65,7 @@ class LocalModel:
             raise ConfigError(
                 f"the tokenizer in {path} has no chat template: use an instruct model, or add the template"
             )
-        # Merged in fp32: in half precision a small update would be lost in the rounding of the weight it is added to.
+        # Merged in fp32: in half precision, a small update would be lost in the rounding of its weight.
         dtype = dtype or _default_dtype(self._device)
         with no_progress_bars_in_logs():
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype if adapter is None else torch.float32)
@@ -82,7 +84,7 @@ class LocalModel:
         self._answers: dict[str, str] = {}
 
     def generate(self, conversations: Sequence[Conversation]) -> list[str]:
-        """The answer to each conversation, in order, without special tokens. Cut off after max_new_tokens."""
+        """The answer to each conversation, in order, without special tokens, cut off after max_new_tokens."""
         prompts = [self._render(conversation) for conversation in conversations]
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._answers]
         if new:
@@ -109,13 +111,13 @@ class LocalModel:
         return found
 
     def _decode_greedily(self, prompts: list[list[int]]) -> list[list[int]]:
-        """The answers' tokens, without the end token. Stops when the last answer has ended."""
+        """The tokens of the answers, without the end token. Stops when all answers have ended."""
         import torch
         from transformers import DynamicCache
 
         width = max(len(prompt) for prompt in prompts)
         padding = [width - len(prompt) for prompt in prompts]
-        # Padded on the left, so that all answers begin at the same place; positions are counted without the padding.
+        # Padded on the left, so that all answers begin in the same column; positions do not count the padding.
         tokens = torch.tensor([[self._pad_token] * n + prompt for n, prompt in zip(padding, prompts, strict=True)])
         mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -132,7 +134,7 @@ class LocalModel:
                     position_ids=positions,
                     past_key_values=cache,
                     use_cache=True,
-                    # Not those of the prompt's other tokens: with a large vocabulary they are most of the work.
+                    # Only those of the last token: with a large vocabulary, all of them would be most of the work.
                     logits_to_keep=1,
                 ).logits
                 tokens = logits[:, -1].argmax(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""vLLM's own server for a model folder, on CPU or GPU, for as long as it is needed.
+"""Serve a model folder with vLLM's own server, on CPU or GPU, for as long as it is needed.
 
 with VllmServer(Path("runs/demo/grpo/merged"), name="grpo", log_file=Path("runs/eval/vllm.log")) as endpoint:
     replies = endpoint.ask(conversations)
@@ -7,7 +7,6 @@ with VllmServer(Path("runs/demo/grpo/merged"), name="grpo", log_file=Path("runs/
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import secrets
@@ -19,23 +18,23 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from tqdm import tqdm
 
-from recipes.models.model_folder import check_adapter_folder, check_model_folder
+from recipes.models.model_folder import check_adapter_folder, check_model_folder, read_json_object
 from recipes.running.supervise import TERMINATION_S, raised_errors
 from recipes.serving.chat_endpoint import ChatEndpoint
 from recipes.serving.text_generation import ONE_THREAD_MAX_PARAMETERS
 from tsc.errors import ConfigError, EndpointError
 from tsc.files import REPO_ROOT
 
+# Started as a program of its own: it ends vLLM even if this process is killed.
 SUPERVISOR = REPO_ROOT / "recipes" / "running" / "supervise.py"
 HOST = "127.0.0.1"
 
-# Prompt and answer together. A prompt has 60 to 700 tokens; a model's own limit may ask for a KV cache of many GB.
+# Prompt and answer together. A prompt has 60 to 700 tokens; a model's own limit may need a KV cache of many GB.
 MAX_MODEL_TOKENS = 4096
-# On the CPU: room for 131,000 tokens of the tiny model in fp32, and for 23,000 of SmolLM2-135M.
+# On the CPU. This holds 131,000 tokens of the tiny model in fp32, or 23,000 of SmolLM2-135M.
 KV_CACHE_BYTES = 2**30
 MAX_SEQUENCES = 256
 # The ranks for which vLLM has LoRA kernels.
@@ -51,14 +50,15 @@ LOG_PREFIX = re.compile(r"^(?:\(.*? pid=\d+\) )?(?:[A-Z]+ [\d-]+ [\d:]+ \[.*?\] 
 
 
 class VllmServer:
-    """A context whose value is the ChatEndpoint of the server, which is ready and has answered once.
+    """A context that starts vLLM. Its value is the server's ChatEndpoint, which has already answered once.
 
-    model: a folder. adapter: a LoRA adapter's folder; vLLM computes with it beside the model, which on the CPU takes
-    several times as long as a model into which it was merged. name: what the model is called.
+    model: a folder. name: the model's name on the server.
+    adapter: a LoRA adapter's folder. vLLM computes it separately from the model, which on the CPU takes several times
+    as long as a model with the adapter merged into it.
 
-    On the CPU it computes in fp32, as training there does, and without compiling, which would lengthen the start.
-    The server listens on this machine only, with a key of its own, and ends with this process, however that ends.
-    Raises ConfigError where the folders hold no model, and EndpointError with the log's last lines where vLLM fails.
+    On the CPU, vLLM computes in fp32, as training does there, and without compiling, which would delay the start.
+    The server listens on this machine only, has its own key, and ends with this process, even if this is killed.
+    Raises ConfigError if the folders do not hold a model, and EndpointError with the log's last lines if vLLM fails.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class VllmServer:
         port, key = _free_port(), secrets.token_hex(16)
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
-        # The supervisor ends the server and all its processes when it is told to, or when this process is gone.
+        # The supervisor ends the server and all its processes on SIGTERM, or when this process is gone.
         supervisor = [
             *(sys.executable, str(SUPERVISOR), "--parent-pid", str(os.getpid())),
             *("--log", str(self._log_file), "--stall", "inf", "--"),
@@ -124,13 +124,14 @@ class VllmServer:
         self._stop()
 
     def _command(self, port: int) -> list[str]:
-        """Not the `vllm` command: in the CPU build, it misses the metadata of a package `vllm`."""
+        """The server's command. The program `vllm` would not do: in the CPU build it fails without the metadata of a
+        package named `vllm`."""
         command = [
             *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(self._model.resolve()), "--host", HOST, "--port", str(port)),
             *("--max-model-len", str(min(_longest_text(self._model), MAX_MODEL_TOKENS))),
             *("--max-num-seqs", str(MAX_SEQUENCES)),
-            # A model's generation_config.json may hold a repetition penalty, which training knows nothing of.
+            # Without the model's generation_config.json, which may set a repetition penalty that training does not use.
             *("--generation-config", "vllm"),
             *("--disable-uvicorn-access-log", "--disable-log-stats"),
         ]
@@ -165,7 +166,7 @@ class VllmServer:
                 bar.refresh()
 
     def _ask_first(self, log_start: int) -> None:
-        """The first request takes longer, and shows whether vLLM can compute with this model at all."""
+        """Send the first request. It takes longer than others, and shows whether vLLM can run this model at all."""
         assert self._endpoint is not None and self._process is not None
         try:
             self._endpoint.ask([[{"role": "user", "content": "Ready?"}]])
@@ -178,7 +179,7 @@ class VllmServer:
         with self._log_file.open("rb") as file:
             file.seek(log_start)
             text = LOG_PREFIX.sub("", file.read().decode(errors="replace"))
-        # The cause may stand far above the end, and an error may have lines below its name.
+        # The cause may be far above the end, and an error may have lines below its name.
         last = [line.strip()[:LOG_LINE_CHARS] for line in text.splitlines() if line.strip()][-LOG_LINES_SHOWN:]
         lines = dict.fromkeys([*raised_errors(text), *last])
         return "\n       ".join(["", *lines, f"the whole log: {self._log_file}"])
@@ -198,7 +199,7 @@ class VllmServer:
 
 
 def engine_environment(model: Path) -> dict[str, str]:
-    """Variables for a process in which vLLM computes with the model."""
+    """Environment variables for a process in which vLLM runs the model."""
     environment = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -208,20 +209,20 @@ def engine_environment(model: Path) -> dict[str, str]:
     if is_cpu_build():
         environment |= {
             "OMP_NUM_THREADS": str(_num_threads(model)),
-            # Threads that wait by spinning, or are tied to cores, are in the way of the simulations.
+            # Threads that wait by spinning, or that are tied to cores, would slow down the simulations.
             "OMP_WAIT_POLICY": "PASSIVE",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # torch compiles with a C++ compiler, which not every machine has, and here no more than the sampling.
+            # torch would only compile the sampling here, and needs a C++ compiler, which not every machine has.
             "TORCH_COMPILE_DISABLE": "1",
-            # Without a third process between the server and the model: a third less to start, and less to send.
-            # vLLM wants that process only to set up what the two variables above have settled.
+            # No third process between the server and the model: the start takes a third less time, and less is sent.
+            # vLLM only uses that process to set up threads, which the variables above already do.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
     return environment
 
 
 def check_servable(model: Path, adapter: Path | None) -> None:
-    """Raises ConfigError where vLLM is not installed, or cannot be given the folders."""
+    """Raises ConfigError if vLLM is not installed, or cannot serve the folders."""
     _vllm_version()
     check_model_folder(model)
     if not _has_chat_template(model):
@@ -232,7 +233,7 @@ def check_servable(model: Path, adapter: Path | None) -> None:
 
 
 def _vllm_version() -> str:
-    # The CPU build on the registry has a name of its own.
+    # The CPU build is a package with its own name.
     for package in ("vllm-cpu", "vllm"):
         try:
             return f"{package} {version(package)}"
@@ -245,7 +246,7 @@ def _vllm_version() -> str:
 
 
 def is_cpu_build() -> bool:
-    """Whether the installed vLLM computes on the CPU. Raises ConfigError where there is none."""
+    """Whether the installed vLLM computes on the CPU. Raises ConfigError if vLLM is not installed."""
     return "cpu" in _vllm_version()
 
 
@@ -253,11 +254,11 @@ def _has_chat_template(model: Path) -> bool:
     if any((model / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     file = model / "tokenizer_config.json"
-    return file.is_file() and bool(_read_json(file).get("chat_template"))
+    return file.is_file() and bool(read_json_object(file).get("chat_template"))
 
 
 def _longest_text(model: Path) -> int:
-    config = _read_json(model / "config.json")
+    config = read_json_object(model / "config.json")
     return int(config.get("max_position_embeddings") or MAX_MODEL_TOKENS)
 
 
@@ -268,23 +269,13 @@ def _num_threads(model: Path) -> int:
 
 
 def _lora_rank(adapter: Path) -> int:
-    """The least that vLLM offers and that has room for the adapter."""
-    config = _read_json(adapter / "adapter_config.json")
+    """The smallest rank that vLLM offers and that the adapter fits in."""
+    config = read_json_object(adapter / "adapter_config.json")
     rank = max([config.get("r", 0), *config.get("rank_pattern", {}).values()])
     fitting = [offered for offered in LORA_RANKS if offered >= rank]
     if not fitting or rank < 1:
         raise ConfigError(f"the adapter {adapter} has rank {rank}: vLLM serves ranks from 1 to {LORA_RANKS[-1]}")
     return fitting[0]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {file}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds no JSON object")
-    return content
 
 
 def _free_port() -> int:

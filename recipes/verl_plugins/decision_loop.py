@@ -4,9 +4,9 @@ verl's V1 trainer lets an agent loop return several sequences: each is trained o
 last. So every decision has the short prompt that a deployed policy gets at that moment, not a chat that grows, and the
 advantage is taken over the answers of a group, not over their decisions
 (verl/trainer/ppo/v1/utils.py:compute_advantage_for_multi_trajectories). That holds for algorithm.adv_estimator=grpo
-only: other estimators would take the K sequences of one answer for K answers.
+only. Other estimators would treat the K sequences of one answer as K answers.
 
-Keys of verl's that belong together (scripts/train_grpo.sh sets them):
+These keys of verl's belong together (scripts/train_grpo.sh sets them):
 
     actor_rollout_ref.rollout.agent.agent_loop_config_path=recipes/agent_loops.yaml
     actor_rollout_ref.rollout.agent.default_agent_loop=consecutive_decisions
@@ -21,7 +21,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -32,14 +32,14 @@ from verl.workers.config import FSDPActorConfig
 
 from reward.compute_score import settings_for
 from reward.ground_truth import GroundTruth, parse_ground_truth
-from reward.stretch_source import Found, StretchSource
+from reward.stretch_source import ProgressWithOrigin, StretchSource
 from tsc.errors import ConfigError
 from tsc.junction.decision import Answer, parse_answer
 from tsc.replays.stretch import MAX_DECISIONS
 
 
 def num_decisions_of(config: Any) -> int:
-    """K of the trainer's configuration. Raises ConfigError where it, or what goes with it, is wrong."""
+    """K in the trainer's configuration. Raises ConfigError if it is out of bounds or does not suit the estimator."""
     key = "actor_rollout_ref.rollout.multi_turn.max_assistant_turns"
     number = OmegaConf.select(config, key)
     if not isinstance(number, int) or not 1 <= number <= MAX_DECISIONS:
@@ -47,16 +47,18 @@ def num_decisions_of(config: Any) -> int:
     estimator = config.algorithm.adv_estimator
     if number > 1 and estimator != "grpo":
         raise ConfigError(
-            f"algorithm.adv_estimator is {estimator} with {number} decisions to an answer: verl groups several "
-            "sequences to an answer with grpo only; choose grpo, or DECISIONS=1"
+            f"algorithm.adv_estimator is {estimator} with {number} decisions to an answer: verl groups the sequences "
+            "of an answer with grpo only; choose grpo, or DECISIONS=1"
         )
     return number
 
 
 @dataclass
 class DecisionActorConfig(FSDPActorConfig):
-    """Lets a mini-batch hold all the decisions of a step, in which verl counts prompts and allows no more than
-    data.train_batch_size of them. decisions: sequences to an answer."""
+    """Lets a mini-batch hold all the decisions of a step. verl counts prompts and allows at most data.train_batch_size.
+
+    decisions: sequences to an answer.
+    """
 
     decisions: int = 1
 
@@ -65,17 +67,17 @@ class DecisionActorConfig(FSDPActorConfig):
 
 
 class _Stretches:
-    """What the loops of one process share: the workers' client, and the threads that wait for workers."""
+    """What the loops of one process share: the client of the replay workers, and the threads that wait for them."""
 
     def __init__(self, config: Any) -> None:
         kwargs = OmegaConf.select(config, "reward.custom_reward_function.reward_kwargs") or {}
         settings = settings_for(OmegaConf.to_container(kwargs, resolve=True) if kwargs else {})
         self.num_decisions = num_decisions_of(config)
         self.source = StretchSource(settings, self.num_decisions)
-        # as many as the pool lets ask at a time
+        # as many as the pool serves at a time
         self._threads = ThreadPoolExecutor(2 * settings.replay.num_workers, thread_name_prefix="stretch")
 
-    async def play(self, truth: GroundTruth, answers: Sequence[Answer]) -> Found:
+    async def play(self, truth: GroundTruth, answers: Sequence[Answer]) -> ProgressWithOrigin:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.source.play, truth, answers)
 
 
@@ -84,7 +86,7 @@ _stretches: _Stretches | None = None
 
 
 def _stretches_for(config: Any) -> _Stretches:
-    """One configuration a process: verl starts its agent loop workers for one trainer."""
+    """The process's only one: verl starts its agent loop workers for one trainer, so there is one configuration."""
     global _stretches
     with _lock:
         if _stretches is None:
@@ -100,22 +102,22 @@ class DecisionLoop(AgentLoopBase):  # type: ignore[misc]  # verl has no types
         self._stretches = _stretches_for(self.config)
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> list[AgentLoopOutput]:
-        """kwargs: the row. Only its ground truth is used: every prompt, the first one too, is tsc.junction.prompt's.
+        """kwargs: the row. Only its ground truth is used; tsc.junction.prompt writes every prompt, also the first.
 
-        Raises what StretchSource.play raises; verl reports it and leaves the answer out.
+        Raises what StretchSource.play raises. verl reports that and leaves the answer out.
         """
         truth = parse_ground_truth(kwargs["reward_model"]["ground_truth"])
         answers: list[Answer] = []
         outputs: list[AgentLoopOutput] = []
         waited_s = 0.0
-        failed = False
+        failed = 0.0
         while True:
             metrics: dict[str, float] = {}
             with simple_timer("tool_calls", metrics):
-                found = await self._stretches.play(truth, answers)
+                reached = await self._stretches.play(truth, answers)
             waited_s += metrics["tool_calls"]
-            failed |= found.failed
-            question, stretch = found.played.question, found.played.stretch
+            failed = max(failed, reached.origin.failed)
+            question, stretch = reached.progress.question, reached.progress.stretch
             if stretch is not None:
                 break
             assert question is not None
@@ -124,7 +126,7 @@ class DecisionLoop(AgentLoopBase):  # type: ignore[misc]  # verl has no types
             answers.append(parse_answer(self.tokenizer.decode(output.response_ids, skip_special_tokens=True)))
         last = outputs[-1]
         last.metrics.compute_score = waited_s
-        score = self._stretches.source.score(answers, stretch, was_kept=found.was_kept, failed=failed)
+        score = self._stretches.source.score(answers, stretch, replace(reached.origin, failed=failed))
         last.reward_score = score["score"]
         last.extra_fields["reward_extra_info"] = score
         return outputs
@@ -135,8 +137,8 @@ class DecisionLoop(AgentLoopBase):  # type: ignore[misc]  # verl has no types
         prompt_ids = self.continuous_token_builder.build_initial_tokens(messages)
         if len(prompt_ids) > self.rollout_config.prompt_length:
             raise ConfigError(
-                f"a prompt has {len(prompt_ids)} tokens, more than data.max_prompt_length of "
-                f"{self.rollout_config.prompt_length}: raise it"
+                f"a prompt has {len(prompt_ids)} tokens, more than data.max_prompt_length="
+                f"{self.rollout_config.prompt_length}: raise data.max_prompt_length"
             )
         with simple_timer("generate_sequences", metrics):
             said = await self.server_manager.generate(
@@ -151,6 +153,6 @@ class DecisionLoop(AgentLoopBase):  # type: ignore[misc]  # verl has no types
             response_logprobs=said.log_probs[: len(response_ids)] if said.log_probs else None,
             num_turns=2,
             metrics=metrics,
-            # as verl's other loops have it
+            # verl's other loops set these, too
             extra_fields={**said.extra_fields, "turn_scores": [], "tool_rewards": []},
         )

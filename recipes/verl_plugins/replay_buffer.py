@@ -1,15 +1,14 @@
 """verl's replay buffer with a short poll and the parts of the reward among the step's metrics.
 
-verl's plug-in point is trainer.v1.sampler.custom_sampler. The V1 trainer merges what `sample` returns beside the batch
-into the metrics of the step (verl/trainer/ppo/v1/trainer_base.py:_step_once); by itself verl reports the keys that
-compute_score returns at validation only.
+verl's plug-in point is trainer.v1.sampler.custom_sampler. The V1 trainer merges the metrics that `sample` returns with
+the batch into those of the step (verl/trainer/ppo/v1/trainer_base.py:_step_once). Without this module verl reports the
+keys that compute_score returns at validation only.
 
-By itself verl also trains on when a reward fails: the answer is missing from its group, and only the log says so. Here
-the run ends.
+Without it verl also continues when a reward fails: the answer is missing from its group, and only the log says so. With
+it the run ends.
 
-verl gives algorithm.filter_groups to its own replay buffer and not to a custom one, where the key would do nothing and
-say nothing; recipes/policy_gradient.yaml hands it on in sampler_kwargs. The bound in it, which verl's V1 trainer
-ignores, holds here.
+verl gives algorithm.filter_groups to its own replay buffer only; for a custom one the key would silently do nothing. So
+recipes/policy_gradient.yaml hands it on in sampler_kwargs. Its bound, which verl's V1 trainer ignores, holds here.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from tsc.errors import ReplayError
 COUNTED_PARTS = ("audited", "audit_disagreed", "failed")
 
 # A policy that gives one answer in more than this share of its readable answers is one-sided. In a data set where one
-# answer is better in two of three states, it gains by that at once, and soon has nothing left to compare.
+# answer is better in two of three states, a policy gains by that at once, and soon has no two answers to compare.
 ONE_SIDED_SHARE = 0.95
 
 
@@ -46,7 +45,7 @@ def reward_part_metrics(parts_by_answer: Iterable[Mapping[str, float]]) -> dict[
 
 
 def is_one_sided(parts_by_answer: Iterable[Mapping[str, float]]) -> bool:
-    """Whether more than ONE_SIDED_SHARE of the readable answers say the same. False where none is readable."""
+    """Whether more than ONE_SIDED_SHARE of the readable answers say the same; False if none is readable."""
     answers = list(parts_by_answer)
     num_yes = sum(answer["answer_yes"] for answer in answers)
     num_no = sum(answer["answer_no"] for answer in answers)
@@ -60,8 +59,8 @@ class FastReplayBuffer(ReplayBuffer):
     filter_groups.enable, groups whose answers all have the same filter_groups.metric are replaced, as in DAPO. A step
     that has thrown away filter_groups.max_num_gen_batches batches of them (0: no bound) raises ReplayError.
 
-    Beside the parts of the reward it reports `reward/one_sided_steps`: how many steps in a row, this one included,
-    were one-sided. The count starts anew with the process.
+    It reports the parts of the reward and `reward/one_sided_steps`: how many steps in a row, including this one, were
+    one-sided. The count starts again with the process.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class FastReplayBuffer(ReplayBuffer):
             filtering = {
                 "filter_groups_metric": filter_groups["metric"],
                 "train_batch_size": sampler_kwargs["train_batch_size"],
-                # the trainer fetches prompts one by one where groups are filtered (trainer_base.py:_init_dataloader)
+                # the trainer fetches prompts one by one if groups are filtered (trainer_base.py:_init_dataloader)
                 "gen_batch_size": 1,
                 "max_inflight_gen_batches": filter_groups["max_inflight_gen_batches"],
             }
@@ -88,8 +87,6 @@ class FastReplayBuffer(ReplayBuffer):
         if num_failed:
             raise ReplayError(
                 f"the answers to {num_failed} prompts could not all be generated and scored; the errors of the agent "
-                "loop above say why. Nothing was trained on what is left of them: mend the cause, and run again to go "
-                "on from the last checkpoint"
             )
 
     def _evict_terminal_groups(self, *args: Any, **kwargs: Any) -> tuple[set[str], int, int, dict[str, Any]]:
@@ -98,8 +95,8 @@ class FastReplayBuffer(ReplayBuffer):
         if self._most_filtered and self._num_filtered >= self._most_filtered:
             raise ReplayError(
                 f"all answers to {self._num_filtered} prompts of a step had the same {self.filter_groups_metric}: "
-                "nothing to learn from. Begin with a model that gives both answers, more KL, a higher TEMPERATURE, or "
-                "FILTER_GROUPS=False (the bound: algorithm.filter_groups.max_num_gen_batches)"
+                "there is nothing to learn. Start from a model that gives both answers, or with more KL, a higher "
+                "TEMPERATURE or FILTER_GROUPS=False (the bound: algorithm.filter_groups.max_num_gen_batches)"
             )
         return evicted
 
@@ -116,7 +113,7 @@ class FastReplayBuffer(ReplayBuffer):
 
 
 def _reward_parts(batch: Any) -> list[Mapping[str, float]]:
-    """What compute_score returned for every answer of the batch, as the agent loop stored it."""
+    """The parts that compute_score returned for every answer of the batch, as the agent loop stored them."""
     stored = transfer_queue.kv_batch_get(
         keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
     )

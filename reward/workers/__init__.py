@@ -1,1 +1,1 @@
-"""The processes that replay: one server a machine, its workers, and how a client reaches it."""
+"""The processes that replay: one server on each machine, its workers, and the client's side."""

@@ -1,7 +1,7 @@
-"""How a process reaches the replay server of its machine, and starts it where there is none.
+"""How a process reaches the replay server of its machine, and starts it if there is none.
 
 One server serves all processes of a user that run the same code, in the same environment, on the same CPU cores. Its
-socket lies in a folder of the user's own in the folder for temporary files.
+socket lies in the folder for temporary files, in a folder of the user's own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tsc.errors import ReplayError
 from tsc.files import REPO_ROOT
 from tsc.sumo.version import installed_sumo_version
 
-# Start of Python, which may take long on a busy machine or a slow disk
+# Python may take long to start on a busy machine or from a slow disk.
 _START_TIMEOUT_S = 120.0
 _MAX_STARTS = 5
 # what a Unix socket's address holds
@@ -34,18 +34,18 @@ _LOG_CHARS = 600
 
 
 class ServerEnded(Exception):
-    """The server ended, or was ended, while it was asked."""
+    """The server ended before it answered."""
 
 
 class Connection:
-    """One line to the server, one line back. Used by one thread at a time."""
+    """Sends one line to the server and receives one line. Used by one thread at a time."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._unread = b""
 
     def ask(self, line: bytes) -> bytes:
-        """The answer to `line`, which has no line end. Raises ServerEnded."""
+        """The answer to `line`, which is given without a line end. Raises ServerEnded."""
         try:
             self._socket.sendall(line + b"\n")
         except OSError as error:
@@ -62,18 +62,18 @@ class Connection:
             if not chunk:
                 raise ServerEnded("the replay server ended during the replay")
             parts.append(chunk)
-            if chunk.endswith(b"\n"):  # it says nothing that it was not asked, so nothing follows
+            if chunk.endswith(b"\n"):  # the server only answers, so nothing follows
                 return b"".join(parts)[:-1]
 
     @property
     def is_open(self) -> bool:
-        """Whether the server still was there a moment ago."""
+        """Whether the server was still there a moment ago."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return not poll.poll(0)
 
     def interrupt(self) -> None:
-        """Wake the thread that waits for an answer: it gets ServerEnded."""
+        """Wake the thread that waits for an answer. ServerEnded is raised in it."""
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:  # the server was faster
@@ -85,8 +85,8 @@ class Connection:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerAddress:
-    """Where a server listens, what starts and ends of the servers of a user take turns by, and where a server's log of
-    errors is, beside its socket."""
+    """socket: where the server listens. lock: held while any server of the user starts or ends. log: the server's
+    errors."""
 
     socket: Path
     lock: Path
@@ -94,7 +94,7 @@ class ServerAddress:
 
     @classmethod
     def here(cls) -> ServerAddress:
-        """The address for this process. Raises ReplayError where the folder is unsafe or its name too long."""
+        """The address for this process. Raises ReplayError if the folder is unsafe or its name is too long."""
         folder = Path(tempfile.gettempdir(), f"tsc-replay-{os.getuid()}")
         remedy = "set TMPDIR to a folder of your own"
         try:
@@ -107,16 +107,16 @@ class ServerAddress:
         name = _server_name()
         path = folder / f"{name}.sock"
         if len(os.fsencode(path)) > _MAX_PATH_BYTES:
-            raise ReplayError(f"{path} is too long a name for a socket, at most {_MAX_PATH_BYTES} bytes: {remedy}")
+            raise ReplayError(f"the socket's name {path} is longer than {_MAX_PATH_BYTES} bytes: {remedy}")
         return cls(socket=path, lock=folder / "lock", log=folder / f"{name}.log")
 
     def connect(self) -> Connection | None:
-        """None where no server listens."""
+        """None if no server listens."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection = Connection(sock)
         try:
             sock.connect(str(self.socket))
-            connection.read_line()  # its greeting: without it, it was about to end
+            connection.read_line()  # its greeting; a server that is about to end does not greet
         except (FileNotFoundError, ConnectionRefusedError, ServerEnded):
             sock.close()
             return None
@@ -126,7 +126,7 @@ class ServerAddress:
         return connection
 
     def connect_or_start(self) -> Connection:
-        """Of any number of processes and threads that come at once, one starts the server. Raises ReplayError."""
+        """If several processes and threads come at once, one of them starts the server. Raises ReplayError."""
         try:
             for _ in range(_MAX_STARTS):
                 connection = self.connect()
@@ -144,22 +144,22 @@ class ServerAddress:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        # a descriptor of its own for each thread, as flock() binds to it and not to the process
+        # each thread has a descriptor of its own, because flock() belongs to the descriptor and not to the process
         lock_fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX)
             yield
         finally:
-            # a child that another thread forks meanwhile has the descriptor too, so closing it here would not unlock
+            # a child that another thread forks meanwhile has the descriptor, too, so closing it here would not unlock
             fcntl.flock(lock_fd, fcntl.LOCK_UN)
             os.close(lock_fd)
 
     def _start(self) -> None:
-        """Returns once the server listens. It detaches itself, so that what we wait for is only its start."""
+        """Returns once the server listens. The server detaches itself, so that we wait for its start only."""
         paths = [str(REPO_ROOT), os.environ.get("PYTHONPATH", "")]
         with self.log.open("wb") as log:
             process = subprocess.Popen(
-                # -P: a `json.py` in the folder the user happens to be in must not be imported
+                # -P: a `json.py` in the working folder must not be imported
                 [sys.executable, "-P", "-m", "reward.workers.server", str(self.socket), str(self.lock)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -180,14 +180,14 @@ class ServerAddress:
             raise ReplayError(f"the replay server cannot start (status {status}){self.last_words()}")
 
     def last_words(self) -> str:
-        """What the server wrote last, as the end of a sentence."""
+        """The end of the server's log, as the end of a sentence."""
         text = self.log.read_text(errors="replace").strip() if self.log.exists() else ""
         return f"; it said: {text[-_LOG_CHARS:]}" if text else ""
 
 
 @lru_cache(maxsize=1)
 def _server_name() -> str:
-    """Same code, SUMO, interpreter, cores and view of the file system: same server."""
+    """The same for processes with the same code, SUMO, interpreter, cores and view of the file system."""
     place = (
         str(REPO_ROOT),
         sys.executable,
@@ -200,7 +200,7 @@ def _server_name() -> str:
 
 
 def code_digest(root: Path) -> str:
-    """SHA-256 over the names and contents of all modules of tsc and reward below `root`, with which replays compute."""
+    """SHA-256 over the names and contents of all modules of tsc and reward below `root`, which replays use."""
     digest = hashlib.sha256()
     for package in ("reward", "tsc"):
         for path in sorted((root / package).rglob("*.py")):

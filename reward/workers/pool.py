@@ -1,4 +1,4 @@
-"""Replays in the worker processes of this machine, with a time limit each; what crashed or hung is tried again."""
+"""Replays in the worker processes of this machine. Each has a time limit; one that crashed or hung is tried again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tsc.replays.request import ReplayRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replayed:
+class ReplayResult:
     """num_failed_attempts: crashes and time-outs before the attempt that gave the outcomes."""
 
     outcomes: Outcomes
@@ -30,18 +30,18 @@ class Replayed:
 
 
 class ReplayPool:
-    """A client of the machine's replay server (reward.workers.server), which it starts where there is none.
+    """A client of the machine's replay server (reward.workers.server). It starts the server if there is none.
 
     All pools of all processes of a user share the server's workers: one for each core, or as many as the lowest
-    `replay.workers` among those who are connected. Safe from many threads. The workers end soon after the last process
+    `replay.workers` of the connected processes. Safe from many threads. The workers end soon after the last process
     that uses them has closed its pools or ended in any way.
     """
 
     def __init__(self, settings: ReplaySection) -> None:
         self._settings = settings
         self._python_path = _python_path()
-        # twice the workers, so that the next request is there when a worker has done one; no more, so that every
-        # process gets its turn
+        # twice the workers, so that a worker that is done finds the next request; no more, so that every process gets
+        # its turn
         self._places = threading.BoundedSemaphore(2 * settings.num_workers)
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
@@ -50,10 +50,10 @@ class ReplayPool:
         self._counts: Counter[str] = Counter()
         _open_pools.add(self)
 
-    def replay(self, request: ReplayRequest, settings: OutcomeSettings) -> Replayed:
+    def replay(self, request: ReplayRequest, settings: OutcomeSettings) -> ReplayResult:
         """The outcomes of both answers. Raises what `run` raises."""
         values, num_failed_attempts = self.run(self._settings.function, request, settings)
-        return Replayed(outcomes=Outcomes.from_dict(values), num_failed_attempts=num_failed_attempts)
+        return ReplayResult(outcomes=Outcomes.from_dict(values), num_failed_attempts=num_failed_attempts)
 
     def run(
         self,
@@ -62,12 +62,14 @@ class ReplayPool:
         settings: OutcomeSettings,
         arguments: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, Any], int]:
-        """What `function` ("module:function") returns in a worker, as its as_dict() gives it, and the number of crashes
-        and time-outs before. arguments: further keyword arguments of it, plain JSON values.
+        """Calls `function` ("module:function") in a worker. Returns its result, as its as_dict() gives it, and the
+        number of crashes and time-outs before.
 
-        A crash, a time-out, or an exception that is not one of tsc.errors is tried again in a new worker. One of those
-        would come again, and is raised at once: StateError for a state that is missing or damaged, ScenarioError where
-        SUMO itself stops, and so on. Raises ReplayError that names state, junction and causes after the last attempt.
+        arguments: further keyword arguments of the function, plain JSON values.
+
+        After a crash, a time-out, or an exception that is not one of tsc.errors, the call is tried again in a new
+        worker. After the last attempt, ReplayError names state, junction and causes. An exception of tsc.errors would
+        come again, so it is raised at once: StateError for a state that is missing or damaged, and so on.
         """
         line = self._line(function, request, settings, arguments or {})
         where = f"state {request.state_path} at junction {request.junction_id!r} (sample {request.sample_id})"
@@ -104,11 +106,10 @@ class ReplayPool:
     ) -> bytes:
         if not os.path.isabs(request.dataset_dir):  # the server has another working folder
             request = replace(request, dataset_dir=os.path.abspath(request.dataset_dir))
-        sumo = request.sumo
         header = {
             "function": function,
             "pythonpath": self._python_path,
-            "net": sumo.get("net_sha256") or f"{request.dataset_dir}/{sumo.get('net_file')}",
+            "net": request.sumo.net_sha256 or f"{request.dataset_dir}/{request.sumo.net_file}",
             "timeout_s": self._settings.timeout_s,
             "workers": self._settings.workers,
         }
@@ -116,7 +117,7 @@ class ReplayPool:
         return b"\t".join(json.dumps(part, separators=(",", ":")).encode() for part in (header, job))
 
     def _ask(self, line: bytes) -> dict[str, Any]:
-        """Raises ServerEnded, and ReplayError where the server cannot be started or this pool was closed."""
+        """Raises ServerEnded, and ReplayError if the server cannot be started or this pool was closed."""
         with self._connection() as connection:
             try:
                 reply: dict[str, Any] = json.loads(connection.ask(line))
@@ -153,11 +154,11 @@ class ReplayPool:
                 if connection.is_open:
                     self._busy.add(connection)
                     return connection
-            connection.close()  # its server was ended between two replays, which costs no attempt
+            connection.close()  # its server ended between two replays; this does not count as an attempt
         connection = ServerAddress.here().connect_or_start()
         with self._lock:
             self._busy.add(connection)
-            was_closed = bool(self._is_closed)  # meanwhile
+            was_closed = bool(self._is_closed)  # by another thread meanwhile
         if was_closed:
             connection.interrupt()
         return connection
@@ -168,14 +169,15 @@ class ReplayPool:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Totals of this pool since its start: replays, failed_replays, failed_attempts, crashed, timed_out, and the
-        workers started for its requests."""
+        """Totals of this pool since its start: replays, failed_replays, failed_attempts, crashed, timed_out, and
+        started, the workers that were started for its requests."""
         names = ("replays", "failed_replays", "failed_attempts", "crashed", "timed_out", "started")
         with self._lock:
             return {name: self._counts[name] for name in names}
 
     def worker_pids(self) -> list[int]:
-        """The workers of this machine's server, whoever uses them; none before this pool's first replay."""
+        """Process ids of the workers of this machine's server, whoever uses them. Empty before this pool's first
+        replay."""
         with self._lock:
             if not self._idle and not self._busy:
                 return []
@@ -191,7 +193,7 @@ class ReplayPool:
         return pids
 
     def close(self) -> None:
-        """Leave the server; a replay that runs for this pool alone is ended. May be called again."""
+        """Leave the server. A replay that runs only for this pool is ended. May be called again."""
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, []
@@ -201,7 +203,8 @@ class ReplayPool:
             connection.close()
 
     def _leave_to_parent(self) -> None:
-        """In a forked child: the connections are its parent's. Kept open, they would look like a client that lives."""
+        """In a forked child, the connections belong to its parent. If the child kept them open, the server would take
+        them for a client that is alive."""
         self._is_closed = True
         for connection in (*self._idle, *self._busy):
             connection.close()
@@ -219,7 +222,7 @@ os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
 def _python_path() -> str:
-    """Where the workers find what this process finds."""
+    """The search path with which the workers find the modules that this process finds."""
     paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return os.pathsep.join([str(REPO_ROOT), *map(os.path.abspath, paths)])
 

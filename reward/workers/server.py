@@ -1,13 +1,13 @@
-"""The replay workers of a machine: one process that owns them and serves every process of a user.
+"""The replay server of a machine: one process that owns the workers and serves every process of a user.
 
     python -m reward.workers.server SOCKET LOCK      started by reward.workers.connection; detaches when it listens
 
 However many processes and threads ask, no more workers run at once than there are cores, or than the lowest
 `replay.workers` that a connected process has set. Requests are served in the order of their arrival, but a worker
-prefers those of the net that it has read; a process has only so many under way (reward.workers.pool), so none crowds
-out the others. Equal requests under way are replayed once.
+prefers those of the net that it has read. The number of requests under way is limited for each process
+(reward.workers.pool), so none crowds out the others. Equal requests under way are replayed once.
 
-The server ends, with its workers, soon after its last client is gone; the workers end with it however it ends.
+The server ends, with its workers, soon after its last client is gone. The workers end with it however it ends.
 
 Protocol: lines. The server greets a client with its process id. A client sends HEADER, a tab, JOB, both JSON, and gets
 one line: the worker's own (reward.workers.worker), or {"failed": "crashed" | "timed_out", "message": …}; with
@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Any
 
 _LINGER_S = 3.0
-# Start of Python and import of libsumo take about a second, but many may start at once on a busy machine.
+# Starting Python and importing libsumo takes about a second, but many workers may start at once on a busy machine.
 _WORKER_START_TIMEOUT_S = 120.0
-# By how many later requests, which suit the workers better, the oldest one may be overtaken.
+# How many later requests, which suit the workers better, may overtake the oldest one.
 _MAX_OVERTAKEN = 16
 # How long an idle worker of one function is kept while a request for another waits.
 _KEEP_IDLE_S = 0.5
@@ -45,7 +45,7 @@ _CHATTER_CHARS = 600
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a worker is started for: the function that replays, and where it is found."""
+    """What a worker is started for: the function that replays, and the search path on which it is found."""
 
     function: str
     pythonpath: str
@@ -53,8 +53,8 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the server has to know of a request. net: names the net that is replayed. workers: the most that the client
-    wants to run, None for no wish."""
+    """What the server has to know of a request. net: names the net that is replayed. workers: the most workers that the
+    client allows, None if it has not set a number."""
 
     kind: Kind
     net: str
@@ -84,7 +84,7 @@ class _Job:
 
 
 class _Channel:
-    """Lines over a socket, never waiting for the other side."""
+    """Sends and receives lines over a socket, without ever waiting for the other side."""
 
     def __init__(self, sock: socket.socket, selector: selectors.BaseSelector) -> None:
         sock.setblocking(False)
@@ -95,7 +95,7 @@ class _Channel:
         selector.register(sock, selectors.EVENT_READ, self)
 
     def send(self, data: bytes) -> None:
-        """Send now what the socket takes and the rest when it can. An end of the other side shows on reading."""
+        """Send what the socket accepts now, and the rest later. If the other side has ended, reading will show it."""
         self._unsent += data
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             self._unsent = self._unsent[self._socket.send(self._unsent) :]
@@ -107,7 +107,7 @@ class _Channel:
         self.send(b"")
 
     def receive(self) -> tuple[list[bytes], bool]:
-        """The lines that came, without their ends, and whether the other side is gone."""
+        """The lines that have arrived, without their ends, and whether the other side is gone."""
         try:
             chunk = self._socket.recv(1 << 18)
         except BlockingIOError:
@@ -134,7 +134,7 @@ class _Client(_Channel):
     def __init__(self, sock: socket.socket, selector: selectors.BaseSelector) -> None:
         super().__init__(sock, selector)
         self.job: _Job | None = None
-        # the most workers that it lets run; None while it has asked for no replay
+        # the most workers that it allows; None until its first request
         self.allows: int | None = None
 
 
@@ -142,7 +142,7 @@ class _Worker(_Channel):
     """A worker process and its present job."""
 
     def __init__(self, kind: Kind, selector: selectors.BaseSelector) -> None:
-        """Raises OSError where it cannot be started."""
+        """Raises OSError if the process cannot be started."""
         ours, theirs = socket.socketpair()
         # append mode, so that the file can be emptied while the worker has it open
         self._chatter = tempfile.TemporaryFile("ab+")  # noqa: SIM115  closed in kill()
@@ -154,7 +154,7 @@ class _Worker(_Channel):
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=self._chatter,
-                # a group of its own: what it forked ends with it
+                # a process group of its own, so that its forks end with it
                 process_group=0,
                 env={**os.environ, "PYTHONPATH": kind.pythonpath},
             )
@@ -191,13 +191,13 @@ class _Worker(_Channel):
         return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
 
     def last_words(self) -> str:
-        """What SUMO or Python printed last, as the end of a sentence."""
+        """The last output of SUMO or Python, as the end of a sentence."""
         self._chatter.seek(0)
         text = self._chatter.read().decode(errors="replace").strip()
         return f"; it said: {text[-_CHATTER_CHARS:]}" if text else ""
 
     def kill(self) -> None:
-        """End the process and what it forked, without waiting for it."""
+        """End the process and its forks, without waiting for them."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.close()
@@ -206,7 +206,7 @@ class _Worker(_Channel):
 
 
 class ReplayServer:
-    """One thread that waits for whatever comes next: a client, a request, a reply, a time limit."""
+    """One thread that waits for the next event: a client, a request, a reply, a time limit."""
 
     def __init__(self, listener: socket.socket, socket_path: Path, lock_path: Path) -> None:
         self._listener = listener
@@ -318,7 +318,7 @@ class ReplayServer:
         self._set_bound()
 
     def _forget(self, job: _Job) -> None:
-        """Nobody waits for it any more."""
+        """Drop a job that no client waits for any more."""
         del self._jobs[job.key]
         self._queue.pop(job.key, None)
         for worker in list(self._workers.values()):
@@ -326,7 +326,8 @@ class ReplayServer:
                 self._end(worker)
 
     def _set_bound(self) -> None:
-        """The lowest that a client allows; one that has set nothing allows one for each core."""
+        """Set the number of workers to the lowest that a client allows. A client that has not set a number allows one
+        for each core."""
         self._bound = min((one.allows for one in self._clients if one.allows is not None), default=self._bound)
         while len(self._workers) > self._bound and self._idle:
             self._end(self._idle[0])
@@ -336,12 +337,13 @@ class ReplayServer:
         for client in job.waiting:
             client.job = None
             client.send(json.dumps(reply | {"started": started}).encode() + b"\n")
-            started = False  # told to one of them, so that sums are right
+            started = False  # only one client counts the start, so that sums are right
 
     # Workers
 
     def _hand_out(self, now_s: float) -> None:
-        """First the oldest if overtaken too often, then those whose net a worker has read, then the others."""
+        """Give jobs to workers: first the oldest if it was overtaken too often, then those whose net a worker has
+        read, then the others."""
         for find in (self._if_overtaken, self._prepared_worker, self._any_worker, self._displaced_worker):
             for job in list(self._queue.values()) if self._has_place() else ():
                 if not self._has_place():
@@ -383,7 +385,7 @@ class ReplayServer:
         return self._new_worker(job.kind) if len(self._workers) < self._bound else None
 
     def _displaced_worker(self, job: _Job, now_s: float) -> _Worker | None:
-        """No other request wants the workers that are still idle."""
+        """Replaces an idle worker of another function, which no other request needs."""
         return self._in_place_of_idle(job) if now_s - job.queued_s >= _KEEP_IDLE_S else None
 
     def _in_place_of_idle(self, job: _Job) -> _Worker:
@@ -454,7 +456,7 @@ class ReplayServer:
         for process in self._ended:
             with contextlib.suppress(subprocess.TimeoutExpired):  # held by the kernel, as on a dead file server
                 process.wait(timeout=5)
-        # who connects until here gets no greeting, waits for the lock, and starts the next server
+        # a client that connects before this line is not greeted, waits for the lock, and starts the next server
         self._socket_path.unlink(missing_ok=True)
         self._listener.close()
         log = self._socket_path.with_suffix(".log")
@@ -465,12 +467,13 @@ class ReplayServer:
 
 
 def num_cores() -> int:
-    """CPU cores that this process may use: by its affinity and by the quotas of its control groups (containers)."""
+    """The number of CPU cores that this process may use, by its affinity and by the quotas of its control groups
+    (containers)."""
     return min([len(os.sched_getaffinity(0)), *(max(1, round(quota)) for quota in cpu_quotas())])
 
 
 def cpu_quotas(of: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[float]:
-    """The quotas, in cores, of a process's control group (version 2) and of those above it."""
+    """The quotas, in cores, of a process's control group (version 2) and of the groups above it."""
     quotas = []
     for line in of.read_text().splitlines() if of.exists() else ():
         _, controllers, name = line.split(":", 2)
@@ -480,7 +483,7 @@ def cpu_quotas(of: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/
         for folder in (own, *own.parents):
             if not folder.is_relative_to(root):
                 break
-            with contextlib.suppress(OSError):  # the root has no quota, and a container sees no group above its own
+            with contextlib.suppress(OSError):  # neither the root nor the groups outside a container have this file
                 quota, period = (folder / "cpu.max").read_text().split()
                 if quota != "max":
                     quotas.append(int(quota) / int(period))
@@ -493,7 +496,7 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(socket_path))
     listener.listen(1024)
-    # the usual soft limit of 1024 descriptors is little for the connections of many processes on many cores
+    # many processes on many cores may need more connections than the usual soft limit of 1024 descriptors
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if os.fork():

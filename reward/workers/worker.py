@@ -1,15 +1,18 @@
 """A process that replays: `python -m reward.workers.worker MODULE:FUNCTION LIFELINE`, started by reward.workers.server.
 
-libsumo holds one simulation a process and is not safe from threads, hence a process. It is started afresh (never
-forked, never through multiprocessing, which would run the parent's __main__ again), so it has nothing of the parent:
-no Ray, no torch, no threads, no open files.
+libsumo holds one simulation a process and is not safe from threads, so each replay runs in a process. The process is
+started from nothing. It is never forked, and never started by multiprocessing, which would run the parent's __main__
+again. So it shares nothing with its parent: no Ray, no torch, no threads, no open files.
 
-Protocol: lines. After the import of FUNCTION the worker says {"ready": true}. A job is a HEADER with "timeout_s", a tab
-and {"request": …, "settings": …, "arguments": …}, both JSON; FUNCTION is called with the three, the arguments as
-keywords. It is answered by {"result": …}, what FUNCTION's result gives as as_dict(), by {"error": class name,
-"message": …, "ours": bool, "ends": bool}, or by {"failed": "crashed", "message": …, "ends": bool} where a process that
-it forked died; "ends" where SUMO may be left half loaded, so that the worker is of no more use. End of input ends the
-worker.
+Protocol: lines. After the import of FUNCTION, the worker writes {"ready": true}. A job is a HEADER with "timeout_s", a
+tab and {"request": …, "settings": …, "arguments": …}, both JSON. FUNCTION is called with the three, the arguments as
+keywords. The worker answers with one of
+
+    {"result": …}                                                          what the result's as_dict() gives
+    {"error": class name, "message": …, "ours": bool, "ends": bool}        ours: one of tsc.errors, or SUMO's own
+    {"failed": "crashed", "message": …, "ends": bool}                      a process that it forked died
+
+"ends" means that SUMO may be left half loaded, so that the worker is of no more use. End of input ends the worker.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from tsc.replays.embedded_files import UnpackedFiles
 from tsc.replays.request import ReplayRequest
 
 _GRACE_S = 5.0
-# what is raised while files are checked, or by SUMO itself ahead of the first step: the next load starts afresh
+# errors that are raised before the first step, while files are checked or loaded: the next load starts from nothing
 _ERRORS_BEFORE_SUMO_RUNS = (ConfigError, SampleError, StateError, UnknownJunction)
 
 
@@ -51,7 +54,7 @@ ReplayFunction = Callable[..., Result]
 
 
 def _private_stdout() -> IO[bytes]:
-    """The pipe to the parent; what SUMO prints on standard output goes to standard error from here on."""
+    """The pipe to the parent. From here on, what SUMO prints on standard output goes to standard error."""
     sys.stdout.flush()
     pipe = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -59,9 +62,9 @@ def _private_stdout() -> IO[bytes]:
 
 
 def _die_with_parent(lifeline_fd: int) -> None:
-    """Let the kernel end this process, and what it forks, when the parent's end of the lifeline, a pipe that nothing is
-    written to, closes for whatever reason; even inside a SUMO call that never returns. SIGIO does it, which ends a
-    process by default. (PR_SET_PDEATHSIG would not reach forks.)"""
+    """Let the kernel end this process and its forks when the parent ends, for whatever reason, even inside a SUMO call
+    that never returns. The lifeline is a pipe that nothing is written to. When the parent's end of it closes, the
+    kernel sends SIGIO, which ends a process by default. (PR_SET_PDEATHSIG would not reach forks.)"""
     fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, -os.getpgrp())  # the worker leads its process group
     fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, fcntl.fcntl(lifeline_fd, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
@@ -77,13 +80,13 @@ def _answer(replay: ReplayFunction, files: UnpackedFiles, job: dict[str, Any]) -
         try:
             json.dumps(result, allow_nan=False)
         except ValueError:
-            raise ReplayError(f"the replay ended in costs that are no numbers: {result}") from None
+            raise ReplayError(f"the replay gave costs that are not numbers: {result}") from None
     except ReplayProcessDied as error:
         return {"failed": "crashed", "message": files.original_names(str(error)), "ends": True}
     except Exception as error:  # whatever is raised has to reach the client, which names the state and the junction
         name, message = type(error).__name__, files.original_names(str(error))
         is_of_sumo = type(error).__module__.partition(".")[0] == "libsumo"
-        if is_of_sumo:  # as certain to come again as one of ours
+        if is_of_sumo:  # it would come again, as one of ours would
             name, message = ReplayError.__name__, f"SUMO stopped: {message}"
         return {
             "error": name,
@@ -110,7 +113,7 @@ def main() -> None:
     files = UnpackedFiles()
     for line in sys.stdin.buffer:
         header, _, job = line.partition(b"\t")
-        # the kernel ends a replay that the parent, for what reason ever, did not end
+        # the kernel ends a replay that the parent, for whatever reason, did not end
         signal.setitimer(signal.ITIMER_REAL, json.loads(header)["timeout_s"] + _GRACE_S)
         reply = _answer(replay, files, json.loads(job))
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,7 +1,7 @@
-"""What one would write without this project: the same replay by other means.
+"""The same replay written without this project, for comparison.
 
-All simulate 2 × horizon_s seconds a replay and read the queue of the junction after each. Those with
-libsumo need a process of their own.
+All alternatives simulate 2 × horizon_s seconds per replay and read the junction's queue after each. The ones that use
+libsumo need their own process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from tsc.files import REPO_ROOT
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
-from tsc.replays.replay import sumo_files
 from tsc.replays.request import ReplayRequest
 from tsc.rules.max_pressure import MaxPressure
 from tsc.sumo.binaries import sumo_binary
@@ -30,10 +29,10 @@ from tsc.sumo.simulation import Simulation
 
 
 def bare_step_cpu_s(files: SumoFiles, duration_s: int, timing: Timing) -> list[float]:
-    """CPU time of each second's simulationStep in one simulation of an episode, and of nothing else.
+    """The CPU time of simulationStep alone, for each second of an episode in one simulation.
 
-    Max-pressure, the replays' tail, runs the signals, so that there is as much traffic as in a replay; its time does
-    not count.
+    Max-pressure, the replays' tail, runs the signals, so that there is as much traffic as in a replay. Its time is not
+    counted.
     """
     simulation = Simulation(files)
     control = SignalControl(simulation, timing)
@@ -51,19 +50,19 @@ def bare_step_cpu_s(files: SumoFiles, duration_s: int, timing: Timing) -> list[f
 
 
 def bare_cost(step_cpu_s: Sequence[float], decision_times_s: Sequence[float], horizon_s: int) -> Cost:
-    """Of the steps that replays of these decision points simulate: horizon_s from each on, once for each answer.
+    """The cost of the steps that replays of these decision points simulate: horizon_s from each point, per answer.
 
-    Wall time is taken as CPU time: steps do not wait.
+    Wall time equals CPU time here, because steps do not wait.
     """
     total_s = sum(len(Decision) * sum(step_cpu_s[int(time) : int(time) + horizon_s]) for time in decision_times_s)
     return Cost(num_units=len(decision_times_s), wall_s=total_s, cpu_s=total_s)
 
 
 def fresh_libsumo_queue_veh_s(requests: Sequence[ReplayRequest], horizon_s: int) -> list[int]:
-    """libsumo.start with net, routes and --load-state, the steps, and close: for each answer anew. The queues."""
+    """The queues of replays that start libsumo anew for each answer (with --load-state), step, and close it."""
     queues_veh_s = []
     for request in requests:
-        files = sumo_files(request.sumo, Path(request.dataset_dir))
+        files = request.sumo.files_in(Path(request.dataset_dir))
         for decision in Decision:
             simulation = Simulation(files, state_file=request.state_path)
             lanes = simulation.program(request.junction_id).incoming_lanes
@@ -82,16 +81,16 @@ def fresh_libsumo_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cos
 
 
 def fresh_traci_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cost:
-    """The time in benchmarks.traci_replay, without the start of its Python."""
+    """The time in benchmarks.traci_replay, without the start of its Python process."""
     done = fresh_traci(requests, horizon_s)
     return Cost(num_units=len(requests), wall_s=done["wall_s"], cpu_s=done["cpu_s"])
 
 
 def fresh_traci(requests: Sequence[ReplayRequest], horizon_s: int) -> dict[str, Any]:
-    """What benchmarks.traci_replay says. Raises ReplayError."""
+    """The output of benchmarks.traci_replay. Raises ReplayError."""
     jobs = []
     for request in requests:
-        files = sumo_files(request.sumo, Path(request.dataset_dir))
+        files = request.sumo.files_in(Path(request.dataset_dir))
         command = [str(sumo_binary("sumo")), *files.options(), "--load-state", str(request.state_path)]
         command += ["--no-step-log", "--no-warnings", "--duration-log.disable"]
         remaining_s = [_green_to_come_s(request, decision) for decision in Decision]
@@ -113,5 +112,5 @@ def fresh_traci(requests: Sequence[ReplayRequest], horizon_s: int) -> dict[str, 
 
 
 def _green_to_come_s(request: ReplayRequest, decision: Decision) -> int:
-    """What is left of the green when it is extended, or not; the program goes on by itself."""
+    """The seconds that the green still lasts after the decision; then the program continues by itself."""
     return request.green_extension_s if decision is Decision.YES else 0

@@ -1,7 +1,7 @@
-"""An episode as one would step it with libsumo alone: the same traffic, reads and output files, nothing worked out.
+"""An episode stepped with libsumo alone: the same traffic, reads and output files, but without decisions and metrics.
 
-The signals and the decision points are those of an episode that was recorded before. Runs in a process of its own:
-libsumo has one simulation each.
+The signals and the decision points come from an episode that was recorded before. It runs in its own process, because
+libsumo has one simulation per process.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from tsc.sumo.simulation import libsumo
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """What a bare episode does. In seconds after its begin; a second's reads and states come before its step.
+    """The script of a bare episode, in seconds after its begin. The reads and states of a second precede its step.
 
-    states: by second, the signals that change, as (junction, state). reads: by second, what the rule has to know, as
-    (kind, lane). queue_veh_s: over all lanes and seconds, by which the traffic is known to be the recorded one.
+    states: by second, the signals that change, as (junction, state).
+    reads: by second, the values that the rule needs, as (kind, lane).
+    queue_veh_s: the queue over all lanes and seconds, to check that the traffic is the recorded one.
     """
 
     files: SumoFiles
@@ -45,7 +46,7 @@ class Script:
 
 @dataclass
 class _Noting:
-    """Notes what the rules' definitions ask for at each decision point."""
+    """A controller that notes which values a rule needs at each decision point."""
 
     controller: Controller
     kind: str
@@ -68,7 +69,7 @@ class _Noting:
 
 
 def record_script(job: EpisodeJob, folder: Path) -> Script:
-    """Runs the episode once. `folder` holds what the script needs."""
+    """Run the episode once and record its script. `folder` keeps the files that the script needs."""
     folder.mkdir(parents=True, exist_ok=True)
     plans = plan_files(job.kind, job.files, job.timing, job.end_s, folder)
     files = replace(job.files, additional_files=(*job.files.additional_files, *plans))
@@ -101,7 +102,7 @@ def record_script(job: EpisodeJob, folder: Path) -> Script:
 
 
 def _saving(signals: Mapping[str, Path], folder: Path) -> Path:
-    """An additional file that has SUMO write down the signals."""
+    """An additional file that makes SUMO write its signal states to files."""
     events = "".join(
         f'<timedEvent type="SaveTLSStates" source={quoteattr(name)} dest={quoteattr(str(path))}/>'
         for name, path in signals.items()
@@ -112,7 +113,7 @@ def _saving(signals: Mapping[str, Path], folder: Path) -> Path:
 
 
 def bare_cost(script: Script) -> Cost:
-    """From the start of SUMO to its end, in simulated seconds. Raises ReplayError where the traffic is another one."""
+    """The cost from SUMO's start to its end, per simulated second. Raises ReplayError if the traffic differs."""
     queue_veh_s = 0
 
     def run() -> None:
@@ -122,13 +123,13 @@ def bare_cost(script: Script) -> Cost:
     cost = cost_of(run, script.duration_s)
     if queue_veh_s != script.queue_veh_s:
         raise ReplayError(
-            f"the bare episode has a queue of {queue_veh_s} veh·s, the recorded one of {script.queue_veh_s} veh·s"
+            f"the bare episode has a queue of {queue_veh_s} veh·s, but the recorded one has {script.queue_veh_s} veh·s"
         )
     return cost
 
 
 def _run(script: Script) -> int:
-    """The queue over all lanes and seconds."""
+    """Run the script and return the queue over all lanes and seconds."""
     lane, vehicle, light, simulation = libsumo.lane, libsumo.vehicle, libsumo.trafficlight, libsumo.simulation
     reads = {
         "vehicles": lane.getLastStepVehicleNumber,

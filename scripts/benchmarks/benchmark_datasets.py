@@ -20,12 +20,12 @@ from tsc.rules.max_pressure import MaxPressure
 from tsc.sumo.binaries import sumo_binary
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
-from tsc.sumo.version import installed_sumo_version
+from tsc.sumo.sumo_input import SumoInput
 
 DEFAULT_SCENARIO = REPO_ROOT / "configs/scenarios/four_way.yaml"
 
-# The largest net in the eclipse-sumo wheel, in tools/: 2.6 × 3.3 km of Berlin from OpenStreetMap, made for a game about
-# shared taxis. Its own demand is a few taxi rides.
+# The largest net in the eclipse-sumo wheel: 2.6 × 3.3 km of Berlin from OpenStreetMap, made for a game about shared
+# taxis. Its own demand is a few taxi rides.
 CITY_NET = Path("tools/game/DRT/osm.net.xml")
 CITY_SEED = 1
 CITY_DURATION_S = 3600
@@ -34,15 +34,16 @@ CITY_NUM_STATES = 6
 
 
 def default_dataset(folder: Path, episodes: int) -> Path:
-    """Labelled samples of four_way's training seeds 1 to `episodes` in OUT/four_way-EPISODES, and OUT/…/parquet.
+    """Make labelled samples of four_way's training seeds 1 to `episodes`, and their Parquet files. Returns the folder.
 
-    Raises TscError with the tool's words.
+    The samples are in FOLDER/four_way-EPISODES, the Parquet files in its subfolder parquet. Raises TscError with the
+    tool's message.
     """
     dataset = folder / f"four_way-{episodes}"
     _run_tool("generate_dataset", "--scenario", DEFAULT_SCENARIO, "--out", dataset, "--episodes", episodes,
               "--validation-episodes", 1, "--resume")  # fmt: skip
     if not (dataset / "parquet/train.parquet").exists():
-        # a tie takes a step as long as any other state
+        # with ties: they take as long as any other state
         _run_tool("json_to_parquet", "--input", dataset, "--output", dataset / "parquet", "--ties", "keep")  # fmt: skip
     return dataset
 
@@ -55,30 +56,31 @@ def _run_tool(name: str, *arguments: object) -> None:
 
 
 def samples_of(dataset: Path, *, episode: int | None = None) -> list[Sample]:
-    """In the order of the dataset."""
+    """The samples in the order of the dataset; of one episode, if given."""
     values = json.loads((dataset / "grpo_dataset.json").read_text())
     samples = [Sample.model_validate(value) for value in values]
     return [sample for sample in samples if episode is None or sample.episode == episode]
 
 
 def spread(items: list[Any], count: int) -> list[Any]:
-    """`count` of them at even distances, all where there are fewer."""
+    """`count` of the items at even distances, or all if there are fewer."""
     if count >= len(items):
         return items
     return [items[index * len(items) // count] for index in range(count)]
 
 
 def city_requests(folder: Path) -> list[ReplayRequest]:
-    """Saved states of the city net, see make_city."""
+    """The saved states of the city net (see make_city)."""
     path = folder / "city/requests.json"
     return [ReplayRequest.from_json(values) for values in json.loads(path.read_text())]
 
 
 def make_city(folder: Path) -> None:
-    """OUT/city: CITY_NET without its rails and with static programs, one random trip a second (randomTrips' own
-    default), run by max-pressure; and states saved at decision points, spread over an hour. Nothing where it is there.
+    """Make FOLDER/city, unless it exists: the net, its demand, and states saved at decision points over an hour.
 
-    To be called in a new process: only the first simulation of a process can be saved.
+    The net is CITY_NET without rails and with static programs. The demand is one random trip a second (randomTrips'
+    default), and max-pressure runs the signals. Call this in a new process: only the first simulation of a process can
+    be saved.
     """
     out = folder / "city"
     if (out / "requests.json").exists():
@@ -116,22 +118,13 @@ def _save_city_states(out: Path, files: SumoFiles) -> list[dict[str, Any]]:
     simulation = Simulation(files, saves_states=True)
     control = SignalControl(simulation, timing)
     control.start()
-    sumo_input = {
-        "version": installed_sumo_version(),
-        "net_file": files.net_file.name,
-        "route_files": [path.name for path in files.route_files],
-        "net_sha256": sha256_of(files.net_file),
-        "route_sha256": [sha256_of(path) for path in files.route_files],
-        "seed": files.seed,
-        "step_length_s": files.step_length_s,
-        "time_to_teleport_s": files.time_to_teleport_s,
-    }
+    sumo_input = SumoInput.of(files, out)
     every_s = (CITY_DURATION_S - CITY_FIRST_STATE_S) // CITY_NUM_STATES
     requests: list[dict[str, Any]] = []
     for second in range(CITY_DURATION_S):
         due = control.due_junctions()
         if due and second >= CITY_FIRST_STATE_S + every_s * len(requests) and len(requests) < CITY_NUM_STATES:
-            # each state asks another junction, as far as they are due
+            # each state is for another junction, if enough junctions are due
             junction_id = due[len(requests) % len(due)]
             state_file = out / f"t{second:05d}.xml.gz"
             simulation.save_state(state_file)

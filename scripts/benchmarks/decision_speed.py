@@ -1,10 +1,9 @@
-"""Rows about a language model's decisions in an evaluation, beside vLLM with the same prompts in one batch."""
+"""Rows about a language model's decisions in an evaluation, compared with the same prompts in one batch of vLLM."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from benchmarks.effort import Effort
 from benchmarks.episode_speed import episode_jobs
 from benchmarks.rows import Bound, Row
 from benchmarks.stopwatch import Cost, cost_of
+from benchmarks.supervised import run_supervised
 from benchmarks.warm_process import warm_processes
 from recipes.models.smollm2 import get_smollm2
 from tsc.controllers.language_model import Conversation, Reply
@@ -25,17 +25,16 @@ from tsc.episodes.runner import EpisodeJob, run_jobs
 from tsc.errors import TscError
 from tsc.evaluation.plan import Contestant
 from tsc.evaluation.settings import LanguageModelSettings
-from tsc.files import REPO_ROOT
 
 SETTINGS = LanguageModelSettings()
 
-# what a process of the benchmark keeps between the calls
+# objects that a process of the benchmark keeps between calls
 _served = ExitStack()
 _kept: dict[str, Any] = {}
 
 
 def begin_serving(model: Path, log_file: Path) -> None:
-    """In the process of an evaluation."""
+    """Start the server. Called in the process of an evaluation."""
     from recipes.serving.model_choice import LocalModelChoice, answering
 
     choice = LocalModelChoice(name="model", model=model)
@@ -49,8 +48,10 @@ def end_serving() -> None:
 
 
 def served_cost(jobs: Sequence[EpisodeJob]) -> tuple[Cost, list[Conversation]]:
-    """The episodes as scripts/evaluate.py runs them on a server that is there, the start of their processes included.
-    In decisions; and what was asked."""
+    """The cost per decision of episodes as scripts/evaluate.py runs them on a running server, and the prompts.
+
+    The start of the episodes' processes is included.
+    """
     asked: list[Conversation] = []
 
     def ask(conversations: list[Conversation]) -> list[Reply]:
@@ -63,7 +64,7 @@ def served_cost(jobs: Sequence[EpisodeJob]) -> tuple[Cost, list[Conversation]]:
 
 
 def load_offline(model: Path) -> None:
-    """In a process of its own, with the settings that an evaluation gives its server."""
+    """Load the model into vLLM without a server, with the settings of an evaluation's server. Needs its own process."""
     from recipes.serving.vllm_server import KV_CACHE_BYTES, MAX_SEQUENCES, engine_environment, is_cpu_build
 
     os.environ |= engine_environment(model) | {"VLLM_LOGGING_LEVEL": "ERROR"}
@@ -85,17 +86,17 @@ def offline_answers(conversations: list[Conversation]) -> list[str]:
 
 
 def offline_cost(conversations: list[Conversation]) -> Cost:
-    """In decisions."""
+    """The cost per decision."""
     return cost_of(lambda: offline_answers(conversations), len(conversations))
 
 
 def costs_of_decisions(
     model: Path, folder: Path, *, episodes: int, episode_s: int, repetitions: int
 ) -> tuple[list[Cost], list[Cost]]:
-    """In an evaluation, and offline. Each repetition has other seeds, so that no prompt is known to the cache yet."""
+    """The costs in an evaluation, and offline. Each repetition has other seeds, so its prompts are not cached yet."""
     contestants = [Contestant(name="model", kind=LANGUAGE_MODEL, model=str(model))]
     jobs = episode_jobs(folder, contestants, episodes * repetitions, episode_s)
-    # the comparison with lookahead is for the report, and costs more than all the rest
+    # without the comparison with lookahead: it is for the report, and costs more than everything else
     jobs = [replace(job, decisions_file=None) for job in jobs]
     served, offline = [], []
     with warm_processes(2) as (evaluation, engine):
@@ -110,7 +111,7 @@ def costs_of_decisions(
 
 
 def smollm2_rows(folder: Path, effort: Effort) -> list[Row]:
-    """A pretrained model, the smallest that the README trains."""
+    """Rows of a pretrained model, the smallest that the README trains."""
     model = folder / "smollm2"
     get_smollm2(model)
     served, offline = costs_of_decisions(
@@ -133,7 +134,7 @@ def smollm2_rows(folder: Path, effort: Effort) -> list[Row]:
 
 
 def tiny_rows(folder: Path, effort: Effort) -> list[Row]:
-    """The demo's model after SFT."""
+    """Rows of the demo's model after SFT."""
     served, offline = costs_of_decisions(
         tiny_model(folder, effort),
         folder,
@@ -153,7 +154,7 @@ def tiny_rows(folder: Path, effort: Effort) -> list[Row]:
 
 
 def tiny_model(folder: Path, effort: Effort) -> Path:
-    """Made once, and taught to answer in the form. Raises TscError."""
+    """Make the demo's model once and teach it the answer's format. Raises TscError."""
     run = folder / "decisions"
     model = run / "sft/merged"
     if (run / "sft/exported_step").exists():
@@ -178,29 +179,16 @@ def tiny_model(folder: Path, effort: Effort) -> Path:
         DATA=parquet,
         HARDWARE="cpu",
         WANDB="off",
+        # a new model, though it is given as a folder
+        LORA_RANK="0",
+        LEARNING_RATE="1e-3",
+        BATCH_CHATS="64",
         EPOCHS=max(1, 20 // effort.episodes),
     )
     return model
 
 
 def _run(command: list[object], **environment: object) -> None:
-    # whatever ends this process ends the tool
-    supervised = [
-        sys.executable,
-        "recipes/running/supervise.py",
-        "--parent-pid",
-        str(os.getpid()),
-        "--",
-        *map(str, command),
-    ]
-    done = subprocess.run(
-        supervised,
-        env=os.environ | {name: str(value) for name, value in environment.items()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=REPO_ROOT,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise TscError(f"{command[1]} ended with status {done.returncode}: {done.stdout.strip()[-2000:]}")
+    status, output = run_supervised(command, os.environ | {name: str(value) for name, value in environment.items()})
+    if status != 0:
+        raise TscError(f"{command[1]} ended with status {status}: {output.strip()[-2000:]}")

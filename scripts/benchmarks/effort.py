@@ -1,4 +1,4 @@
-"""How much is measured."""
+"""How much a benchmark measures."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """repetitions: of each side of a comparison, in turn; the …_replays and scores are those of one repetition.
-    episodes: simulated hours that the states come from. steps: of GRPO, after a first that does not count.
-    episode_s: simulated time of an evaluation's episode; the …_episodes are those of one repetition."""
+    """The numbers of repetitions, replays, scores, steps and episodes.
+
+    repetitions: of each side of a comparison, in turn. …_replays, scores, …_episodes: of one repetition.
+    episodes: simulated hours from which the states are taken. steps: of GRPO, without the first, which is not counted.
+    episode_s: simulated time of an evaluation's episode.
+    """
 
     episodes: int
     repetitions: int
@@ -46,7 +49,7 @@ FULL = Effort(
     smollm2_repetitions=3,
 )
 
-# to see that everything runs; its figures are no result
+# shows that everything runs; its numbers are not a result
 QUICK = Effort(
     episodes=1,
     repetitions=3,

@@ -1,4 +1,4 @@
-"""Rows about evaluation episodes without a language model: beside bare libsumo, and in several worker processes."""
+"""Rows about evaluation episodes without a language model: compared with bare libsumo, and in several workers."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from benchmarks.warm_process import warm_processes
 from tsc.cost.outcome import OutcomeSettings
 from tsc.episodes.runner import EpisodeJob, run_job, run_jobs
 from tsc.evaluation.plan import Contestant, plan_jobs
-from tsc.evaluation.scenarios import evaluation_scenarios
 from tsc.evaluation.settings import EvaluationSettings
+from tsc.scenarios.by_word import traffic_scenarios
 
 CONTROLLERS = ("static", "actuated", "gap_out", "max_pressure", "longest_queue")
-# what W cores have to give of W times the work of one; the rest is for the start of the workers and the end of the last
+# W cores must do at least this share of W times the work of one core; the rest is the start and end of the workers
 SHARE_OF_CORES = 0.8
 
 
 def episode_jobs(folder: Path, contestants: Sequence[Contestant], num_seeds: int, end_s: int) -> list[EpisodeJob]:
-    """Of four_way's evaluation seeds, as scripts/evaluate.py plans them under the default settings."""
+    """Episodes of four_way's evaluation seeds, as scripts/evaluate.py plans them under the default settings."""
     settings = EvaluationSettings(end_s=end_s)
-    scenarios = evaluation_scenarios([str(DEFAULT_SCENARIO)], settings, folder / "scenarios")
+    scenarios = traffic_scenarios([str(DEFAULT_SCENARIO)], folder / "scenarios", settings.of_scenarios)
     return plan_jobs(
         scenarios, contestants, num_seeds, out=folder / "evaluation", settings=settings, lookahead=OutcomeSettings()
     )
 
 
 def episode_cost(job: EpisodeJob) -> Cost:
-    """As a worker of an evaluation runs it, in simulated seconds."""
+    """The cost per simulated second of an episode, as a worker of an evaluation runs it."""
     return cost_of(lambda: run_job(job, None), job.end_s - int(job.files.begin_s))
 
 
 def episode_rows(folder: Path, effort: Effort, *, controller: str) -> list[Row]:
-    """By CPU time, from opening the net to the written trace."""
+    """The episode by CPU time, from opening the net to the written trace."""
     (job,) = episode_jobs(folder, [Contestant(name=controller, kind=controller)], 1, effort.episode_s)
     with warm_processes(2) as (ours, bare):
         script = bare.call(record_script, job, folder / "bare" / controller)
@@ -60,12 +60,12 @@ def episode_rows(folder: Path, effort: Effort, *, controller: str) -> list[Row]:
 
 
 def jobs_cost(jobs: Sequence[EpisodeJob], workers: int) -> Cost:
-    """In episodes, with the start and the end of the workers."""
+    """The cost per episode, with the start and the end of the workers."""
     return cost_of(lambda: list(run_jobs(jobs, workers)), len(jobs))
 
 
 def worker_rows(folder: Path, effort: Effort) -> list[Row]:
-    """By the clock: all cores at once beside one worker."""
+    """All cores at once compared with one worker, in real time."""
     workers = len(os.sched_getaffinity(0))
     contestants = [Contestant(name="max_pressure", kind="max_pressure")]
     jobs = episode_jobs(folder, contestants, effort.worker_episodes, effort.episode_s)

@@ -1,12 +1,9 @@
-"""Rows about the share of a GRPO step that goes to rewards: a short training by scripts/train_grpo.sh."""
+"""Rows about the share of a GRPO step that rewards take, from a short training by scripts/train_grpo.sh."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from benchmarks import with_benchmarks
 from benchmarks.benchmark_datasets import default_dataset
 from benchmarks.effort import Effort
 from benchmarks.rows import Bound, Row
+from benchmarks.supervised import run_supervised
 from benchmarks.timed_score import CACHED, LIVE, mode_of_step
 from tsc.errors import TscError
 from tsc.files import REPO_ROOT
@@ -23,8 +21,10 @@ from tsc.files import REPO_ROOT
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """generation_s: until the last answer of the step has its reward. wait_s: the end of that, after the last answer
-    was there."""
+    """The times of one step.
+
+    generation_s: until the last answer of the step has its reward. wait_s: the part of it after the last answer came.
+    """
 
     mode: str
     step_s: float
@@ -33,10 +33,10 @@ class Step:
 
 
 def train(folder: Path, effort: Effort) -> Path:
-    """Runs the demo's GRPO for one step more than effort.steps; the folder with what it wrote. Raises TscError."""
+    """Run the demo's GRPO for effort.steps + 1 steps. Returns the folder with its output. Raises TscError."""
     dataset = default_dataset(folder, effort.episodes)
     run = folder / f"grpo-{effort.step_prompts}"
-    shutil.rmtree(run / "grpo", ignore_errors=True)  # the model that it starts from, run/sft, is kept
+    shutil.rmtree(run / "grpo", ignore_errors=True)  # the starting model, run/sft, is kept
     run.mkdir(parents=True, exist_ok=True)
     environment = with_benchmarks() | {
         "RUNS": str(folder),
@@ -46,39 +46,29 @@ def train(folder: Path, effort: Effort) -> Path:
         "WANDB": "off",
         "STEPS": str(effort.steps + 1),
         "BATCH_PROMPTS": str(effort.step_prompts),
-        # as many passes as teach the answer's form on little data: an unreadable answer needs no replay
+        # enough passes to teach the answer's format on little data: an unreadable answer would not need a replay
         "SFT_EPOCHS": str(max(1, 20 // effort.episodes)),
         "EVAL_SEEDS": "0",
     }
     (run / "grpo").mkdir()
     log = run / "grpo/rewards.jsonl"
     function = "reward.custom_reward_function"
-    # whatever ends this process ends the training
-    command = [sys.executable, str(REPO_ROOT / "recipes/running/supervise.py"), "--parent-pid", str(os.getpid()), "--"]
-    command += ["bash", str(REPO_ROOT / "scripts/train_grpo.sh")]
+    command = ["bash", str(REPO_ROOT / "scripts/train_grpo.sh")]
     command += [f"{function}.path=pkg://benchmarks.timed_score", f"{function}.name=timed_score"]
     command += [f"+{function}.reward_kwargs.log={log}"]
-    # an empty cache, and not the user's: every state is live when it is first asked for
+    # an empty cache instead of the user's: every state is replayed when it first comes up
     command += [f"+{function}.reward_kwargs.cache.directory={run / 'grpo/cache'}"]
-    training = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPO_ROOT
-    )
-    try:
-        output, _ = training.communicate()
-    except BaseException:
-        training.terminate()
-        training.wait()
-        raise
-    if training.returncode != 0:
+    status, output = run_supervised(command, environment)
+    if status != 0:
         raise TscError(
-            f"scripts/train_grpo.sh ended with status {training.returncode} (log: {run / 'grpo/train.log'}): "
+            f"scripts/train_grpo.sh ended with status {status} (log: {run / 'grpo/train.log'}): "
             f"{output.strip()[-2000:]}"
         )
     return run / "grpo"
 
 
 def read_steps(run: Path) -> list[Step]:
-    """All steps but the first, in which everything starts."""
+    """All steps except the first one, in which everything starts."""
     (metrics,) = run.glob("metrics/*.jsonl")
     arrived_s: dict[int, float] = defaultdict(float)
     done_s: dict[int, float] = defaultdict(float)
@@ -95,7 +85,7 @@ def read_steps(run: Path) -> list[Step]:
             steps.append(
                 Step(
                     mode=mode_of_step(version),
-                    # a checkpoint is saved in the last step only
+                    # only the last step saves a checkpoint
                     step_s=data["timing_s/step"] - data.get("timing_s/save_checkpoint", 0.0),
                     generation_s=data["timing_s/gen"],
                     wait_s=done_s[version] - arrived_s[version],
@@ -105,7 +95,7 @@ def read_steps(run: Path) -> list[Step]:
 
 
 def rows_of(steps: Sequence[Step], num_prompts: int) -> list[Row]:
-    """steps: by turns cached and live."""
+    """The rows of a training whose steps are cached and live in turn."""
     cached, live = ([step for step in steps if step.mode == mode] for mode in (CACHED, LIVE))
     pairs = list(zip(cached, live, strict=True))
     the_step = f"the step, {num_prompts} prompts × 4 answers"
@@ -120,8 +110,8 @@ def rows_of(steps: Sequence[Step], num_prompts: int) -> list[Row]:
         ),
         Row.of_medians(
             name="step-live",
-            what=f"by how much longer the generation phase is where every state is replayed; {the_step}",
-            # a cached step has waited, too
+            what=f"how much longer generation takes if every state is replayed; {the_step}",
+            # the cached step waited, too
             values=[of_live.generation_s - other.generation_s + other.wait_s for other, of_live in pairs],
             beside=[step.step_s for step in live],
             unit="s",
@@ -129,7 +119,7 @@ def rows_of(steps: Sequence[Step], num_prompts: int) -> list[Row]:
         ),
         Row.of_medians(
             name="step-live-wait",
-            what="wait for the last reward there, without what replays slow down generation; the step",
+            what="of that, the wait for the last reward after generation; the step",
             values=[step.wait_s for step in live],
             beside=[step.step_s for step in live],
             unit="s",

@@ -1,4 +1,4 @@
-"""Live replays as a worker does them. Imports what a replay worker imports, and no more."""
+"""Live replays as a worker runs them. Imports only what a replay worker imports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tsc.replays.stretch_replay import play
 
 
 def live_cost(requests: Sequence[ReplayRequest], settings: OutcomeSettings) -> Cost:
-    """tsc.replays.replay.replay in this process, both answers of each, after one that warms it up."""
+    """The cost of tsc.replays.replay.replay in this process, with both answers, after one replay to warm up."""
     replay(requests[0], settings)
     return cost_of(lambda: [replay(request, settings) for request in requests], len(requests))
 
@@ -23,8 +23,11 @@ def live_cost(requests: Sequence[ReplayRequest], settings: OutcomeSettings) -> C
 def stretch_cost(
     requests: Sequence[ReplayRequest], settings: OutcomeSettings, num_decisions: int, *, asked: bool
 ) -> Cost:
-    """Stretches of decisions in turn yes and no, in this process. asked: with a replay for every question before the
-    last decision, as a policy is asked; else each in one go, as in a simulation that waits for its answers."""
+    """The cost of stretches whose decisions are yes and no in turn, in this process.
+
+    asked: with a replay for every question before the last decision, as a policy is asked. Otherwise each stretch is
+    one replay, as in a simulation that waits for the answers.
+    """
     decisions = [("yes", "no")[number % 2] for number in range(num_decisions)]
 
     def play_all() -> None:
@@ -37,14 +40,14 @@ def stretch_cost(
 
 
 def replay_in_circles(requests: Sequence[ReplayRequest], settings: OutcomeSettings, count: int) -> float:
-    """`count` replays over and over; resident_mib after them."""
+    """Run `count` replays, over and over. Returns resident_mib after them."""
     for request in itertools.islice(itertools.cycle(requests), count):
         replay(request, settings)
     return resident_mib()
 
 
 def resident_mib() -> float:
-    """Of this process, and of the largest that it forked so far; what the two share counts twice."""
+    """The memory of this process plus that of its largest fork so far. Memory that both share counts twice."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     largest_fork_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return (pages * resource.getpagesize() / 1024 + largest_fork_kib) / 1024

@@ -1,4 +1,4 @@
-"""Rows about the speed of live replays, and about the memory of the process that does them."""
+"""Rows about the speed of live replays, and about the memory of their process."""
 
 from __future__ import annotations
 
@@ -20,26 +20,25 @@ from benchmarks.rows import Bound, Row
 from benchmarks.stopwatch import Cost, in_turn
 from benchmarks.warm_process import warm_processes
 from tsc.cost.outcome import load_outcome_settings
-from tsc.replays.replay import sumo_files
 from tsc.replays.request import ReplayRequest
 from tsc.scenarios.scenario import load_scenario
 
 REWARD_SETTINGS = DEFAULT_SCENARIO.parents[1] / "reward.yaml"
-# decisions
+# numbers of decisions
 STRETCHES = (4, 8)
-# after which the memory of a worker is what it stays at
+# after so many replays, the memory of a worker should not grow any more
 FIRST_REPLAYS = 100
 
 
 def bare_rows(folder: Path, effort: Effort) -> list[Row]:
-    """Live replays beside one simulation of the episode that their states are from, by CPU time."""
+    """Live replays compared with one simulation of the episode from which their states are, by CPU time."""
     scenario = load_scenario(DEFAULT_SCENARIO)
     settings = load_outcome_settings(REWARD_SETTINGS)
     dataset = default_dataset(folder, effort.episodes)
     samples = spread(samples_of(dataset, episode=0), effort.live_replays)
     requests = [ReplayRequest.from_sample(sample, dataset) for sample in samples]
     times_s = [sample.time_s for sample in samples if sample.time_s is not None]
-    files = sumo_files(requests[0].sumo, dataset)
+    files = requests[0].sumo.files_in(dataset)
 
     with warm_processes(2) as (live, bare):
 
@@ -63,7 +62,7 @@ def bare_rows(folder: Path, effort: Effort) -> list[Row]:
 
 
 def traci_rows(folder: Path, effort: Effort) -> list[Row]:
-    """Live replays beside TraCI, one after the other, by the clock; and by CPU time, for information."""
+    """Live replays compared with TraCI, one after the other: in real time, and by CPU time for information."""
     settings = load_outcome_settings(REWARD_SETTINGS)
     dataset = default_dataset(folder, effort.episodes)
     samples = spread(samples_of(dataset, episode=0), effort.live_replays)
@@ -95,7 +94,7 @@ def traci_rows(folder: Path, effort: Effort) -> list[Row]:
 
 
 def city_rows(folder: Path, effort: Effort) -> list[Row]:
-    """Live replays in a city net beside libsumo started anew for each answer, by CPU time."""
+    """Live replays in a city net compared with libsumo started anew for each answer, by CPU time."""
     settings = load_outcome_settings(REWARD_SETTINGS)
     with warm_processes(3) as (maker, live, fresh):
         maker.call(make_city, folder)
@@ -118,7 +117,8 @@ def city_rows(folder: Path, effort: Effort) -> list[Row]:
 
 
 def stretch_rows(folder: Path, effort: Effort) -> list[Row]:
-    """Stretches of several decisions, a replay for each question, beside the same in one go; by CPU time."""
+    """Stretches of several decisions with a replay for each question, compared with one replay per stretch, by CPU
+    time."""
     settings = load_outcome_settings(REWARD_SETTINGS)
     dataset = default_dataset(folder, effort.episodes)
     samples = spread(samples_of(dataset), effort.live_replays)
@@ -134,7 +134,7 @@ def stretch_rows(folder: Path, effort: Effort) -> list[Row]:
             rows.append(
                 Row.of_medians(
                     name=f"stretch-{number}",
-                    what=f"stretches of {number} decisions, a replay for each question; each stretch in one go",
+                    what=f"stretches of {number} decisions, a replay for each question; one replay per stretch",
                     values=[cost.rate_per_core_s for cost in asked],
                     beside=[cost.rate_per_core_s for cost in at_once],
                     unit="1/s of CPU",
@@ -144,7 +144,7 @@ def stretch_rows(folder: Path, effort: Effort) -> list[Row]:
 
 
 def memory_rows(folder: Path, effort: Effort) -> list[Row]:
-    """One worker over the same FIRST_REPLAYS states, again and again."""
+    """The memory of one worker that replays the same FIRST_REPLAYS states again and again."""
     settings = load_outcome_settings(REWARD_SETTINGS)
     dataset = default_dataset(folder, effort.episodes)
     samples = spread(samples_of(dataset), FIRST_REPLAYS)

@@ -1,4 +1,4 @@
-"""One line of a benchmark: a figure, what it stands beside, and what it must reach."""
+"""The rows of a benchmark: a value, the value that it is compared with, and its bound."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from tsc.evaluation.machine import processor_name
 from tsc.files import write_atomically
 from tsc.sumo.version import installed_sumo_version
 
-# a load average of more than this many processes a core leaves no core free for a measurement
+# with a load average above this many processes per core, no core is free for a measurement
 BUSY_LOAD_PER_CORE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """at: "least" or "most"."""
+    """A bound that a value or a ratio must reach: at least or at most `value`."""
 
     at: Literal["least", "most"]
     value: float
@@ -33,8 +34,12 @@ class Bound:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """value, beside: in `unit`. must_reach: a bound on the ratio, or on the value where there is nothing beside it;
-    None for a row that only informs. what: for the reader of the table."""
+    """One row of a benchmark.
+
+    what: the explanation in the table. value: in `unit`.
+    beside: the value that it is compared with, in the same unit; None if it is not compared.
+    must_reach: a bound on the ratio, or on the value if it is not compared; None for a row that only informs.
+    """
 
     name: str
     what: str
@@ -54,24 +59,24 @@ class Row:
         beside: Sequence[float] | None = None,
         must_reach: Bound | None = None,
     ) -> Row:
-        """Of the figures of all repetitions."""
+        """The row of the medians over all repetitions."""
         middle = median(beside) if beside is not None else None
         return cls(name=name, what=what, value=median(values), unit=unit, beside=middle, must_reach=must_reach)
 
     @property
     def ratio(self) -> float | None:
-        """value / beside: the ratio of the medians, not the median of ratios, so that it follows from the row."""
+        """value / beside. This is the ratio of the medians, not the median of ratios, so it follows from the row."""
         return self.value / self.beside if self.beside else None
 
     @property
     def ok(self) -> bool | None:
-        """None where there is nothing to reach."""
+        """Whether the row reaches its bound; None without a bound."""
         if self.must_reach is None:
             return None
         return self.must_reach.holds(self.value if self.ratio is None else self.ratio)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The row as plain JSON values."""
         return {
             "name": self.name,
             "value": self.value,
@@ -85,7 +90,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """load: processes that were running or waiting for a core, mean over the minute before the start."""
+    """The machine that measures.
+
+    cores: the cores that this process may use. load: processes that were running or waiting for a core, mean over the
+    minute before the start.
+    """
 
     cores: int
     cpu_model: str
@@ -93,8 +102,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """cores: those that this process may use."""
-        return cls(cores=len(os.sched_getaffinity(0)), cpu_model=_cpu_model(), load=os.getloadavg()[0])
+        return cls(cores=len(os.sched_getaffinity(0)), cpu_model=processor_name(), load=os.getloadavg()[0])
 
     @property
     def is_busy(self) -> bool:
@@ -107,24 +115,16 @@ class Machine:
         ]
         if self.is_busy:
             lines.append(
-                f"warning: the machine is busy (load average above {BUSY_LOAD_PER_CORE * self.cores:g}): rates by the "
-                "clock come out too low, ratios by CPU time less sharp; repeat on an idle one"
+                f"warning: the machine is busy (load average above {BUSY_LOAD_PER_CORE * self.cores:g}), so rates in "
+                "real time are too low, and ratios by CPU time are less precise: repeat on an idle machine"
             )
         return lines
 
 
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return "unknown CPU"
-
-
 def table(rows: Sequence[Row]) -> str:
-    """Aligned columns, numbers to the right."""
+    """The rows in aligned columns, with numbers to the right."""
     verdicts: Mapping[bool | None, str] = {True: "yes", False: "no", None: ""}
-    cells = [("name", "value", "unit", "beside", "ratio", "must reach", "ok", "what, beside what")]
+    cells = [("name", "value", "unit", "beside", "ratio", "must reach", "ok", "what; compared with")]
     for row in rows:
         cells.append(
             (
@@ -151,7 +151,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits that count, and no exponent."""
+    """The value with about three significant digits, without an exponent."""
     if value is None:
         return ""
     if abs(value) >= 1000:
@@ -163,6 +163,6 @@ def number(value: float | None) -> str:
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """A JSON list of Row.as_dict(). Appears atomically."""
+    """Write a JSON list of Row.as_dict(). The file appears atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps([row.as_dict() for row in rows], indent=1, ensure_ascii=False) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Rows about scores that need no replay."""
+"""Rows about scores that do not need a replay."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample
 
 NUM_THREADS = 8
-# states whose outcomes are replayed, and so cached, before the measurement
+# states that are replayed, and so cached, before the measurement
 NUM_CACHED_STATES = 100
 
 
 def ground_truth(sample: Sample, dataset: Path, *, labelled: bool) -> str:
-    """As json_to_parquet writes it, with or without the sample's own outcomes."""
+    """The ground truth as json_to_parquet writes it, with or without the sample's own outcomes."""
     truth: dict[str, object] = {"request": ReplayRequest.from_sample(sample, dataset).to_json()}
     if labelled and sample.outcomes is not None:
         truth["outcomes"] = sample.outcomes.to_json()
@@ -31,12 +31,12 @@ def ground_truth(sample: Sample, dataset: Path, *, labelled: bool) -> str:
 
 
 def keep_cache_in(folder: Path) -> None:
-    """Called in the process that scores, before its first score: the user's own cache stays as it is."""
+    """Use a cache in `folder`, so that the user's own cache does not change. Call it before the first score."""
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
 
 
 def score_all(truths: Sequence[str], num_scores: int) -> Cost:
-    """compute_score from NUM_THREADS threads under the default settings: over the truths in circles, yes and no."""
+    """The cost of compute_score from NUM_THREADS threads, with the default settings: all truths in turn, yes and no."""
     from reward.compute_score import compute_score
 
     answers = [decision.answer for decision in Decision]
@@ -59,14 +59,14 @@ def end_replays() -> None:
 
 
 def score_rows(folder: Path, effort: Effort) -> list[Row]:
-    """By the clock: the threads share one interpreter, which does one thing at a time."""
+    """The rows in real time, because the threads share one interpreter, which runs one of them at a time."""
     dataset = default_dataset(folder, effort.episodes)
     samples = [sample for sample in samples_of(dataset) if sample.outcomes is not None]
     labelled = [ground_truth(sample, dataset, labelled=True) for sample in samples]
     cached = [ground_truth(sample, dataset, labelled=False) for sample in spread(samples, NUM_CACHED_STATES)]
     with warm_processes(1) as (scorer,):
         scorer.call(keep_cache_in, folder)
-        for truths in (cached, labelled):  # replays what is not cached, and the share of the labels that is audited
+        for truths in (cached, labelled):  # replays the states that are not cached, and the labels that are audited
             scorer.call(score_all, truths, len(truths))
         cached_costs, labelled_costs = in_turn(
             effort.repetitions,

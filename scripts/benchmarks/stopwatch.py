@@ -1,4 +1,4 @@
-"""Time by the clock and by the CPUs."""
+"""Measure real time and CPU time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of `num_units` replays. cpu_s: user and system time of this process and of its children that have ended."""
+    """The cost of `num_units` units of work, such as replays.
+
+    cpu_s: user and system time of this process and of its children that have ended.
+    """
 
     num_units: int
     wall_s: float
@@ -37,6 +40,6 @@ def cost_of(work: Callable[[], object], num_units: int) -> Cost:
 
 
 def in_turn(repetitions: int, *sides: Callable[[], Cost]) -> list[list[Cost]]:
-    """The costs of each side: A B A B …, so that a machine that slows down slows both."""
+    """The costs of each side, measured as A B A B …, so that a slower machine slows both."""
     rounds = [[side() for side in sides] for _ in range(repetitions)]
     return [list(costs) for costs in zip(*rounds, strict=True)]

@@ -1,7 +1,7 @@
-"""verl's reward function in the benchmark of a GRPO step: compute_score, on labels in one step and live in the next.
+"""verl's reward function in the benchmark of a GRPO step: compute_score, with labels in one step and live in the next.
 
-Each call appends to a file when the answer arrived and when its reward was there. A step is told by the version of the
-model's weights that gave the answer, which verl passes on.
+Each call appends to a file when the answer arrived and when its reward was ready. The version of the model's weights,
+which verl passes on, identifies the step.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ LIVE, CACHED = "live", "cached"
 
 
 def mode_of_step(weights_version: int) -> str:
-    """The first step has version 0. It is live, and so starts the replay workers for the steps that count."""
+    """Whether a step is live or cached. The first step (version 0) is live, so it starts the replay workers for the
+    steps that count."""
     return LIVE if weights_version % 2 == 0 else CACHED
 
 
 @lru_cache(maxsize=16384)
 def without_label(ground_truth: str) -> str:
-    """As of a dataset without outcomes: the state is then replayed."""
+    """The ground truth without outcomes, so that the state is replayed."""
     truth = json.loads(ground_truth)
     truth.pop("outcomes", None)
     return json.dumps(truth, separators=(",", ":"), ensure_ascii=False)
@@ -40,7 +41,8 @@ def _log(path: str) -> int:
 
 @lru_cache(maxsize=1)
 def _threads() -> ThreadPoolExecutor:
-    """As many as verl would call compute_score from: asyncio's default. Its own would have answers queue unseen."""
+    """As many threads as verl would use to call compute_score (asyncio's default). They are our own, so that the time
+    in their queue is measured, too."""
     return ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4))
 
 
@@ -53,7 +55,7 @@ async def timed_score(
     log: str,
     **kwargs: Any,
 ) -> dict[str, float]:
-    """compute_score's. log: file for one line of JSON a call."""
+    """The score of compute_score. log: a file that gets one line of JSON per call."""
     arrived_s = time.monotonic()  # the same clock in all processes
     version = int(extra_info["min_global_steps"])
     truth = ground_truth if mode_of_step(version) == CACHED else without_label(ground_truth)

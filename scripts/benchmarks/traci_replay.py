@@ -1,8 +1,8 @@
 """The replay as tutorials write it: a new sumo for each answer, over TraCI.
 
-`python -m benchmarks.traci_replay`, a program of its own: where libsumo was imported, its name is traci, too.
+Run as a program of its own, `python -m benchmarks.traci_replay`, because importing libsumo also takes the name traci.
 Reads {"requests": [{"command", "junction_id", "remaining_s"}], "num_steps"} from standard input and writes the time of
-all. command: sumo with its options; remaining_s: how long the green is to go on, one number for each answer.
+all requests. command: sumo with its options. remaining_s: how long the green still lasts, one number per answer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
                 queue = replay(request["command"], request["junction_id"], remaining_s, job["num_steps"])
                 queues_veh_s.append(queue)
 
-    # TraCI says "Retrying in 1 seconds" at every start
+    # TraCI prints "Retrying in 1 seconds" at every start
     with contextlib.redirect_stdout(sys.stderr):
         cost = cost_of(replay_all, len(job["requests"]))
     print(json.dumps({"wall_s": cost.wall_s, "cpu_s": cost.cpu_s, "queue_veh_s": queues_veh_s}))

@@ -1,7 +1,7 @@
-"""A process that keeps what the functions called in it leave behind: libsumo has one simulation each.
+"""A process that keeps its state between the functions called in it. libsumo has one simulation per process.
 
-It imports the modules of these functions and nothing else, so that a replay in it costs what one in a replay worker
-does: the more a process has loaded, the longer it takes to fork.
+It imports only the modules of these functions, so that a replay in it costs as much as in a replay worker: the more a
+process has loaded, the longer a fork takes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class WarmProcess:
-    """Calls one function at a time. A function, its arguments and its result have to be picklable."""
+    """Calls one function at a time. The function, its arguments and its result must be picklable."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -37,7 +37,7 @@ class WarmProcess:
     def call(
         self, function: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
     ) -> Result:
-        """Raises what the function raises, and ReplayProcessDied where the process has ended."""
+        """The function's result. Raises what the function raises, and ReplayProcessDied if the process has ended."""
         calls, answers = self._process.stdin, self._process.stdout
         assert calls is not None and answers is not None
         pickle.dump((function, arguments, options), calls)
@@ -72,7 +72,7 @@ def warm_processes(count: int) -> Iterator[list[WarmProcess]]:
 
 
 def _private_stdout() -> IO[bytes]:
-    """The pipe to the parent; what SUMO prints goes to standard error from here on."""
+    """The pipe to the parent. From now on, SUMO's output goes to standard error."""
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return pipe
@@ -91,7 +91,7 @@ def main() -> None:
             return
         try:
             answer = function(*arguments, **options), None
-        except Exception as error:  # for the parent, which raises it
+        except Exception as error:  # the parent raises it
             answer = None, error
         pickle.dump(answer, answers)
         answers.flush()

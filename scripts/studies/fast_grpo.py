@@ -1,14 +1,14 @@
 """GRPO of a small model in one process, for studies that need dozens of training runs on a CPU.
 
-The arithmetic is verl's own: its group advantages, its clipped policy loss, its KL penalty, its aggregation over
-tokens, with AdamW, cosine decay and gradient clipping as recipes/grpo.yaml has them, and LoRA by peft. What is missing
-is what makes a step of verl slow where the model is tiny: vLLM, Ray, the agent loop, the copies between them.
+The arithmetic is verl's own: its group advantages, clipped policy loss, KL penalty and aggregation over tokens. AdamW,
+cosine decay and gradient clipping are set as in recipes/grpo.yaml, and LoRA comes from peft. The parts that make a step
+of verl slow for a tiny model are missing: vLLM, Ray, the agent loop, and the copies between them.
 
 Answers are sampled in one of two ways:
-    decision token   the answer's text is given up to the one token that says yes or no; only that token is sampled, and
-                     the rest of the answer is appended. Where the model's answers are certain but for that token (see
-                     AnswerShape.certainty), this is GRPO of whole answers at a fraction of the cost.
-    whole answers    every token is sampled, as verl does: for models that do not yet keep to the format.
+    decision token   the answer's text is given up to the one token that says yes or no. Only that token is sampled, and
+                     the rest of the answer is appended. If the model is certain of all other tokens (see
+                     Policy.certainty), this is GRPO of whole answers at a fraction of the cost.
+    whole answers    every token is sampled, as in verl: for models that do not yet keep to the format.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.core_algos import agg_loss, compute_grpo_outcome_advantage, get_policy_loss_fn, kl_penalty
 from verl.utils.torch_functional import get_cosine_schedule_with_warmup
 from verl.workers.config import ActorConfig
 
 from recipes.models.model_folder import check_model_folder, no_progress_bars_in_logs
+from recipes.preflight.compose import compose
 from reward.ground_truth import GroundTruth, parse_ground_truth
 from reward.scoring import score_answer
 from reward.settings import RewardSettings, load_settings
@@ -39,38 +42,48 @@ from tsc.junction.decision import Answer, AnswerForm, Decision, parse_answer
 
 Conversation = Sequence[Mapping[str, str]]
 
-# Stands in the fingerprint of every stored run; change it with any change of what a run computes.
+# Part of the fingerprint of every stored run. Change it whenever a run would compute something else.
 ARITHMETIC_VERSION = 1
 # recipes/grpo.yaml: data.max_response_length
 MAX_ANSWER_TOKENS = 16
-# Prompts that a pass without gradients takes at once.
+# The number of prompts in one pass without gradients.
 PASS_PROMPTS = 128
+
+
+@cache
+def _recipe() -> DictConfig:
+    return compose("grpo", ["start=tiny"])
+
+
+def _of_recipe(key: str) -> Any:
+    """A field whose default is the recipe's."""
+    return field(default_factory=lambda: OmegaConf.select(_recipe(), key))
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoSettings:
-    """One training run. The defaults are those of scripts/train_grpo.sh for its tiny model.
+    """The settings of one training run. The defaults are the recipe's for a tiny model (recipes/grpo.yaml).
 
-    drop_within_veh_s: states whose two costs differ by no more than this are left out; None keeps all, ties included.
-    balance: leave states out until each answer is the better one equally often (json_to_parquet --balance).
-    weigh_by_gap: draw states in proportion to |cost(yes) - cost(no)| / max(cost(yes), cost(no)), each better answer
-        half of the time where the states are balanced.
-    filter_groups: replace groups whose answers all score the same until the batch is full (DAPO; verl's
+    drop_within_veh_s: leave out states whose two costs differ by no more than this; None keeps all, including ties.
+    balance: leave out states until each answer is the better one equally often (json_to_parquet --balance).
+    weigh_by_gap: draw states in proportion to |cost(yes) - cost(no)| / max(cost(yes), cost(no)). With `balance`, each
+        answer is the better one half of the time.
+    filter_groups: replace groups whose answers all have the same score, until the batch is full (DAPO; verl's
         algorithm.filter_groups).
-    reward: overrides of configs/reward.yaml, e.g. {"normalisation": "sign"}.
-    whole_answers: sample every token of an answer, not the decision token alone.
-    decisions: consecutive decisions to an answer, scored by what all of them lead to (docs/multi_decision.md).
+    reward: overrides of configs/reward.yaml, for example {"normalisation": "sign"}.
+    whole_answers: sample every token of an answer, not only the decision token.
+    decisions: the number of consecutive decisions per answer, scored together (docs/multi_decision.md).
     """
 
-    steps: int = 40
-    batch_prompts: int = 128
-    rollout_n: int = 4
-    learning_rate: float = 1e-3
-    lora_rank: int = 32
-    lora_alpha: int = 64
-    kl: float = 0.3
-    normalise_std: bool = False
-    temperature: float = 1.0
+    steps: int = _of_recipe("trainer.total_training_steps")
+    batch_prompts: int = _of_recipe("data.train_batch_size")
+    rollout_n: int = _of_recipe("actor_rollout_ref.rollout.n")
+    learning_rate: float = _of_recipe("actor_rollout_ref.actor.optim.lr")
+    lora_rank: int = _of_recipe("actor_rollout_ref.model.lora_rank")
+    lora_alpha: int = _of_recipe("actor_rollout_ref.model.lora_alpha")
+    kl: float = _of_recipe("actor_rollout_ref.actor.kl_loss_coef")
+    normalise_std: bool = _of_recipe("algorithm.norm_adv_by_std_in_grpo")
+    temperature: float = _of_recipe("actor_rollout_ref.rollout.temperature")
     drop_within_veh_s: float | None = 0.0
     balance: bool = False
     weigh_by_gap: bool = False
@@ -82,7 +95,7 @@ class GrpoSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """A decision point: its prompt, the cost of each answer, and where it can be played on from."""
+    """A decision point: its prompt, the cost of each answer, and the state from which it can be replayed."""
 
     prompt: list[dict[str, str]]
     outcomes: Outcomes
@@ -90,11 +103,12 @@ class State:
 
     @property
     def relative_gap(self) -> float:
+        """What `yes` saves against `no`, as a share of the larger cost."""
         return self.outcomes.saving(Decision.YES) / max(self.outcomes.yes, self.outcomes.no, 1e-9)
 
 
 def load_states(parquet_file: Path) -> list[State]:
-    """The states of a train.parquet or val.parquet of json_to_parquet, in order. Raises ConfigError without labels."""
+    """The states of json_to_parquet's train.parquet or val.parquet, in order. Raises ConfigError without labels."""
     import pyarrow.parquet as pq
 
     if not parquet_file.is_file():
@@ -111,7 +125,7 @@ def load_states(parquet_file: Path) -> list[State]:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerShape:
-    """The tokens of the two exact answers, which differ in one token."""
+    """The tokens of the two exact answers, which differ in exactly one token."""
 
     before: list[int]
     yes: int
@@ -132,7 +146,7 @@ class AnswerShape:
         if len(yes) != len(no) or len(differing) != 1:
             raise ConfigError(
                 f"the answers {Decision.YES.answer} and {Decision.NO.answer} differ in more than one token of "
-                f"{tokenizer.name_or_path}: this study needs a tokenizer as recipes/models/tiny_model.py makes"
+                f"{tokenizer.name_or_path}: this study needs a tokenizer made by recipes/models/tiny_model.py"
             )
         at = differing[0]
         return cls(before=yes[:at], yes=yes[at], no=no[at], after=yes[at + 1 :])
@@ -140,7 +154,7 @@ class AnswerShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the model has made of a batch of prompts: logits of the next token [B, V] and what goes on from there."""
+    """A batch of prompts that the model has read: logits of the next token [B, V], and the cache to continue from."""
 
     logits: torch.Tensor
     cache: Any
@@ -150,7 +164,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """Answers to B prompts, n each, prompt by prompt: tokens, mask and log-probabilities [B·n, L], texts."""
+    """n answers to each of B prompts, prompt by prompt: tokens, mask and log-probabilities [B·n, L], and texts."""
 
     tokens: torch.Tensor
     mask: torch.Tensor
@@ -186,7 +200,7 @@ class Policy:
         return tokens
 
     def read(self, rows: Sequence[Sequence[int]]) -> Reading:
-        """`rows`: the tokens of each prompt. What all of them begin with, such as the system message, is read once."""
+        """Read the tokens of each prompt. Their shared beginning, such as the system message, is read once."""
         from transformers import DynamicCache
 
         num = len(rows)
@@ -210,7 +224,7 @@ class Policy:
     def sample(
         self, reading: Reading, n: int, temperature: float, generator: torch.Generator, *, whole: bool
     ) -> Rollout:
-        """n answers to each prompt. Whole answers end with the end token or after MAX_ANSWER_TOKENS."""
+        """Sample n answers to each prompt. Whole answers end with the end token or after MAX_ANSWER_TOKENS."""
         with torch.no_grad():
             logits = reading.logits.detach().repeat_interleave(n, dim=0)
             tokens, log_probs = _draw(logits, temperature, generator)
@@ -228,8 +242,8 @@ class Policy:
             position = reading.length.repeat_interleave(n)
             said, said_log_probs, alive = [tokens], [log_probs], [torch.ones_like(tokens, dtype=torch.bool)]
             while len(said) < MAX_ANSWER_TOKENS:
-                going_on = alive[-1] & (said[-1] != self._end)
-                if not bool(going_on.any()):
+                continuing = alive[-1] & (said[-1] != self._end)
+                if not bool(continuing.any()):
                     break
                 mask = torch.nn.functional.pad(mask, (0, 1), value=1)
                 hidden = self._base.model(
@@ -243,7 +257,7 @@ class Policy:
                 tokens, log_probs = _draw(self._base.lm_head(hidden), temperature, generator)
                 said.append(tokens)
                 said_log_probs.append(log_probs)
-                alive.append(going_on)
+                alive.append(continuing)
             matrix, alive_mask = torch.stack(said, dim=1), torch.stack(alive, dim=1)
             texts = [
                 self.tokenizer.decode([t for t, a in zip(row, kept, strict=True) if a], skip_special_tokens=True)
@@ -254,7 +268,7 @@ class Policy:
             )
 
     def log_probs(self, reading: Reading, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Log-probabilities [B·n, L] of `tokens` [B·n, L] that follow the prompts read. Uses up the reading's cache."""
+        """Log-probabilities [B·n, L] of `tokens` [B·n, L] after the prompts of `reading`, whose cache it uses up."""
         n = len(tokens) // len(reading.logits)
         logits = reading.logits.repeat_interleave(n, dim=0)[:, None]
         num_tokens = tokens.shape[1]
@@ -279,7 +293,7 @@ class Policy:
         return text
 
     def certainty(self, prompts: Sequence[Conversation]) -> float:
-        """Least probability over `prompts` that an answer is exactly one of the two, at temperature 1."""
+        """The least probability, over `prompts`, that the answer is exactly one of the two, at temperature 1."""
         shape = self.shape
         least = 1.0
         with torch.no_grad():
@@ -292,22 +306,22 @@ class Policy:
         return least
 
     def decision_logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Logits [B, V] of the token after each of `rows`, without gradients."""
+        """Logits [B, V] of the token that follows each of `rows`, without gradients."""
         with torch.no_grad():
             return torch.cat([self.read(batch).logits for batch in _batches(rows)])
 
     def decide(self, prompts: Sequence[Conversation]) -> list[str]:
-        """The greedy answer to each prompt, where only its decision token is the model's."""
+        """The greedy answer to each prompt. Only its decision token comes from the model."""
         rows = [row + self.shape.before for row in self.prompt_tokens(prompts)]
         return [self._text_around(token) for token in self.decision_logits(rows).argmax(dim=-1).tolist()]
 
     def fold_adapter(self) -> None:
-        """Add the adapter to the weights, after training: a pass is then a third faster."""
+        """Merge the adapter into the weights after training, which makes a pass a third faster."""
         self._base = self.model.merge_and_unload()
         self._base.requires_grad_(False)
 
     def save(self, folder: Path) -> None:
-        """The model with its adapter folded in, in Hugging Face format."""
+        """Write the model with its adapter merged in, in Hugging Face format."""
         with no_progress_bars_in_logs():
             self._base.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -334,9 +348,9 @@ def _batches(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def training_pool(states: Sequence[State], settings: GrpoSettings) -> list[int]:
-    """Numbers of the states to train on: without those too near a tie, balanced where asked for.
+    """The numbers of the states to train on: without those too close to a tie, and balanced if the settings say so.
 
-    Which states of the more frequent answer are left out is the same in every run.
+    Balancing leaves out the same states in every run.
     """
     threshold = settings.drop_within_veh_s
     kept = [
@@ -351,7 +365,7 @@ def training_pool(states: Sequence[State], settings: GrpoSettings) -> list[int]:
 
 
 def prompt_order(states: Sequence[State], pool: Sequence[int], settings: GrpoSettings, seed: int) -> Iterator[int]:
-    """Endless numbers of states: pass after pass over the pool in new orders, or drawn by the size of the gap."""
+    """An endless order of state numbers: passes over the pool, each in a new order, or draws by the size of the gap."""
     draw = random.Random(seed)
     if settings.weigh_by_gap:
         weights = [abs(states[i].relative_gap) for i in pool]
@@ -371,7 +385,7 @@ def prompt_order(states: Sequence[State], pool: Sequence[int], settings: GrpoSet
 
 
 def actor_config(settings: GrpoSettings) -> ActorConfig:
-    """verl's own defaults for what the policy loss reads."""
+    """The configuration that verl's policy loss reads, with verl's own defaults."""
     return ActorConfig(
         strategy="fsdp2",
         rollout_n=settings.rollout_n,
@@ -384,7 +398,7 @@ def actor_config(settings: GrpoSettings) -> ActorConfig:
 
 
 def group_advantages(scores: torch.Tensor, rollout_n: int, *, normalise_std: bool) -> torch.Tensor:
-    """verl's GRPO advantages [B·n] of scores [B·n], whose groups of n lie one after the other."""
+    """verl's GRPO advantages [B·n] of scores [B·n]. Each n scores in a row are one group."""
     groups = np.repeat(np.arange(len(scores) // rollout_n), rollout_n)
     advantages, _ = compute_grpo_outcome_advantage(
         scores[:, None].clone(), torch.ones(len(scores), 1), groups, norm_adv_by_std_in_grpo=normalise_std
@@ -393,8 +407,11 @@ def group_advantages(scores: torch.Tensor, rollout_n: int, *, normalise_std: boo
 
 
 class Trainer:
-    """Trains one policy. `start_logits`: decision_logits of the start for every state, which the KL penalty needs;
-    without them, as with whole answers, the start is asked again in every step."""
+    """Trains one policy.
+
+    start_logits: the start's decision_logits for every state, which the KL penalty needs. Without them (as with whole
+    answers) the start is evaluated again in every step.
+    """
 
     def __init__(
         self,
@@ -427,7 +444,7 @@ class Trainer:
         )
 
     def step(self) -> dict[str, float]:
-        """One update. Returns shares of the sampled answers, and how many prompts they took."""
+        """Make one update. Returns shares of the sampled answers, and the number of prompts used."""
         settings = self._settings
         if self._stretches is not None:
             rows, rollout, scores, owners = self._played_rollout(self._stretches)
@@ -446,7 +463,7 @@ class Trainer:
         advantages = group_advantages(scores, settings.rollout_n, normalise_std=settings.normalise_std)[owners]
         start_log_probs = self._start_log_probs(chosen, rows, rollout.tokens) if settings.kl else None
         log_probs = self._policy.log_probs(reading, rollout.tokens, settings.temperature)
-        # verl's mean is over all tokens of the answers; those that are not sampled here add nothing to the sum
+        # verl's mean is over all tokens of the answers; the tokens that are not sampled here add nothing to the sum
         num_tokens = float(rollout.mask.sum()) * (1 if settings.whole_answers else self._policy.shape.num_tokens)
         self._actor.global_batch_info.update(dp_size=1, batch_num_tokens=num_tokens)
         loss, _ = self._policy_loss(
@@ -489,7 +506,7 @@ class Trainer:
         )
 
     def _informative_rollout(self) -> tuple[list[int], Rollout, int]:
-        """A full batch of groups whose answers do not all score the same, and how many prompts it took."""
+        """A full batch of groups whose answers do not all have the same score, and the number of prompts used."""
         settings = self._settings
         n = settings.rollout_n
         chosen: list[int] = []
@@ -498,8 +515,8 @@ class Trainer:
         while len(chosen) < settings.batch_prompts:
             if num_prompts >= 100 * settings.batch_prompts:
                 raise ConfigError(
-                    f"filter_groups: of {num_prompts} groups only {len(chosen)} had answers of different scores; "
-                    "the policy gives one answer nearly always"
+                    f"filter_groups: only {len(chosen)} of {num_prompts} groups had answers with different scores, "
+                    "because the policy nearly always gives the same answer: train without filter_groups"
                 )
             drawn = [next(self._order) for _ in range(settings.batch_prompts)]
             num_prompts += len(drawn)
@@ -522,12 +539,12 @@ class Trainer:
         )
 
     def _played_rollout(self, stretches: StretchSource) -> tuple[list[list[int]], Rollout, torch.Tensor, list[int]]:
-        """Rows and answers of all decisions [S], the score of each stretch [B·n], and which one a decision is of."""
+        """Rows and answers of all decisions [S], the score of each stretch [B·n], and the stretch of each decision."""
         settings = self._settings
         truths = []
         for number in (next(self._order) for _ in range(settings.batch_prompts)):
             truth = self._states[number].truth
-            assert truth is not None, "load_states gives every state its own"
+            assert truth is not None, "load_states gives every state its ground truth"
             truths += [truth] * settings.rollout_n
         answers: list[list[Answer]] = [[] for _ in truths]
         scores = torch.zeros(len(truths))
@@ -541,10 +558,10 @@ class Trainer:
             prompts = []
             still = []
             for number, each in zip(under_way, found, strict=True):
-                if each.played.stretch is not None:
-                    scores[number] = score_stretch(answers[number], each.played.stretch, self._reward)["score"]
-                elif each.played.question is not None:
-                    prompts.append(each.played.question.prompt)
+                if each.progress.stretch is not None:
+                    scores[number] = score_stretch(answers[number], each.progress.stretch, self._reward).score
+                elif each.progress.question is not None:
+                    prompts.append(each.progress.question.prompt)
                     still.append(number)
             under_way = still
             if under_way:
@@ -567,14 +584,14 @@ class Trainer:
         return rows, joined, scores, owners
 
     def close(self) -> None:
-        """Leave the replay workers."""
+        """Release the replay workers."""
         if self._stretches is not None:
             self._stretches.close()
 
     def _start_log_probs(
         self, chosen: Sequence[int] | None, rows: Sequence[Sequence[int]], tokens: torch.Tensor
     ) -> torch.Tensor:
-        """chosen: the states of `rows`, None for rows that are of no state."""
+        """The start's log-probabilities of `tokens`. chosen: the states of `rows`; None if they are not states."""
         settings = self._settings
         with torch.no_grad():
             if self._start_logits is not None and chosen is not None:
@@ -600,8 +617,11 @@ class Trainer:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedPolicy:
-    """A trained policy with its adapter folded in, and the means of Trainer.step over the run; of the sampled answers'
-    shares also the first step's (`yes_at_start`, …) and the mean of the last tenth (`yes_at_end`, …)."""
+    """A trained policy with its adapter merged in.
+
+    metrics: the means of Trainer.step over the run. The shares of the answers are also given for the first step
+    (`yes_at_start`, …) and as the mean of the last tenth (`yes_at_end`, …).
+    """
 
     policy: Policy
     metrics: dict[str, float]
@@ -610,11 +630,14 @@ class TrainedPolicy:
 def train(
     start: Path, states: Sequence[State], settings: GrpoSettings, *, seed: int, start_logits: torch.Tensor | None
 ) -> TrainedPolicy:
-    """Train a new adapter of the model in `start`. Same arguments, same result, on one machine with one thread."""
+    """Train a new adapter of the model in `start`. On one machine with one thread, the same arguments give the same
+    result."""
     if settings.filter_groups and settings.whole_answers:
-        raise ConfigError("filter_groups is studied on the decision token only")
+        raise ConfigError("filter_groups works on the decision token only: leave out whole_answers")
     if settings.decisions > 1 and (settings.whole_answers or settings.filter_groups):
-        raise ConfigError("several decisions are studied on the decision token only, and without filter_groups")
+        raise ConfigError(
+            "several decisions work on the decision token only: leave out whole_answers and filter_groups"
+        )
     policy = Policy(start, rank=settings.lora_rank, alpha=settings.lora_alpha, seed=seed)
     rows = policy.prompt_tokens([state.prompt for state in states])
     if not settings.whole_answers:

@@ -1,15 +1,15 @@
-"""Which shape of the reward, the groups and the states GRPO learns most from, judged in closed loop.
+"""Compare variants of the reward, the groups and the states by how well GRPO learns from them, in closed loop.
 
 Example:
     python data_tools/json_to_parquet.py --input data/four_way --output data/four_way/parquet-all --ties keep
     python scripts/studies/shaping_study.py --data data/four_way/parquet-all \
         --start runs/demo/sft/merged --out runs/shaping
 
-Every variant changes one thing of its group's reference; that of `demo` is scripts/train_grpo.sh's for its tiny model.
-It is trained from the same start with several training seeds (scripts/studies/fast_grpo.py: verl's arithmetic on the
-token that decides), and then runs the same hours of unseen demand. Differences to the reference are paired by training
-seed.
-Writes OUT/runs.jsonl (one line a run; a second call continues), OUT/results.md and OUT/results.json.
+Every variant changes one thing of its group's reference. The reference of `demo` is scripts/train_grpo.sh's training of
+its tiny model. Each variant is trained from the same start with several training seeds (scripts/studies/fast_grpo.py:
+verl's arithmetic on the token that decides), and then runs the same hours of unseen demand. Differences to the
+reference are paired by training seed.
+Writes OUT/runs.jsonl (one line per run; a second call continues), OUT/results.md and OUT/results.json.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ from tsc.sumo.version import installed_sumo_version
 if TYPE_CHECKING:
     from fast_grpo import TrainedPolicy
 
-# torch and verl are imported where they are needed: every episode's process imports this file and needs neither.
+# torch and verl are imported late: every episode's process imports this file and does not need them.
 
 START = "start"
-# What the others of a group are compared with.
+# The variant of each group that the others are compared with.
 REFERENCES = {"decision": "reference", "format": "format_graded", "demo": "demo", "stretch": "1_decision"}
-# Of the groups `decision` and `format`, whose start has seen each label once and answers "no" nearly always.
+# For the groups `decision` and `format`, whose start has seen each label once and nearly always answers "no".
 REFERENCE = {"balance": True, "normalise_std": True}
-# Neither training (1–500), nor validation (501–700), nor scripts/evaluate.py (from 1001) draws these.
+# These seeds are not used by training (1–500), validation (501–700) or scripts/evaluate.py (from 1001).
 CHOOSING_SEEDS = (701, 702, 703, 704, 705)
 CHECKED_PROMPTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """`changes`: fields of fast_grpo.GrpoSettings that differ from the default; None: no training."""
+    """A variant. changes: the fields of fast_grpo.GrpoSettings that differ from the default; None for no training."""
 
     name: str
     what: str
@@ -133,7 +133,7 @@ VARIANTS = (
 
 
 def chosen_variants(names: Sequence[str]) -> list[Variant]:
-    """By name; `decision` and `format` stand for all of a group. Raises ConfigError."""
+    """The variants of these names. The name of a group stands for all its variants. Raises ConfigError."""
     known = {variant.name: variant for variant in VARIANTS}
     groups = {variant.group for variant in VARIANTS}
     chosen: dict[str, Variant] = {}
@@ -145,13 +145,13 @@ def chosen_variants(names: Sequence[str]) -> list[Variant]:
         else:
             meant = did_you_mean(name, [*groups, *known])
             raise ConfigError(
-                f"--variants {name!r} is unknown: {meant}choose of {', '.join([*sorted(groups), *known])}"
+                f"--variants {name!r} is unknown: {meant}choose from {', '.join([*sorted(groups), *known])}"
             )
     return list(chosen.values())
 
 
 def closed_loop_jobs(scenario: Scenario, seeds: Sequence[int], folder: Path, name: str) -> list[EpisodeJob]:
-    """One hour a seed, all of one controller; builds the net and the demands that are missing."""
+    """One episode (an hour) per seed, all of one controller. Builds the net and the demands that are missing."""
     net_file = folder / f"{scenario.name}.net.xml"
     build_net(scenario, net_file)
     jobs = []
@@ -176,7 +176,7 @@ def closed_loop_jobs(scenario: Scenario, seeds: Sequence[int], folder: Path, nam
 
 
 def run_closed_loop(jobs: Sequence[EpisodeJob], ask: Ask) -> dict[str, dict[str, float]]:
-    """mean_queue_veh, waiting_time_s and invalid_answers by seed."""
+    """Run the episodes. Returns mean_queue_veh, waiting_time_s and invalid_answers by seed."""
     found = {
         str(record["seed"]): {
             key: float(record[key]) for key in ("mean_queue_veh", "waiting_time_s", "invalid_answers")
@@ -188,7 +188,7 @@ def run_closed_loop(jobs: Sequence[EpisodeJob], ask: Ask) -> dict[str, dict[str,
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is the same in all runs."""
+    """The settings that are the same in all runs."""
 
     data: Path
     start: Path
@@ -199,7 +199,7 @@ class Study:
 
     @cached_property
     def _digest(self) -> str:
-        """Of what all runs share and what decides their results."""
+        """A digest of everything that all runs share and that decides their results."""
         from fast_grpo import ARITHMETIC_VERSION
 
         reward = load_settings()
@@ -223,7 +223,7 @@ class Study:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def fingerprint(self, variant: Variant, seed: int) -> str:
-        """Of everything that decides a run's result; a stored run with another one is done again."""
+        """A digest of everything that decides a run's result. A stored run with another fingerprint is not used."""
         text = json.dumps([self._digest, variant.changes, seed], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -233,14 +233,14 @@ class Study:
 
 
 class Runner:
-    """Does the runs one after the other; what they share is made once."""
+    """Does the runs one after the other, and prepares once what they share."""
 
     def __init__(self, study: Study) -> None:
         import torch
 
         from fast_grpo import Policy, load_states
 
-        # Passes of a tiny model are over before a second thread has joined, and one thread makes a run repeatable.
+        # A pass of a tiny model ends before a second thread could help, and one thread makes a run repeatable.
         torch.set_num_threads(1)
         self._study = study
         self._states = load_states(study.data / "train.parquet")
@@ -280,7 +280,7 @@ class Runner:
         }
 
     def _on_unseen_states(self, trained: TrainedPolicy) -> dict[str, float]:
-        """What the greedy policy does on the validation states: share of yes, of better answers, of the gap saved."""
+        """The greedy policy on the validation states: its share of yes, of better answers, and of the gap saved."""
         from tsc.junction.decision import Decision, parse_answer
 
         prompts = [state.prompt for state in self._unseen]
@@ -295,8 +295,11 @@ class Runner:
         }
 
     def _ask(self, trained: TrainedPolicy, *, whole: bool) -> Ask:
-        """The policy as an evaluated model. Where only the decision token is asked for, which takes a fifth of the
-        time, its answers are first compared with those of greedy generation."""
+        """The policy as a model to evaluate.
+
+        Unless `whole`, only the decision token is computed, which takes a fifth of the time. Its answers are first
+        checked against greedy generation.
+        """
         from recipes.serving.text_generation import LocalModel
 
         with tempfile.TemporaryDirectory() as folder:
@@ -307,14 +310,14 @@ class Runner:
         prompts: list[list[dict[str, str]]] = [state.prompt for state in self._unseen[:CHECKED_PROMPTS]]
         if trained.policy.decide(prompts) != model.generate(prompts):
             raise TscError(
-                "the greedy answers of a trained model differ from those of its decision token: its format is not "
-                "certain enough for this study; train the start for longer"
+                "the greedy answers of a trained model differ from those of its decision token, because it is not "
+                "certain enough of the format: train the start for longer"
             )
         return ask_function(trained.policy.decide)
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
-    """The stored runs. A last line cut short by a kill is dropped."""
+    """The stored runs. A line that was cut short by a kill is dropped."""
     if not path.exists():
         return []
     runs = []
@@ -327,7 +330,7 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
 
 
 def queue_by_run(runs: Sequence[dict[str, Any]], scenario: str) -> list[dict[str, Any]]:
-    """One record a run, for tsc.evaluation.statistics: `seed` is the training seed, the queue the hours' mean."""
+    """One record per run for tsc.evaluation.statistics. `seed` is the training seed; the queue is the hours' mean."""
     return [
         {
             "scenario": scenario,
@@ -339,7 +342,7 @@ def queue_by_run(runs: Sequence[dict[str, Any]], scenario: str) -> list[dict[str
     ]
 
 
-# Shares in the table's last columns, by group: metrics of a run.
+# The metrics of a run in the table's last columns, by group.
 COLUMNS = {
     "demo": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
     "stretch": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
@@ -349,7 +352,7 @@ COLUMNS = {
 
 
 def result_table(group: str, runs: Sequence[dict[str, Any]], scenario: str) -> tuple[str, list[dict[str, Any]]]:
-    """A Markdown table of one group's variants and its rows for --json, one a variant that has runs."""
+    """A Markdown table of one group's variants, and its rows for --json: one for each variant that has runs."""
     variants = [variant for variant in VARIANTS if variant.group == group]
     reference = REFERENCES[group]
     records = queue_by_run(runs, scenario)
@@ -402,7 +405,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train.parquet (--ties keep), val.parquet")
     parser.add_argument("--start", type=Path, required=True, help="model to train from, such as runs/demo/sft/merged")
     parser.add_argument(
-        "--scenario", type=Path, default=REPO_ROOT / "configs/scenarios/four_way.yaml", help="of the closed loop"
+        "--scenario",
+        type=Path,
+        default=REPO_ROOT / "configs/scenarios/four_way.yaml",
+        help="scenario of the closed loop",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")
     parser.add_argument(
@@ -410,7 +416,7 @@ def main() -> None:
         nargs="+",
         default=["decision"],
         metavar="NAME",
-        help="names, or decision, format, demo or stretch: all of a group",
+        help="variants, or groups: decision, format, demo, stretch (default: decision)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of each variant (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="training steps of each run (default: %(default)s)")
@@ -422,7 +428,7 @@ def main() -> None:
         metavar="SEED",
         help="demand seeds of the closed loop (default: 701 to 705)",
     )
-    parser.add_argument("--json", type=Path, help="write the table's rows to this file as well")
+    parser.add_argument("--json", type=Path, help="write the table's rows to this file, too")
     arguments = parser.parse_args()
     for name in ("seeds", "steps"):
         if getattr(arguments, name) < 1:
@@ -438,7 +444,7 @@ def main() -> None:
     )
     for file in (study.data / "train.parquet", study.data / "val.parquet", study.start / "config.json"):
         if not file.is_file():
-            raise ConfigError(f"{file} does not exist: see the example of --help")
+            raise ConfigError(f"{file} does not exist: see the example in --help")
 
     with folder_lock(study.out, "the study"):
         run_study(study, variants, arguments)
@@ -462,7 +468,7 @@ def run_study(study: Study, variants: Sequence[Variant], arguments: argparse.Nam
         print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there already")
     if missing:
         runner = Runner(study)
-        print(f"an answer of the start is readable with a probability of at least {runner.start_certainty:.3f}")
+        print(f"the start's answers are exact with a probability of at least {runner.start_certainty:.3f}")
         with path.open("a") as file:
             for fingerprint, (variant, seed) in tqdm(missing.items(), unit=" runs", disable=None):
                 run = {"variant": variant.name, "seed": seed, "fingerprint": fingerprint, **runner.run(variant, seed)}

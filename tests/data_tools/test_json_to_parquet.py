@@ -23,6 +23,7 @@ from data_tools import json_to_parquet
 from data_tools.dataset_split import Placed, joined_groups, split
 from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ConfigError, SampleError, ScenarioError
+from tsc.junction.clock import Clock
 from tsc.junction.decision import Decision, parse_answer
 from tsc.replays.embedded_files import MAX_SCENARIO_BYTES, UnpackedFiles
 from tsc.replays.request import ReplayRequest
@@ -159,7 +160,7 @@ def test_many_faults_are_printed_in_part_and_listed_in_full(write_dataset, out, 
 def test_one_id_for_two_samples_is_refused(write_dataset, out, capsys):
     path = write_dataset(change=put(4, id="demo-e000-t00100-A0"))
     (line,) = refusal(path, out, capsys)
-    assert "sample 4" in line and f"id is that of sample 0 of {path} too" in line
+    assert "sample 4" in line and f"id is also that of sample 0 of {path}" in line
 
 
 def test_one_id_in_two_files_of_a_folder_is_refused(write_dataset, out, capsys):
@@ -345,8 +346,8 @@ def test_a_row_holds_what_the_reward_needs(write_dataset, out):
     request = ReplayRequest.from_json(truth["request"])
     assert request.state_path.is_file() and request.state_sha256 == sample["state_sha256"]
     assert (request.junction_id, request.current_green_elapsed_s, request.min_green_s) == ("A0", 15.0, 10)
-    assert request.clocks == sample["clocks"]
-    assert request.sumo["net_file"] == "scenario/net.net.xml"
+    assert request.clocks == {name: Clock(**clock) for name, clock in sample["clocks"].items()}
+    assert request.sumo.net_file == "scenario/net.net.xml"
     assert Path(request.dataset_dir).is_absolute()
 
 
@@ -529,9 +530,9 @@ def test_a_minimal_sample_of_another_generator_converts_with_a_sumocfg(write_dat
     assert truth["outcomes"] is None
     request = ReplayRequest.from_json(truth["request"])
     sumo = request.sumo
-    assert sumo["version"] == installed_sumo_version()
-    assert (sumo["seed"], sumo["step_length_s"], sumo["time_to_teleport_s"]) == (7, 1.0, -1.0)
-    assert Path(request.dataset_dir, sumo["net_file"]).is_file() and len(sumo["net_sha256"]) == 64
+    assert sumo.version == installed_sumo_version()
+    assert (sumo.seed, sumo.step_length_s, sumo.time_to_teleport_s) == (7, 1.0, -1.0)
+    assert Path(request.dataset_dir, sumo.net_file).is_file() and len(sumo.net_sha256) == 64
     assert len(request.state_sha256) == 64
 
 
@@ -853,8 +854,8 @@ def test_embedded_files_are_those_of_the_dataset_and_change_nothing_else(write_d
     for request, of_plain in zip(embedded, plain, strict=True):
         unpacked = files.unpack(request)
         assert Path(unpacked.state_file).read_bytes() == of_plain.state_path.read_bytes()
-        assert Path(unpacked.sumo["net_file"]).read_text() == NET
-        assert [Path(file).read_text() for file in unpacked.sumo["route_files"]] == [ROUTES]
+        assert Path(unpacked.sumo.net_file).read_text() == NET
+        assert [Path(file).read_text() for file in unpacked.sumo.route_files] == [ROUTES]
     assert "embedded in 24 rows: a state" in capsys.readouterr().out
     summary = json.loads((out / "summary.json").read_text())["embedded"]
     assert summary["states"] == len(plain) + len(requests(out, "val.parquet"))
@@ -877,7 +878,7 @@ def test_nets_and_routes_that_are_too_large_for_every_row_are_named(write_datase
     convert(path, out, "--embed-states")
     assert all(list(request.embedded) == [request.state_file] for request in requests(out))
     unpacked = UnpackedFiles().unpack(requests(out)[0])
-    assert unpacked.sumo["net_file"] == str(net)
+    assert unpacked.sumo.net_file == str(net)
     printed = capsys.readouterr().out
     assert "2 nets and routes, which every machine needs at this path" in printed and str(net) in printed
 

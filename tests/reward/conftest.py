@@ -17,6 +17,7 @@ from reward.workers.pool import ReplayPool
 from tests.reward.replay_processes import replay_processes
 from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.replays.request import ReplayRequest
+from tsc.sumo.sumo_input import SumoInput
 
 MakeRequest = Callable[..., ReplayRequest]
 
@@ -36,6 +37,7 @@ def make_request(tmp_path: Path) -> MakeRequest:
             min_green_s=10,
             max_green_s=60,
             green_extension_s=5,
+            sumo=SumoInput(version="1.28.0", net_file="net.net.xml", route_files=()),
         )
 
     return make

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 
-def replay_processes(folder: Path, module: str = "reward.replay_") -> list[psutil.Process]:
+def replay_processes(folder: Path, module: str = "reward.workers.") -> list[psutil.Process]:
     """Those that run `module` and have `folder` as TMPDIR."""
     found = []
     for process in psutil.process_iter():

@@ -16,7 +16,7 @@ from pathlib import Path
 from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ReplayError, ReplayProcessDied, StateError
 from tsc.replays.request import ReplayRequest
-from tsc.replays.stretch import Played, Question
+from tsc.replays.stretch import Question, StretchProgress
 
 
 def costs_of(state_file: str, settings: OutcomeSettings) -> Outcomes:
@@ -72,10 +72,12 @@ def replay(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
     return costs_of(request.state_file, settings)
 
 
-def play(request: ReplayRequest, settings: OutcomeSettings, *, decisions: list[str], num_decisions: int) -> Played:
+def play(
+    request: ReplayRequest, settings: OutcomeSettings, *, decisions: list[str], num_decisions: int
+) -> StretchProgress:
     """Always asks once more."""
     replay(request, settings)
-    return Played(question=Question(prompt=({"role": "user", "content": str(decisions)},), time_s=0.0))
+    return StretchProgress(question=Question(prompt=({"role": "user", "content": str(decisions)},), time_s=0.0))
 
 
 def replay_backwards(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:

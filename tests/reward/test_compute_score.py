@@ -142,6 +142,25 @@ def test_outcomes_of_different_settings_are_never_shared(make_ground_truth: Grou
     assert module.totals()["outcome_from_cache"] == 2
 
 
+def test_settings_that_change_only_the_arithmetic_share_workers_and_kept_outcomes(
+    make_ground_truth: GroundTruthText, stand_ins: str
+) -> None:
+    kwargs = replaying(stand_ins)
+    arithmetic: list[dict[str, object]] = [
+        {"weights": {"format": 2.0}},
+        {"format": {"exact": 0.2}},
+        {"normalisation": "sign"},
+        {"tie_threshold_veh_s": 5.0},
+        {"audit_fraction": 0.5},
+    ]
+    truth = make_ground_truth("ok")
+    scores = [compute_score("tsc/x", YES, truth, {}, **kwargs | changes) for changes in ({}, *arithmetic)]
+    assert [score["outcome_from_cache"] for score in scores] == [0.0, *[1.0] * len(arithmetic)]
+    assert len(module._sources) == 1
+    compute_score("tsc/x", YES, truth, {}, **kwargs | {"outcome": {"horizon_s": 30}})
+    assert len(module._sources) == 2
+
+
 def test_an_invalid_answer_starts_no_replay(make_ground_truth: GroundTruthText, stand_ins: str) -> None:
     score = compute_score("tsc/x", "no idea", make_ground_truth("missing"), {}, **replaying(stand_ins))
     assert score["score"] == -1.0
@@ -248,6 +267,52 @@ def test_a_broken_row_is_an_error_even_for_an_invalid_answer(ground_truth: str, 
     for answer in (YES, "neither"):
         with pytest.raises(SampleError, match=told):
             compute_score("tsc/x", answer, ground_truth, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"green_extension_s": 1e308}, "green_extension_s"),
+        ({"green_extension_s": 10**300}, "green_extension_s is 1000"),
+        ({"min_green_s": 0}, "min_green_s is 0"),
+        ({"max_green_s": 10}, "max_green_s of 10 s does not exceed"),
+        ({"current_green_elapsed_s": 1e308}, "current_green_elapsed_s is 1e+308: must be at least min_green_s 10"),
+        ({"current_green_elapsed_s": float("nan")}, "current_green_elapsed_s"),
+        ({"sumo": None}, "sumo"),
+        ({"sumo": {}}, "sumo.version: Field required"),
+        ({"clocks": {"J4": {"mode": "red"}}}, "clocks.J4.mode"),
+        ({"clocks": []}, "clocks"),
+        ({"embedded": {"state": 5}}, "embedded.state"),
+        ({"junction_id": ["J4"]}, "junction_id"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_wrong_value_in_a_row_is_the_same_error_for_every_answer(
+    make_ground_truth: GroundTruthText, changes: dict[str, object], told: str
+) -> None:
+    values = json.loads(make_ground_truth("ok", LABEL))
+    truth = json.dumps(values | {"request": values["request"] | changes})
+    messages = set()
+    for answer in (YES, "neither"):
+        with pytest.raises(SampleError, match="not a replay request") as caught:
+            compute_score("tsc/x", answer, truth, {})
+        messages.add(str(caught.value))
+    (message,) = messages
+    assert told in message and "json_to_parquet" in message
+
+
+@pytest.mark.parametrize("truth", [None, {"request": {}}, b"{}", "[" * 100_000, '{"request":' * 5000])
+def test_a_row_that_is_not_readable_text_is_an_error(truth: object) -> None:
+    for answer in (YES, "neither"):
+        with pytest.raises(SampleError, match="ground_truth is"):
+            compute_score("tsc/x", answer, truth, {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("answer", [None, 1.0, b"yes", ["yes"]])
+def test_an_answer_that_is_not_text_is_an_error(make_ground_truth: GroundTruthText, answer: object) -> None:
+    """verl's reward managers decode the answer, so only a faulty caller passes anything else."""
+    with pytest.raises(TypeError, match="solution_str for sample sample of ok is of type"):
+        compute_score("tsc/x", answer, make_ground_truth("ok", LABEL), {})  # type: ignore[arg-type]
 
 
 def test_outcomes_that_are_no_numbers_are_an_error(make_ground_truth: GroundTruthText) -> None:

@@ -71,22 +71,22 @@ def played(source: StretchSource, truth: GroundTruth, script: str) -> Stretch:
     """The stretch that `script` makes; every question before it is asked."""
     answers: list[Answer] = []
     for word in script.split():
-        assert source.play(truth, answers).played.question is not None
+        assert source.play(truth, answers).progress.question is not None
         answers.append(SCRIPT[word])
-    found = source.play(truth, answers).played.stretch
+    found = source.play(truth, answers).progress.stretch
     assert found is not None
     return found
 
 
 def test_the_score_of_a_stretch_by_hand() -> None:
-    parts = score_stretch([YES, UNREADABLE, EMBEDDED], stretch(30.0, 40.0), settings())
+    parts = score_stretch([YES, UNREADABLE, EMBEDDED], stretch(30.0, 40.0), settings()).as_dict()
     assert parts["traffic"] == pytest.approx(10 / 40)
     assert parts["format"] == pytest.approx((0.1 - 1.0 + 0.05) / 3)
     assert parts["score"] == pytest.approx(10 / 40 + (0.1 - 1.0 + 0.05) / 3)
     shares = {name: parts[name] for name in ("answer_yes", "answer_no", "format_exact", "format_embedded")}
     assert shares == dict.fromkeys(shares, pytest.approx(1 / 3))
     assert parts["format_invalid"] == pytest.approx(1 / 3)
-    assert (parts["tie"], parts["num_decisions"]) == (0.0, 3.0)
+    assert parts["tie"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -102,13 +102,13 @@ def test_the_score_of_a_stretch_by_hand() -> None:
 def test_the_traffic_part_is_normalised_as_that_of_a_single_decision(
     changes: dict[str, Any], cost: float, tail_cost: float, expected: float
 ) -> None:
-    assert score_stretch([NO], stretch(cost, tail_cost, 1), settings(**changes))["traffic"] == pytest.approx(expected)
+    assert score_stretch([NO], stretch(cost, tail_cost, 1), settings(**changes)).traffic == pytest.approx(expected)
 
 
 def test_terms_are_weighed_as_in_a_single_decision() -> None:
     terms = settings(terms={"switches": 0.5}, format={"invalid": -2.0})
     both = Stretch(num_decisions=1, length_s=45, costs=(30.0, 3.0), tail_costs=(40.0, 2.0), end="")
-    parts = score_stretch([YES], both, terms)
+    parts = score_stretch([YES], both, terms).as_dict()
     assert parts["term_switches"] == pytest.approx(-1 / 3)
     assert parts["score"] == pytest.approx(10 / 40 + 0.5 * -1 / 3 + 0.1)
 
@@ -123,10 +123,10 @@ def test_one_decision_scores_as_compute_score_where_the_tail_would_decide_otherw
         for answer, said in ((YES, '{"extend": "yes"}'), (NO, '{"extend": "no"}')):
             single = compute_score("", said, text, replay={"workers": 2}, cache=NOTHING_KEPT)
             found = source.play(truth, [answer])
-            assert found.played.stretch is not None
-            parts = source.score([answer], found.played.stretch, was_kept=found.was_kept, failed=found.failed)
+            assert found.progress.stretch is not None
+            parts = source.score([answer], found.progress.stretch, found.origin)
             assert list(parts) == [*list(single)[:9], "num_decisions", *list(single)[9:]]
-            if found.played.stretch.costs == found.played.stretch.tail_costs:
+            if found.progress.stretch.costs == found.progress.stretch.tail_costs:
                 assert parts["traffic"] == 0.0
             else:
                 differing += 1
@@ -192,7 +192,7 @@ def test_a_stretch_that_fails_is_named_with_state_junction_and_cause(
         source.play(parse_ground_truth(make_ground_truth(state)), [])
     # its place is free again
     found = source.play(parse_ground_truth(make_ground_truth("crash_once")), [])
-    assert found.failed and found.played.question is not None
+    assert found.origin.failed and found.progress.question is not None
 
 
 ROLLOUT = """

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic and what its sides do. Nothing here depends on how fast the machine is."""
+"""The benchmark's arithmetic, and the work of its sides. Nothing here depends on the speed of the machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ from tests.tsc.sumo_process import in_new_process
 from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ReplayProcessDied
 from tsc.junction.decision import Decision
-from tsc.replays.replay import sumo_files
 from tsc.replays.request import ReplayRequest
 from tsc.sumo.simulation import Simulation
 
@@ -95,14 +94,14 @@ def test_rows_that_cannot_be_written_leave_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_table_is_aligned_and_says_what_each_row_stands_beside() -> None:
+def test_the_table_is_aligned_and_says_what_each_row_is_compared_with() -> None:
     lines = table([_row(22.123, 165.4, Bound(at="least", value=0.7)), _row(46_917)]).splitlines()
     assert [line.split() for line in lines] == [
-        ["name", "value", "unit", "beside", "ratio", "must", "reach", "ok", "what,", "beside", "what"],
+        ["name", "value", "unit", "beside", "ratio", "must", "reach", "ok", "what;", "compared", "with"],
         ["speed", "22.1", "1/s", "165", "0.134", "≥", "0.7", "no", "a", "thing"],
         ["speed", "46,917", "1/s", "a", "thing"],
     ]
-    assert len({line.index(word) for line, word in zip(lines, ("what,", "a thing", "a thing"), strict=True)}) == 1
+    assert len({line.index(word) for line, word in zip(lines, ("what;", "a thing", "a thing"), strict=True)}) == 1
 
 
 def test_a_busy_machine_is_warned_of() -> None:
@@ -151,7 +150,7 @@ def test_bare_steps_are_those_of_both_horizons() -> None:
 
 
 def _steps_counted_by(work: Sequence[object], path: Path) -> None:
-    """Calls work[0](*work[1:]) and appends a byte to `path` for each step, in forks too."""
+    """Call work[0](*work[1:]) and append a byte to `path` for each step, also in forks."""
     function, *arguments = work
     step = Simulation.step
 
@@ -167,7 +166,7 @@ def _steps_counted_by(work: Sequence[object], path: Path) -> None:
 
 def test_live_bare_and_fresh_replays_simulate_as_many_steps(requests: list[ReplayRequest], tmp_path: Path) -> None:
     settings = OutcomeSettings()
-    files = sumo_files(requests[0].sumo, Path(requests[0].dataset_dir))
+    files = requests[0].sumo.files_in(Path(requests[0].dataset_dir))
 
     def num_steps(*work: object) -> int:
         path = tmp_path / "steps"
@@ -184,7 +183,7 @@ def test_live_bare_and_fresh_replays_simulate_as_many_steps(requests: list[Repla
 
 
 def test_the_alternatives_simulate_the_same_traffic(requests: list[ReplayRequest]) -> None:
-    """A sumo of its own over TraCI, and libsumo."""
+    """One simulates with a new sumo over TraCI, the other with libsumo."""
     expected = in_new_process(fresh_libsumo_queue_veh_s, requests[:1], 45)
     assert fresh_traci(requests[:1], 45)["queue_veh_s"] == expected
     assert sum(expected) > 0
@@ -195,7 +194,7 @@ def test_the_city_is_the_largest_net_in_the_wheel() -> None:
     assert max(nets, key=lambda path: path.stat().st_size) == Path(sumo.SUMO_HOME, CITY_NET)
 
 
-def test_live_replays_stand_beside_the_bare_steps_of_their_own_episode(
+def test_live_replays_are_compared_with_the_bare_steps_of_their_own_episode(
     small_dataset: Path, short_scenario: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(replay_speed, "default_dataset", lambda folder, episodes: small_dataset)
@@ -279,7 +278,7 @@ def _run(repo_root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_an_unknown_row_is_told_with_the_nearest_spelling(repo_root: Path, tmp_path: Path) -> None:
     done = _run(repo_root, "reward", "--only", "replay-city", "replay-bear", "--folder", str(tmp_path / "none"))
     assert done.returncode == 2
-    assert "--only 'replay-bear' is unknown: did you mean 'replay-bare'? choose of replay-bare, " in done.stderr
+    assert "--only 'replay-bear' is unknown: did you mean 'replay-bare'? choose from replay-bare, " in done.stderr
     assert not (tmp_path / "none").exists()
 
 

@@ -1,4 +1,4 @@
-"""Training on two Ray nodes: raylets of this machine with folders of their own, started by scripts/ray_cluster.sh."""
+"""Training on two Ray nodes: scripts/ray_cluster.sh starts two on this machine, each with folders of its own."""
 
 from __future__ import annotations
 
@@ -24,19 +24,25 @@ pytest.importorskip("verl")
 from recipes.running.cluster_run import NodeState, NodeWatch
 
 SCRIPT = "scripts/ray_cluster.sh"
+# Every wait ends with its event. It fails after this time without a new line in the log: then something hangs.
+HANGS_S = 600
 
 
-def wait_for(what: str, ready: Callable[[], bool], timeout_s: float, log: Path | None = None) -> None:
-    deadline = time.monotonic() + timeout_s
+def wait_for(what: str, ready: Callable[[], bool], log: Path | None = None) -> None:
+    written, since = -1, time.monotonic()
     while not ready():
-        said = f":\n{log.read_text()[-3000:]}" if log is not None and log.exists() else ""
-        assert time.monotonic() < deadline, f"no {what} after {timeout_s} s{said}"
+        size = log.stat().st_size if log is not None and log.exists() else 0
+        if size != written:
+            written, since = size, time.monotonic()
+        if time.monotonic() - since > HANGS_S:
+            end = f":\n{log.read_text()[-3000:]}" if log is not None and log.exists() else ""
+            raise AssertionError(f"no {what}, and nothing new for {HANGS_S} s{end}")
         time.sleep(0.3)
 
 
 @dataclass(kw_only=True)
 class Machine:
-    """What would be a machine of its own: a Ray node with its folders for sockets, logs and temporary files."""
+    """Stands for a machine of its own: a Ray node with its own folders for sockets, logs and temporary files."""
 
     root: Path
     folder: Path
@@ -50,8 +56,17 @@ class Machine:
         environment = os.environ | self.variables | variables
         environment |= {"RAY_TMP": str(self.ray_tmp), "TMPDIR": str(self.folder), "HARDWARE": "cpu"}
         return subprocess.run(
-            ["bash", SCRIPT, action], cwd=self.root, env=environment, capture_output=True, text=True, timeout=200
+            ["bash", SCRIPT, action], cwd=self.root, env=environment, capture_output=True, text=True, timeout=HANGS_S
         )
+
+    def start(self, action: str, **variables: str) -> str:
+        """Start a node and return what was printed. Ray's own limit of 30 s may be too short on a busy machine."""
+        for _ in range(5):
+            done = self.call(action, **variables)
+            if "too busy" not in done.stderr:
+                break
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def processes(self) -> list[psutil.Process]:
         supervisor = psutil.Process(int((self.ray_tmp / "node.pid").read_text()))
@@ -70,7 +85,7 @@ class Machine:
         return any(name in command for command in self.commands())
 
     def kill(self) -> None:
-        """As when the machine loses its power."""
+        """End it as a power cut does."""
         for process in self.processes():
             try:
                 process.kill()
@@ -86,8 +101,7 @@ class Cluster:
     head_said: str
 
     def start_worker(self) -> None:
-        done = self.worker.call("worker", HEAD=self.address)
-        assert done.returncode == 0, done.stdout + done.stderr
+        self.worker.start("worker", HEAD=self.address)
 
     def check(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "recipes/running/cluster_check.py", "--address", self.address, "--hardware", "cpu"]
@@ -97,7 +111,7 @@ class Cluster:
             env=os.environ | self.head.variables,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=HANGS_S,
         )
 
 
@@ -109,9 +123,9 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster(repo_root: Path) -> Iterator[Cluster]:
-    # not pytest's folder: the sockets' paths may have 107 characters
+    # Not in pytest's folder, because the paths of sockets may have at most 107 characters.
     base = Path(tempfile.mkdtemp(prefix="tsc-", dir="/tmp"))
-    # a token of its own, not that of the user's Ray
+    # A token of its own, so that the user's Ray keeps its token.
     token = {"RAY_AUTH_TOKEN_PATH": str(base / "token"), "RAY_AUTH_MODE": "token"}
     (base / "token").write_text("0123456789abcdef" * 4)
     (base / "token").chmod(0o600)
@@ -121,12 +135,11 @@ def cluster(repo_root: Path) -> Iterator[Cluster]:
         machines.append(Machine(root=repo_root, folder=base / name, variables=token))
     head, worker = machines
     port = free_port()
-    done = head.call("head", PORT=str(port))
     try:
-        assert done.returncode == 0, done.stdout + done.stderr
+        head_said = head.start("head", PORT=str(port))
         address = (head.ray_tmp / "ray_current_cluster").read_text().strip()
         assert address.endswith(f":{port}")
-        one = Cluster(head=head, worker=worker, address=address, head_said=done.stdout)
+        one = Cluster(head=head, worker=worker, address=address, head_said=head_said)
         one.start_worker()
         yield one
     finally:
@@ -150,7 +163,7 @@ def test_status_shows_nodes_resources_and_versions(cluster: Cluster) -> None:
     title, *nodes = done.stdout.splitlines()
     assert title.split()[:6] == ["node", "Ray", "id", "CPUs", "GPUs", "free"]
     assert len(nodes) == 2 and all(node.endswith("ok") for node in nodes)
-    # a pretended GPU takes 3 CPUs, verl's own actors 2
+    # A pretended GPU takes 3 CPUs, and verl's own actors take 2.
     assert all(re.search(r" 5 +1 of 1 ", node) and " 1.28.0 " in node for node in nodes)
 
 
@@ -168,7 +181,7 @@ def namespaces_work() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not namespaces_work(), reason="takes Linux's user namespaces for a node with files of its own")
+@pytest.mark.skipif(not namespaces_work(), reason="needs Linux's user namespaces, for a node with files of its own")
 def test_a_node_with_other_code_and_without_data_and_shared_folder_is_named_with_the_remedies(
     cluster: Cluster, repo_root: Path, small_dataset: Path, tmp_path: Path
 ) -> None:
@@ -179,7 +192,7 @@ def test_a_node_with_other_code_and_without_data_and_shared_folder_is_named_with
     shutil.copytree(repo_root / "reward", changed, ignore=shutil.ignore_patterns("__pycache__"))
     (changed / "scoring.py").write_text((changed / "scoring.py").read_text() + "# changed\n")
 
-    # A third node, which sees this machine's files but for these three folders.
+    # A third node, which sees this machine's files except these three folders.
     mounts = f"mount --bind {changed} {repo_root}/reward && mount -t tmpfs none {small_dataset} && "
     mounts += f"mount -t tmpfs none {run} && "
     start = f"exec {sys.executable} -m ray.scripts.scripts start --address={cluster.address} --num-cpus=1 --block "
@@ -198,7 +211,7 @@ def test_a_node_with_other_code_and_without_data_and_shared_folder_is_named_with
         bad = cluster.check("--nodes", "2", "--train", parquet / "train.parquet", "--out", run)
     finally:
         third.terminate()
-        third.communicate(timeout=30)
+        third.communicate(timeout=HANGS_S)
     assert bad.returncode == 2, bad.stdout
     assert [line.split()[-1] for line in bad.stdout.splitlines()[1:]] in (["ok", "ok", "WRONG"], ["ok", "WRONG", "ok"])
     named = re.findall(r"^ +node \S+ \(([0-9a-f]{8})\): (.*)$", bad.stderr, re.MULTILINE)
@@ -207,10 +220,10 @@ def test_a_node_with_other_code_and_without_data_and_shared_folder_is_named_with
     assert code.startswith(f"other code in {repo_root}: bring it to the commit (and the changes) of {repo_root} here")
     assert re.match(r"replays cannot run there, it lacks (\d+) of \1 sampled.*--embed-states", states)
     assert folder.startswith(f"{run} is not this machine's folder there")
-    assert list(run.iterdir()) == []  # the check's own mark is gone
+    assert list(run.iterdir()) == []  # the check has removed its own mark
 
 
-# On each node a process like verl's reward workers, which scores an answer against a replay of its own.
+# Runs a process like verl's reward workers on each node. It scores an answer against a replay of its own.
 SCORE_ON_EACH_NODE = """
 import json, logging, sys, tempfile
 import psutil, ray
@@ -248,7 +261,7 @@ def test_replays_run_on_the_node_that_asks_in_its_own_pool(
         env=os.environ | cluster.head.variables,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS_S,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -279,11 +292,12 @@ class Training:
             assert self.process.poll() is None, self.output.read_text()
             return bool(self.records())
 
-        wait_for("step", is_done, 280, self.log)
+        wait_for("step", is_done, self.log)
         return int(self.records()[0]["step"])
 
-    def ends_within(self, seconds: float) -> tuple[int, str]:
-        status = self.process.wait(timeout=seconds)
+    def end(self) -> tuple[int, str]:
+        """Wait for its end and return the exit status and what it printed."""
+        status = self.process.wait(timeout=HANGS_S)
         return status, self.output.read_text()
 
 
@@ -304,8 +318,8 @@ def train(cluster: Cluster, folder: Path, parquet: Path) -> Training:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_goes_on_from_the_checkpoint(
+@pytest.mark.timeout(3600)
+def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_continues_from_the_checkpoint(
     cluster: Cluster, repo_root: Path, small_dataset: Path, tmp_path: Path
 ) -> None:
     parquet = tmp_path / "parquet"
@@ -321,19 +335,19 @@ def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_goes_o
             for name in ("ray::WorkerDict", "ray::RewardLoopWorker", "VLLM::Worker"):
                 assert machine.runs(name), f"no {name} on {machine.folder}"
         checkpoints = training.run / "grpo/checkpoints"
-        wait_for("checkpoint", (checkpoints / "latest_checkpointed_iteration.txt").is_file, 60, training.log)
+        wait_for("checkpoint", (checkpoints / "latest_checkpointed_iteration.txt").is_file, training.log)
         cluster.worker.kill()
-        status, output = training.ends_within(100)
+        status, output = training.end()
         assert status == 1
         assert re.search(r"NodeLostError: lost the node \S+ \(Ray node [0-9a-f]{8}\): ", output), output
-        wait_for("end of the run's workers", lambda: not cluster.head.runs("ray::WorkerDict"), 30)
+        wait_for("end of the run's workers", lambda: not cluster.head.runs("ray::WorkerDict"))
         assert cluster.head.runs("gcs_server")
         assert "the node that was started here has ended: start it again" in cluster.worker.call("status").stderr
 
-        # Without the node the same command says so before it does anything.
-        status, output = train(cluster, tmp_path, parquet).ends_within(60)
+        # Without the node, the same command says so before it does anything.
+        status, output = train(cluster, tmp_path, parquet).end()
         assert status == 2
-        # Ray's head takes some 20 s to find that the node is lost; until then it is a node that does not answer
+        # Ray's head takes some 20 s to notice the loss. Until then it lists a node that does not answer.
         assert re.search(r"and 1 of the cluster's 1 have them|node \S+ \([0-9a-f]{8}\): does not answer", output), (
             output
         )
@@ -343,21 +357,21 @@ def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_goes_o
         training = train(cluster, tmp_path, parquet)
         assert training.wait_for_step() == saved + 1
         training.process.send_signal(signal.SIGTERM)
-        status, _ = training.ends_within(60)
+        status, _ = training.end()
         assert status == 143
         for machine in (cluster.head, cluster.worker):
-            wait_for("end of the run's workers", lambda at=machine: not at.runs("ray::WorkerDict"), 30)
-            wait_for("end of vLLM", lambda at=machine: not at.runs("VLLM::"), 30)
+            wait_for("end of the run's workers", lambda at=machine: not at.runs("ray::WorkerDict"))
+            wait_for("end of vLLM", lambda at=machine: not at.runs("VLLM::"))
     finally:
         training.process.terminate()
-        training.process.wait(60)
+        training.process.wait(HANGS_S)
 
 
 def test_stop_ends_this_machines_node_with_all_its_processes_and_no_other(cluster: Cluster) -> None:
     processes = cluster.worker.processes()
     done = cluster.worker.call("stop")
     assert done.returncode == 0, done.stderr
-    assert psutil.wait_procs(processes, timeout=5)[1] == []
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
     assert not cluster.worker.ray_tmp.exists()
     assert cluster.head.runs("gcs_server")
     assert cluster.worker.call("stop").returncode == 2
@@ -367,7 +381,7 @@ def test_stop_ends_this_machines_node_with_all_its_processes_and_no_other(cluste
     ("action", "variables", "message"),
     [
         ("worker", {"HEAD": ""}, "IP:PORT"),
-        ("head", {"PORT": "none"}, "PORT=none is no whole number"),
+        ("head", {"PORT": "none"}, "PORT=none is not a whole number"),
         ("head", {"BLOCK": "yes"}, "choose 0 or 1"),
         ("head", {"RAY_TMP": "/tmp/a-folder-whose-name-leaves-no-room-for-sockets"}, "at most 40 characters"),
         ("restart", {}, "head|worker|status|stop"),
@@ -386,14 +400,14 @@ def test_a_wrong_call_is_refused_with_what_is_allowed(
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"HEAD": "no-such-host.invalid:6379"}, "no-such-host.invalid:6379: this machine knows no such name"),
-        ({"HEAD": "127.0.0.1:9", "NODE_IP": "203.0.113.7"}, "NODE_IP=203.0.113.7 is no address of this machine"),
+        ({"HEAD": "no-such-host.invalid:6379"}, "no-such-host.invalid:6379: this machine does not know this name"),
+        ({"HEAD": "127.0.0.1:9", "NODE_IP": "203.0.113.7"}, "NODE_IP=203.0.113.7 is not an address of this machine"),
     ],
 )
 def test_a_worker_whose_head_or_own_address_is_wrong_says_so_before_ray_starts(
     repo_root: Path, variables: dict[str, str], message: str
 ) -> None:
-    # not pytest's folder, see above
+    # Not in pytest's folder, see above.
     with tempfile.TemporaryDirectory(prefix="tsc-", dir="/tmp") as folder:
         machine = Machine(root=repo_root, folder=Path(folder), variables=variables)
         done = machine.call("worker")
@@ -402,11 +416,11 @@ def test_a_worker_whose_head_or_own_address_is_wrong_says_so_before_ray_starts(
     assert message in done.stderr
 
 
-def test_a_training_is_told_at_once_that_no_cluster_answers_at_its_address(repo_root: Path) -> None:
+def test_a_training_hears_at_once_that_no_cluster_answers_at_its_address(repo_root: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     done = subprocess.run(
         [sys.executable, "recipes/running/cluster_check.py", "--address", address, "--hardware", "cpu"],
-        cwd=repo_root, capture_output=True, text=True, timeout=60,
+        cwd=repo_root, capture_output=True, text=True, timeout=HANGS_S,
     )  # fmt: skip
     assert done.returncode == 2
     assert f"nothing can be reached at {address} (Connection refused): is the head up" in done.stderr

@@ -64,7 +64,7 @@ def test_a_plan_can_be_ignored(repo_root: Path, tmp_path: Path) -> None:
     done = dry_run(repo_root, tmp_path, "sft", HARDWARE="t4", MODEL_PATH="qwen2.5-3b", FIT="ignore")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "DOES NOT FIT" in done.stdout
-    assert "FIT=ignore: going on" in done.stdout
+    assert "FIT=ignore: continuing" in done.stdout
 
 
 def test_a_profile_without_its_gpu_only_runs_dry(repo_root: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""scripts/plan.py as a user runs it: the verdict, the exit status, and what it tells to type."""
+"""scripts/plan.py as a user runs it: the verdict, the exit status, and what it says to type."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from types import ModuleType
 
 import pytest
 
+from recipes.preflight import plan
 from tsc.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
-def plan(repo_root: Path) -> ModuleType:
+def script(repo_root: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("plan", repo_root / "scripts/plan.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -26,21 +27,21 @@ def plan(repo_root: Path) -> ModuleType:
 class Plans:
     """Runs the script's main in this process: its exit status and its output."""
 
-    def __init__(self, plan: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._plan, self._monkeypatch, self._capsys = plan, monkeypatch, capsys
+    def __init__(self, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._script, self._monkeypatch, self._capsys = script, monkeypatch, capsys
 
     def __call__(self, algorithm: str, hardware: str, model: str, *overrides: str) -> tuple[int, str]:
         words = ["--algorithm", algorithm, "--hardware", hardware, "--model", model, "--", *overrides]
         self._monkeypatch.setattr(sys, "argv", ["plan.py", *words])
-        status = self._plan.main()
+        status = self._script.main()
         return status, self._capsys.readouterr().out
 
 
 @pytest.fixture
-def plans(plan: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Plans:
+def plans(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Plans:
     # as on a machine without a GPU, whatever this one has
     monkeypatch.setattr(plan.shutil, "which", lambda name: None)
-    return Plans(plan, monkeypatch, capsys)
+    return Plans(script, monkeypatch, capsys)
 
 
 def test_a_t4_owner_reads_that_half_a_billion_fits_without_verl_being_loaded(repo_root: Path) -> None:
@@ -115,12 +116,12 @@ def test_a_model_too_large_for_the_hardware_is_answered_with_more_gpus_and_with_
     assert plans("grpo", "t4", smaller[1])[0] == 0
 
 
-def test_hardware_named_among_the_overrides_counts(plan: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    overrides, hardware = plan._with_hardware(["hardware=h200", "data.train_batch_size=64"], None)
-    assert (overrides, hardware) == (["hardware=h200", "data.train_batch_size=64"], "h200")
-    assert plan._with_hardware([], "t4") == (["hardware=t4"], "t4")
+def test_hardware_named_among_the_overrides_counts(script: ModuleType) -> None:
+    named = ["hardware=h200", "data.train_batch_size=64"]
+    assert script.with_hardware(named, None) == script.with_hardware(named, "t4") == named
+    assert script.with_hardware([], "t4") == ["hardware=t4"]
     with pytest.raises(ConfigError, match="name the hardware: --hardware cpu, t4"):
-        plan._with_hardware([], None)
+        script.with_hardware([], None)
 
 
 @pytest.mark.parametrize(
@@ -141,19 +142,17 @@ def test_a_wrong_setting_is_an_error_that_names_it(
 
 
 def test_a_dry_run_without_a_folder_is_refused(
-    plan: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--algorithm", "grpo", "--hardware", "cpu", "--model", "tiny", "--dry-run"]
     monkeypatch.setattr(sys, "argv", ["plan.py", *words])
     with pytest.raises(SystemExit) as raised:
-        plan.main()
+        script.main()
     assert raised.value.code == 2
     assert "--dry-run and --out FOLDER belong together" in capsys.readouterr().err
 
 
-def test_on_a_cpu_the_machines_own_memory_is_the_limit(
-    plan: ModuleType, plans: Plans, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_cpu_the_machines_own_memory_is_the_limit(plans: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "machine_memory_bytes", lambda: 16 * 2**30)
     status, output = plans("grpo", "cpu", "tiny")
     assert status == 0
@@ -164,9 +163,7 @@ def test_on_a_cpu_the_machines_own_memory_is_the_limit(
     assert "main memory: " in output
 
 
-def test_the_demo_is_let_through_on_the_eight_gib_it_is_made_for(
-    plan: ModuleType, plans: Plans, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_demo_is_let_through_on_the_eight_gib_it_is_made_for(plans: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its sequences have 69 tokens; all 528 would not fit."""
     monkeypatch.setattr(plan, "machine_memory_bytes", lambda: 8 * 10**9)
     status, output = plans("grpo", "cpu", "tiny", "actor_rollout_ref.actor.use_kl_loss=true")
@@ -174,15 +171,13 @@ def test_the_demo_is_let_through_on_the_eight_gib_it_is_made_for(
     tokens = re.search(r"FITS as long as no sequence has more than about (\d+) tokens", output)
     assert tokens is not None and 132 <= int(tokens[1]) < 528
     assert "MICRO_BATCH=" in output
-    # a GPU does not yield: the same words there are no leave to start
+    # a GPU does not yield: there the run may not start
     status, output = plans("sft", "t4", "qwen2.5-0.5b", "hardware.micro_batch_size=32")
     assert status == 2
     assert re.search(r"\(it would, as long as no sequence has more than about \d+ tokens\)", output)
 
 
-def test_main_memory_is_checked_beside_a_gpu_of_this_machine(
-    plan: ModuleType, plans: Plans, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_main_memory_is_checked_beside_a_gpu_of_this_machine(plans: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(plan, "machine_memory_bytes", lambda: 8 * 2**30)
     status, output = plans("grpo", "t4", "qwen2.5-1.5b")

@@ -1,4 +1,4 @@
-"""A controller that runs a SUMO of someone else: a `sumo` process of the installed package, over TraCI."""
+"""A controller that runs someone else's SUMO: a `sumo` process of the installed package, over TraCI."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ StartSumo = Callable[..., "Sumo"]
 
 
 class Sumo:
-    """A sumo that waits for its clients; `options` stand behind those of the files."""
+    """A sumo that waits for its clients; `options` follow those of the files."""
 
     def __init__(self, files: SumoFiles, *options: str) -> None:
         with socket.socket() as free:
@@ -50,7 +50,7 @@ class Sumo:
 
 @pytest.fixture
 def start_sumo(files: SumoFiles) -> Iterator[StartSumo]:
-    """With options of SUMO, and fields of SumoFiles that differ from those of the fixture `files`."""
+    """Starts a sumo with these options, and with fields of SumoFiles that differ from the fixture `files`."""
     started: list[Sumo] = []
 
     def start(*options: str, **changed: Any) -> Sumo:
@@ -85,7 +85,7 @@ def done(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 
 
 def write_signals_to(path: Path) -> Path:
-    """SUMO's own record of the signals, as an additional file."""
+    """An additional file that makes SUMO record the signals."""
     additional = path.with_suffix(".add.xml")
     additional.write_text(
         f'<additional><timedEvent type="SaveTLSStates" source="{JUNCTION}" dest="{path}"/></additional>'
@@ -98,7 +98,7 @@ def signals_in(path: Path) -> list[tuple[float, str]]:
 
 
 def green_times_s(states: Sequence[tuple[float, str]], step_s: float) -> list[float]:
-    """Of the greens that are complete, without the first, which is held from the begin."""
+    """The lengths of the complete greens, without the first one, which is held from the begin."""
     runs = [(state, len(list(run)) * step_s) for state, run in groupby(state for _, state in states)]
     return [round(length_s, 3) for state, length_s in runs[1:-1] if "G" in state and "y" not in state]
 
@@ -115,7 +115,7 @@ def _run_in_libsumo(files: SumoFiles, fcd: Path) -> None:
 def test_max_pressure_over_traci_does_what_it_does_in_libsumo(
     files: SumoFiles, start_sumo: StartSumo, start_controller: Any, tmp_path: Path
 ) -> None:
-    """The same signals in every second, and every vehicle at the same place with the same speed."""
+    """The signals are the same in every second, and every vehicle is at the same place with the same speed."""
     ours, theirs = tmp_path / "ours.xml", tmp_path / "theirs.xml"
     additional = write_signals_to(ours)
     in_new_process(_run_in_libsumo, replace(files, additional_files=(additional,)), tmp_path / "ours.fcd.xml")
@@ -160,7 +160,7 @@ def test_ctrl_c_hands_the_signals_back_and_a_sumo_with_another_client_goes_on(
     start_sumo: StartSumo, start_controller: Any
 ) -> None:
     sumo = start_sumo("--num-clients", "2")
-    # every green that it begins, it holds
+    # it holds every green that it begins
     process = start_controller(
         sumo.port, "--order", "2", "--min-green-s", "400", "--max-green-s", "500", controller="random"
     )
@@ -178,7 +178,7 @@ def test_ctrl_c_hands_the_signals_back_and_a_sumo_with_another_client_goes_on(
         other.simulationStep()
     result = done(process)
     assert result.returncode == 130 and "0 decisions, 0 switches" in result.stdout
-    # it has had more than its minimum nowhere, so it goes on to that
+    # no green has lasted longer than its minimum, so the present one continues to it
     assert remaining_s() < 400 - 150
     begin_s = other.simulation.getTime()
     for _ in range(500):
@@ -197,7 +197,7 @@ def test_ctrl_c_hands_the_signals_back_and_a_sumo_with_another_client_goes_on(
 
 
 class ChatServer(BaseHTTPRequestHandler):
-    """A server with OpenAI's API whose model answers in turn, and takes a second for an empty answer."""
+    """A server with OpenAI's API whose model gives these answers in turn, and takes a second for an empty answer."""
 
     answers = ('{"extend": "no"}', "perhaps", "")
 
@@ -254,8 +254,8 @@ def test_a_model_s_unreadable_and_late_answers_are_counted_and_the_net_s_own_pla
     assert len(decisions) == len(chat_server.answered) > 3  # type: ignore[attr-defined]
     expected = [
         '  no  {"extend": "no"}',
-        "  yes (the net's own plan, as the answer is invalid)  perhaps",
-        "  yes (the net's own plan, as the answer is late)",
+        "  yes (from the net's own plan, because the answer is invalid)  perhaps",
+        "  yes (from the net's own plan, because the answer is late)",
     ]
     assert [line.rstrip()[-len(end) :] for line, end in zip(decisions[:3], expected, strict=True)] == expected
     invalid, late = len(decisions[1::3]), len(decisions[2::3])
@@ -274,17 +274,17 @@ def test_a_sumo_that_dies_is_told_and_so_is_what_was_done_until_then(
     sumo.process.kill()
     result = done(process)
     assert result.returncode == 2
-    assert "error: SUMO closed the connection after 30 s: its own messages tell why" in result.stderr
+    assert "error: SUMO closed the connection after 30 s: its own messages say why" in result.stderr
     assert "until 30 s: " in result.stdout
 
 
 @pytest.mark.parametrize(
     ("controller", "words"),
     [
-        ("max_presure", "'max_presure' is unknown: did you mean 'max_pressure'\\? choose of gap_out, max_pressure"),
-        ("lookahead", "'lookahead' cannot run here: it tries both answers in forked copies of the simulation"),
-        ("static", "'static' cannot run here: it is what the signals do without this program"),
-        ("actuated", "'actuated' cannot run here: SUMO itself does it"),
+        ("max_presure", "'max_presure' is unknown: did you mean 'max_pressure'\\? choose from gap_out, max_pressure"),
+        ("lookahead", "'lookahead' cannot run here: it tries both answers in forks of the simulation"),
+        ("static", "'static' cannot run here: without this program, the signals are static anyway"),
+        ("actuated", "'actuated' cannot run here: SUMO itself switches by programs"),
     ],
 )
 def test_a_controller_that_cannot_run_here_is_refused_before_sumo_is_asked(
@@ -298,11 +298,11 @@ def test_a_controller_that_cannot_run_here_is_refused_before_sumo_is_asked(
         run_controller.main()
 
 
-def test_a_port_on_which_nobody_listens_is_told_with_the_remedy() -> None:
+def test_a_port_on_which_no_program_listens_gives_an_error_with_the_remedy() -> None:
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
         port = taken.getsockname()[1]
-        with pytest.raises(ScenarioError, match=f"nobody listens on localhost:{port} .*start SUMO with --remote-port"):
+        with pytest.raises(ScenarioError, match=f"no program listens on localhost:{port} .*start SUMO with --rem"):
             AttachedSimulation(port)
 
 
@@ -318,12 +318,12 @@ def test_clients_without_an_order_are_told_to_have_one(start_sumo: StartSumo, st
 @pytest.mark.parametrize(
     ("rebuild", "options", "words"),
     [
-        ([], ["--junctions", "A1"], "junction 'A1' has no signal: there are A0"),
+        ([], ["--junctions", "A1"], "junction 'A1' does not have a signal: the signals are A0"),
         (["--tls.rebuild", "--tls.default-type", "actuated"], [], "is not of type static, so SUMO switches it"),
         (["--tls.unset", JUNCTION], [], "none of the 0 signals of"),
     ],
 )
-def test_a_net_without_that_to_control_is_told(
+def test_a_net_without_controllable_signals_gives_an_error(
     files: SumoFiles,
     start_sumo: StartSumo,
     start_controller: Any,
@@ -341,7 +341,7 @@ def test_a_net_without_that_to_control_is_told(
     assert sumo.process.wait(timeout=20) == 0
 
 
-def test_steps_that_do_not_make_up_a_second_are_told(start_sumo: StartSumo) -> None:
+def test_steps_that_do_not_divide_a_second_give_an_error(start_sumo: StartSumo) -> None:
     sumo = start_sumo(step_length_s=0.3)
     with pytest.raises(ScenarioError, match="the step length is 0.3 s: .* 1, 0.5 or 0.1"):
         AttachedSimulation(sumo.port, wait_s=20)

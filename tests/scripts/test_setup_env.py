@@ -1,9 +1,11 @@
 """scripts/setup_env.sh in a copy of the repository, on a machine whose programs each test chooses.
 
-Most tests put stand-ins for uv and Python on PATH: uv's notes its calls and makes an environment of empty files.
+Most tests put stand-ins for uv and Python on PATH. The one for uv records its calls and makes an
+environment of empty files.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import pytest
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
-# What the script may expect of a Linux machine, and what the stand-ins use.
+# The programs that the script may expect on a Linux machine, and those that the stand-ins use.
 SYSTEM_TOOLS = (
     "awk",
     "bash",
@@ -75,7 +77,7 @@ def write_program(path: Path, text: str) -> None:
 
 @dataclass(kw_only=True)
 class Machine:
-    """A clone of the repository and the programs and variables its set-up finds."""
+    """A clone of the repository, and the programs and variables that its set-up finds."""
 
     root: Path
     programs: Path
@@ -99,12 +101,19 @@ class Machine:
 
     def set_up(self, **variables: str) -> subprocess.CompletedProcess[str]:
         process = self.start(**variables)
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
-    def package_installs(self) -> list[str]:
+    def pip_installs(self, option: str) -> list[str]:
         calls = self.calls.read_text().splitlines() if self.calls.exists() else []
-        return [call for call in calls if call.startswith("pip install") and "--requirement" in call]
+        return [call for call in calls if call.startswith("pip install") and option in call]
+
+    def package_installs(self) -> list[str]:
+        return self.pip_installs("--require-hashes")
+
+    def torch_installs(self) -> list[str]:
+        """The CPU build of torch comes in a call of its own."""
+        return self.pip_installs("--requirement=requirements/cpu-torch.txt")
 
     def environments_made(self) -> int:
         return sum(call.startswith("venv ") for call in self.calls.read_text().splitlines())
@@ -140,7 +149,7 @@ def machine(tmp_path: Path) -> Machine:
     )
     machine.install("uv", FAKE_UV)
     machine.install("python3.11", FAKE_PYTHON.format(version="3.11.9"))
-    # Enough disk, whatever this machine has.
+    # Enough free disk space, whatever this machine has.
     machine.install("df", "#!/bin/bash\necho header\necho 'disk 1 1 99999999 1% /'\n")
     return machine
 
@@ -151,14 +160,13 @@ def test_a_second_call_does_nothing_and_says_nothing(machine: Machine) -> None:
     assert "packages (cpu)" in first.stdout
     calls = machine.calls.read_text()
 
-    durations_s = []
-    for _ in range(3):
-        start = time.monotonic()
-        again = machine.set_up()
-        durations_s.append(time.monotonic() - start)
-        assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    before = os.times()
+    again = machine.set_up()
+    after = os.times()
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert machine.calls.read_text() == calls
-    assert min(durations_s) < 0.5
+    # Seconds on the processor: other programs on this machine do not add to them.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
 
 
 def test_every_step_is_one_line_with_its_time(machine: Machine) -> None:
@@ -167,7 +175,7 @@ def test_every_step_is_one_line_with_its_time(machine: Machine) -> None:
         assert line.endswith(" s")
 
 
-@pytest.mark.parametrize("file", ["requirements/cpu.txt", "pyproject.toml"])
+@pytest.mark.parametrize("file", ["requirements/cpu.txt", "requirements/cpu-torch.txt", "pyproject.toml"])
 def test_changed_requirements_are_installed_into_the_same_environment(machine: Machine, file: str) -> None:
     machine.set_up()
     path = machine.root / file
@@ -216,20 +224,24 @@ def test_torch_comes_from_the_callers_folder_when_it_has_the_wheel(machine: Mach
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     machine.set_up(PIP_FIND_LINKS=str(wheels))
-    assert f"--find-links {wheels}" in machine.package_installs()[0]
-    assert "--torch-backend cpu" in machine.package_installs()[0]
+    assert f"--find-links {wheels}" in machine.torch_installs()[0]
+    assert "--torch-backend cpu" in machine.torch_installs()[0]
 
-    version = next(
-        line.split()[0].removeprefix("torch==")
-        for line in (machine.root / "requirements/cpu.txt").read_text().splitlines()
-        if line.startswith("torch==")
-    )
-    (wheels / f"torch-{version}-cp311-cp311-manylinux_2_28_x86_64.whl").touch()
+    pin = re.search(r"^torch==(\S+)", (machine.root / "requirements/cpu-torch.txt").read_text(), re.MULTILINE)
+    assert pin is not None
+    (wheels / f"torch-{pin[1]}-cp311-cp311-manylinux_2_28_x86_64.whl").touch()
     shutil.rmtree(machine.root / ".venv")
     (machine.root / ".venv.lock").unlink()
     machine.set_up(PIP_FIND_LINKS=str(wheels))
-    assert f"--find-links {wheels}" in machine.package_installs()[1]
-    assert "--torch-backend" not in machine.package_installs()[1]
+    assert f"--find-links {wheels}" in machine.torch_installs()[1]
+    assert "--torch-backend" not in machine.torch_installs()[1]
+
+
+def test_all_packages_but_the_cpus_torch_are_installed_with_hashes(machine: Machine) -> None:
+    machine.set_up(DEV="1")
+    torch, packages = machine.pip_installs("--requirement")
+    assert torch.endswith("--requirement=requirements/cpu-torch.txt")
+    assert "--require-hashes --requirement=requirements/cpu.txt --requirement=requirements/dev.txt" in packages
 
 
 def test_an_environment_of_another_tree_is_not_touched_through_a_link(machine: Machine, tmp_path: Path) -> None:
@@ -256,7 +268,7 @@ def test_an_interpreter_asked_for_by_name_is_checked(machine: Machine) -> None:
     machine.install("python3.13", FAKE_PYTHON.format(version="3.13.0"))
     result = machine.set_up(PYTHON="python3.13")
     assert result.returncode == 2
-    assert "PYTHON=python3.13 is Python 3.13.0; needed is 3.11 or 3.12" in result.stderr
+    assert "PYTHON=python3.13 is Python 3.13.0, but 3.11 or 3.12 is needed" in result.stderr
 
 
 def test_a_short_disk_stops_the_set_up_before_any_download(machine: Machine) -> None:
@@ -298,22 +310,22 @@ def test_a_registry_that_refuses_is_reported_by_the_real_uv(machine: Machine, tm
 
 def test_a_killed_set_up_repairs_itself_at_the_next_call(machine: Machine) -> None:
     process = machine.start(UV_INSTALL_TAKES_S="60")
-    wait_until(lambda: bool(machine.package_installs()))
+    wait_until(lambda: bool(machine.torch_installs()))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (machine.root / ".venv/.setup_stamp").exists()
 
     assert machine.set_up().returncode == 0
-    # Half-installed packages cannot be told from whole ones, so it starts afresh.
+    # Half-installed packages look like whole ones, so the set-up starts afresh.
     assert machine.environments_made() == 2
     assert machine.set_up().stdout == ""
 
 
 def test_two_calls_at_once_install_once(machine: Machine) -> None:
     first = machine.start(UV_INSTALL_TAKES_S="1")
-    wait_until(lambda: bool(machine.package_installs()))
+    wait_until(lambda: bool(machine.torch_installs()))
     second = machine.set_up()
-    first.communicate(timeout=60)
+    first.communicate()
     assert (first.returncode, second.returncode) == (0, 0)
     assert "another set-up of this folder is running" in second.stdout
     assert len(machine.package_installs()) == 1
@@ -349,8 +361,7 @@ def test_an_unknown_setting_is_refused_with_the_allowed_values(machine: Machine,
     assert "is unknown: use" in result.stderr
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits as long as pytest lets a test run."""
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""How entry points end."""
+"""How entry points end: their messages and exit statuses."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the evaluation can put in charge of the junctions, by name."""
+"""The controllers that an evaluation can put in charge of the junctions."""

@@ -1,4 +1,4 @@
-"""SUMO's own responsive control: each stage ends by its detectors, between the common minimum and maximum green."""
+"""SUMO's own vehicle-actuated control: detectors end each stage, between the common minimum and maximum green."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ DetectorControl = Literal["actuated", "delay_based"]
 
 
 def detector_plan(plan: SignalPlan, control: DetectorControl, timing: Timing) -> SignalPlan:
-    """A static plan, its stages freed between min_green_s and max_green_s; what lies between them keeps its duration.
+    """A static plan whose stages may end anywhere between min_green_s and max_green_s. The phases between the stages
+    keep their duration.
 
-    All parameters are SUMO's defaults. actuated ends a green when no vehicle has passed the detectors of its lanes for
-    3 s (max-gap); they lie 2 s of travel before the stop line (detector-gap). delay_based goes on while a vehicle that
-    has lost more than 1 s (minTimeLoss) on the last 100 m (detectorRange) can still pass.
+    All parameters are SUMO's defaults. `actuated` ends a green when no vehicle has passed the detectors of its lanes
+    for 3 s (max-gap); the detectors lie 2 s of travel before the stop line (detector-gap). `delay_based` continues a
+    green while a vehicle that has lost more than 1 s (minTimeLoss) on the last 100 m (detectorRange) can still pass.
     https://sumo.dlr.de/docs/Simulation/Traffic_Lights.html
     """
     phases = tuple(

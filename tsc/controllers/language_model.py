@@ -19,11 +19,12 @@ Conversation = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's answer to one conversation. `text` is None where none came within the time limit.
+    """A model's answer to one conversation.
 
-    latency_s: from sending the conversation to the end of its answer, or to giving it up.
-    Tokens are None where the model does not count them; prompt_tokens may be the mean of several conversations, where
-    it counts them together.
+    text: None if no answer came within the time limit.
+    latency_s: from sending the conversation to the end of its answer, or to the time limit.
+    prompt_tokens, completion_tokens: None if the model does not count them. If it counts several conversations
+    together, prompt_tokens is their mean.
     """
 
     text: str | None
@@ -32,12 +33,13 @@ class Reply:
     completion_tokens: int | None = None
 
 
-# The replies have the order of the conversations.
+# Sends all conversations to a model; the replies have the order of the conversations.
 Ask = Callable[[list[Conversation]], list[Reply]]
 
 
 def ask_function(generate: Callable[[list[Conversation]], list[str]]) -> Ask:
-    """`generate`, a model in this process, as an Ask: each answer took as long as the whole call, tokens uncounted."""
+    """An Ask from `generate`, a model in this process. Each reply has the latency of the whole call, and no token
+    counts."""
 
     def ask(conversations: list[Conversation]) -> list[Reply]:
         begin_s = time.monotonic()
@@ -50,10 +52,10 @@ def ask_function(generate: Callable[[list[Conversation]], list[str]]) -> Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """One decision of a LanguageModelController: what was asked and answered, and what was carried out.
+    """One decision of a LanguageModelController: the prompt, the answer, and the decision that was carried out.
 
-    fallback: why the model did not decide: "invalid" (its answer cannot be read), "late" (none within the time
-    limit); None where it did.
+    fallback: why the fallback decided: "invalid" (the answer cannot be read) or "late" (no answer within the time
+    limit). None if the model decided.
     """
 
     junction_id: str
@@ -64,12 +66,13 @@ class Asked:
 
 
 class LanguageModelController:
-    """Asks for all due junctions at once. Answers that cannot be read are counted in invalid_answers, those that come
-    too late in late_answers; the net's own plan decides instead: a rule that does no better than what is there
-    already, so that bad answers show.
+    """Asks the model for the decisions of all due junctions at once.
 
-    latencies_s, prompt_tokens and completion_tokens have one entry a decision so far; a late answer has the time it
-    was waited for, and no tokens. last_round holds the decisions of the last call of decide(), in its order.
+    If an answer cannot be read (counted in invalid_answers) or comes too late (late_answers), the fallback decides. By
+    default this is the net's own plan: it does not improve on the present signals, so bad answers show in the results.
+
+    latencies_s, prompt_tokens and completion_tokens have one entry for each decision so far. A late answer has the time
+    that was waited, and no tokens. last_round holds the decisions of the last call of decide(), in its order.
     """
 
     def __init__(self, ask: Ask, fallback: Controller | None = None) -> None:

@@ -1,4 +1,5 @@
-"""Lookahead: try both answers in forked simulations and take the better; the ceiling for a policy of this reward."""
+"""Lookahead: try both answers in forked simulations and take the better one. It is the ceiling for a policy that is
+trained with this reward."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from tsc.junction.signal_control import SignalControl
 
 
 class Lookahead:
-    """Takes the answer with the lower cost; on a tie it extends. Each due junction is tested with all others run by
-    the tail.
+    """Takes the answer with the lower cost; on a tie it extends. While one junction is tested, the tail runs the
+    others.
 
-    found: how often each answer was the better one, None for ties.
+    found: how often each answer was the better one. The key None counts ties.
     """
 
     def __init__(self, settings: OutcomeSettings) -> None:

@@ -1,4 +1,4 @@
-"""The controllers an evaluation can compare."""
+"""The controllers that an evaluation can compare."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ LANGUAGE_MODEL = "llm"
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerKind:
-    """description, bounds: for users; bounds says how far it keeps to the common minimum and maximum green.
-    by_sumo: SUMO switches by its program (tsc.controllers.signal_plans.plan_files); False: it decides at our decision
-    points."""
+    """A controller, with what the report says of it.
+
+    description: what it does. bounds: how far it keeps to the common minimum and maximum green.
+    by_sumo: True if SUMO switches by a program (tsc.controllers.signal_plans.plan_files), False if the controller
+    decides at our decision points.
+    """
 
     name: str
     description: str
@@ -28,15 +31,15 @@ class ControllerKind:
 
 
 _AT_DECISION_POINTS = (
-    "Keeps to both: it decides from the minimum green on, every green extension, and the maximum ends it."
+    "Keeps to both. It decides at the minimum green and after every green extension; the maximum ends the green."
 )
 _EVERY_SECOND = "Keeps to both, but may end a green in any second between them."
 
 _KINDS = (
     ControllerKind(
         name="static",
-        description="The net's own program, left alone.",
-        bounds="Does not know them: the program's own greens, whatever they are.",
+        description="The net's own signal program, unchanged.",
+        bounds="Does not use them: the greens are those of the program.",
         by_sumo=True,
     ),
     ControllerKind(
@@ -47,46 +50,47 @@ _KINDS = (
     ),
     ControllerKind(
         name="delay_based",
-        description="SUMO's delay-based control: a green goes on while delayed vehicles near the stop line can pass.",
+        description="SUMO's delay-based control: a green continues while delayed vehicles near the stop line can pass.",
         bounds=_EVERY_SECOND,
         by_sumo=True,
     ),
     ControllerKind(
         name="webster",
-        description="A fixed plan by Webster's formula (1958) from the whole demand, known beforehand, with SUMO's "
-        "tlsCycleAdaptation.",
-        bounds="Keeps to the minimum; greens may exceed the maximum, as the plan's cycle may last up to 120 s.",
+        description="A fixed-time plan by Webster's formula (1958), computed by SUMO's tlsCycleAdaptation. It knows "
+        "the whole demand beforehand.",
+        bounds="Keeps to the minimum. Greens may exceed the maximum, because a cycle may last up to 120 s.",
         by_sumo=True,
     ),
     ControllerKind(
         name="gap_out",
-        description="Extends while a vehicle is within 45 m of the stop line of a green lane, the rule of actuated "
+        description="Extends the green while a vehicle is within 45 m of the stop line of a green lane, like actuated "
         "signals.",
         bounds=_AT_DECISION_POINTS,
         by_sumo=False,
     ),
     ControllerKind(
         name="max_pressure",
-        description="Extends while no other stage has more vehicles upstream minus downstream (Varaiya 2013).",
+        description="Extends the green while no other stage has a higher pressure: vehicles upstream minus vehicles "
+        "downstream (Varaiya 2013).",
         bounds=_AT_DECISION_POINTS,
         by_sumo=False,
     ),
     ControllerKind(
         name="longest_queue",
-        description="Extends while no other stage has more halting vehicles on the lanes that it gives green.",
+        description="Extends the green while no other stage has more halting vehicles on its lanes.",
         bounds=_AT_DECISION_POINTS,
         by_sumo=False,
     ),
     ControllerKind(
         name="random",
-        description="Extends with probability one half.",
+        description="Extends the green with probability one half.",
         bounds=_AT_DECISION_POINTS,
         by_sumo=False,
     ),
     ControllerKind(
         name="lookahead",
-        description="Tries both answers in copies of the running simulation and takes the better: knows the future "
-        "demand, a ceiling rather than a rival.",
+        description="Tries both decisions in copies of the running simulation and takes the better one. It knows the "
+        "future demand, so it is a ceiling and not a competitor.",
         bounds=_AT_DECISION_POINTS,
         by_sumo=False,
     ),
@@ -96,8 +100,8 @@ CONTROLLERS: Mapping[str, ControllerKind] = {kind.name: kind for kind in _KINDS}
 
 
 def rule_controller(name: str, *, seed: int, lookahead: OutcomeSettings) -> Controller:
-    """One that decides by a rule at our decision points. Raises ConfigError."""
-    # imported here, as they start libsumo, which a list of names can do without
+    """A controller that decides at our decision points without a language model. Raises ConfigError."""
+    # imported here, because these modules load libsumo, which a list of the names does not need
     match name:
         case "gap_out":
             from tsc.rules.gap_out import GapOut

@@ -1,7 +1,7 @@
-"""The signal programs that a controller needs in place of the net's own, as additional files for SUMO.
+"""Signal programs that replace the net's own for a controller, as additional files for SUMO.
 
-A junction runs the program that is loaded last. What is written here has the phases of the program that runs without
-it, so yellow and all-red stay the net's own.
+A junction runs the program that is loaded last. The programs written here have the phases of the ones that they
+replace, so yellow and all-red stay the net's own.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from tsc.sumo.simulation import Simulation
 
 
 def plan_files(kind_name: str, files: SumoFiles, timing: Timing, end_s: float, folder: Path) -> tuple[Path, ...]:
-    """What to load after files.additional_files for a controller of this kind, written into `folder`.
+    """Write the programs for a controller of this kind into `folder`. Returns the files to load after
+    files.additional_files.
 
-    Opens a simulation of `files` to see which programs run, and leaves it to be closed by the next one. Empty for
-    static, and where the running programs are static, as the controllers that hold greens need them.
-    Raises ScenarioError, and NotApplicable where a controller of this kind cannot run the net.
+    No file is needed for `static`, nor for a controller that holds greens if all running programs are static already.
+    Opens a simulation of `files` to see which programs run; the next simulation closes it.
+    Raises ScenarioError, and NotApplicable if a controller of this kind cannot run the net.
     """
     if kind_name == "static":
         return ()
@@ -50,7 +51,7 @@ def plan_files(kind_name: str, files: SumoFiles, timing: Timing, end_s: float, f
 
 
 def _refuse_timetables(files: SumoFiles) -> None:
-    """Raises NotApplicable where SUMO will change the programs in the course of the simulation."""
+    """Raises NotApplicable if SUMO will change the programs in the course of the simulation."""
     for path in (files.net_file, *files.additional_files):
         data = path.read_bytes()
         if b"<WAUT" in (gzip.decompress(data) if path.suffix == ".gz" else data):
@@ -58,9 +59,11 @@ def _refuse_timetables(files: SumoFiles) -> None:
 
 
 def running_plans(files: SumoFiles) -> Mapping[str, SignalPlan]:
-    """The programs that run at the begin, of any type, of each junction with two stages, in the net's order.
-    Raises ScenarioError where there is none."""
-    # vehicles are of no interest, and reading them may take long
+    """For each junction with two stages, in the net's order, the program of any type that runs at the begin.
+
+    Raises ScenarioError if no junction has two stages.
+    """
+    # without vehicles: they are not needed here, and reading them may take long
     simulation = Simulation(replace(files, route_files=()))
     return {
         junction_id: simulation.signal_plan(junction_id)
@@ -69,7 +72,7 @@ def running_plans(files: SumoFiles) -> Mapping[str, SignalPlan]:
 
 
 def write_plans(plans: Iterable[SignalPlan], path: Path) -> None:
-    """As an additional file. Appears atomically."""
+    """Write the plans as an additional file, which appears atomically."""
     additional = ElementTree.Element("additional")
     additional.extend(plan.element() for plan in plans)
     ElementTree.indent(additional, "    ")
@@ -77,16 +80,16 @@ def write_plans(plans: Iterable[SignalPlan], path: Path) -> None:
 
 
 def is_plain_static(plan: SignalPlan) -> bool:
-    """Whether SUMO leaves the ends of its greens to us, and its phases follow one another as they stand."""
+    """Whether the program is static (SUMO lets us end its greens) and its phases follow one another in order."""
     return plan.type == "static" and _follow_one_another(plan)
 
 
 def static_copy(plan: SignalPlan) -> SignalPlan:
     """The same phases, with fixed durations, one after another.
 
-    Where phases name others as the next, so that the program has several ways, the copy goes round one tour of all
-    stages by ways that the program has; a phase may then stand in it more than once.
-    Raises NotApplicable for a program without such a tour, or whose yellow is not among its phases (NEMA).
+    If phases name their next phases, the program may have several ways. The copy then makes one tour through all stages
+    along ways of the program; a phase may occur in it more than once.
+    Raises NotApplicable if the program does not have such a tour, or if its yellow is not among its phases (NEMA).
     """
     if plan.type == "NEMA":
         raise NotApplicable(
@@ -105,13 +108,13 @@ def _follow_one_another(plan: SignalPlan) -> bool:
 
 
 def _ways(plan: SignalPlan) -> list[list[int]]:
-    """For each phase, the phases that it may lead to."""
+    """For each phase, the phases that may follow it."""
     count = len(plan.phases)
     return [list(phase.next_phases) or [(index + 1) % count] for index, phase in enumerate(plan.phases)]
 
 
 def _tour(plan: SignalPlan) -> list[int]:
-    """From the first stage by the shortest way to the nearest stage that is still missing, and at last back."""
+    """Phases from the first stage by the shortest way to the nearest missing stage, and so on, and back at the end."""
     ways = _ways(plan)
     stages = [index for index, phase in enumerate(plan.phases) if phase.is_stage]
     missing = set(stages[1:])

@@ -1,4 +1,4 @@
-"""Fixed plans by Webster's formula, computed by SUMO's tlsCycleAdaptation from the demand of the episode.
+"""Fixed-time plans by Webster's formula, computed by SUMO's tlsCycleAdaptation from the demand of the episode.
 
 Webster, F. V.: Traffic signal settings. Road Research Technical Paper 39, 1958.
 """
@@ -28,21 +28,23 @@ _TOOL = Path(sumo.SUMO_HOME, "tools", "tlsCycleAdaptation.py")
 def webster_plans(
     files: SumoFiles, plans: Sequence[SignalPlan], timing: Timing, end_s: float, folder: Path
 ) -> list[SignalPlan]:
-    """The static plans with the greens of their stages changed to Webster's; what lies between the stages keeps its
-    duration, also where the tool would change the yellow.
+    """The static plans with the greens of their stages set to Webster's. The phases between the stages keep their
+    duration, even if the tool would change the yellow.
 
-    The tool knows all vehicles of the hour from the begin on beforehand, as no controller in the field does. Of a
-    shorter demand it makes too low flows, and it leaves out what comes after the hour. Each junction is planned for
-    itself, with SUMO's defaults (cycles of 20 to 120 s, 4 s lost a stage, 2 s saturation headway). A junction that no
-    vehicle passes keeps its greens, but none below the minimum. Flows are turned into vehicles by duarouter, with
-    random numbers of its own.
+    The tool knows beforehand all vehicles of the first hour, which no controller in the field does. It ignores vehicles
+    after that hour, and its flows are too low if the demand is shorter than an hour. Each junction is planned alone,
+    with SUMO's defaults (cycles of 20 to 120 s, 4 s lost per stage, 2 s saturation headway). A junction that no vehicle
+    passes keeps its greens, raised to the minimum green if shorter. duarouter turns flows into vehicles, with its own
+    random numbers.
 
-    `folder` gets working files. Raises NotApplicable where there are no route files, where no vehicle of the hour
-    passes any of the junctions, where a junction's links and the letters of its states are not one to one (the tool
-    takes the n-th link for the n-th letter), and where duarouter or the tool stops with an error.
+    `folder` gets working files. Raises NotApplicable if
+    - the scenario has no route files,
+    - no vehicle of the hour passes any of the junctions,
+    - a junction's links and the letters of its states are not one to one (the tool takes link n for letter n), or
+    - duarouter or the tool stops with an error.
     """
     if not files.route_files:
-        raise NotApplicable("webster plans from the vehicles of route files, and the scenario names none")
+        raise NotApplicable("webster plans from the vehicles of route files, but the scenario names none")
     net_file, routes_file = folder / "webster.net.xml", folder / "webster.rou.xml"
     _write_net(files.net_file, plans, net_file)
     _route(files, end_s, routes_file)
@@ -73,7 +75,7 @@ def _with_greens(plan: SignalPlan, durations_s: Sequence[float] | None, timing: 
 
 
 def _clearance_s(plan: SignalPlan) -> tuple[int, int]:
-    """The yellow of a stage (the most frequent one), and the all-red of a cycle; whole seconds, as the tool wants."""
+    """The most frequent yellow of the plan, and the all-red of a cycle, both in whole seconds for the tool."""
 
     def has(phase: Phase, letters: str) -> bool:
         return bool(set(phase.state) & set(letters))
@@ -84,7 +86,8 @@ def _clearance_s(plan: SignalPlan) -> tuple[int, int]:
 
 
 def _write_net(net_file: Path, plans: Sequence[SignalPlan], copy: Path) -> None:
-    """The tool plans every program of the net and knows no additional files: give it those that count, alone."""
+    """Copy the net with these plans as its only programs: the tool plans every program of the net, and does not read
+    additional files."""
     with _open(net_file) as stream:
         net = ElementTree.parse(stream)
     root = net.getroot()
@@ -109,7 +112,7 @@ def _check_links(root: ElementTree.Element, plans: Sequence[SignalPlan]) -> None
         if sorted(letters[plan.junction_id]) != list(range(num_letters)):
             raise NotApplicable(
                 f"the {len(letters[plan.junction_id])} links of junction {plan.junction_id!r} and the {num_letters} "
-                "letters of its states are not one to one, as tlsCycleAdaptation, which webster needs, takes them to be"
+                "letters of its states are not one to one, which tlsCycleAdaptation, the tool behind webster, requires"
             )
 
 
@@ -118,13 +121,13 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _route(files: SumoFiles, end_s: float, routes_file: Path) -> None:
-    """Every vehicle with its way and departure: the tool counts no trips and no flows."""
+    """Write every vehicle with its route and departure: the tool does not count trips and flows."""
     command = [str(sumo_binary("duarouter")), "--net-file", str(files.net_file), "--output-file", str(routes_file)]
     command += ["--route-files", ",".join(map(str, files.route_files)), "--seed", str(files.seed)]
     if files.additional_files:
         command += ["--additional-files", ",".join(map(str, files.additional_files))]
     command += ["--begin", f"{files.begin_s:.10g}", "--end", f"{end_s:.10g}"]
-    # a vehicle without a way cannot be counted; whether that is an error, SUMO tells when the episode runs
+    # a vehicle without a route cannot be counted; SUMO reports it when the episode runs, if it is an error
     command += ["--ignore-errors", "--no-step-log", "--no-warnings"]
     _run("duarouter", command)
 
@@ -132,7 +135,7 @@ def _route(files: SumoFiles, end_s: float, routes_file: Path) -> None:
 def _run(name: str, command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        words = done.stderr.strip().splitlines() or ["it says nothing"]
+        words = done.stderr.strip().splitlines() or ["it does not say why"]
         raise NotApplicable(f"{name}, which webster needs, stops with an error: {words[-1]}")
 
 

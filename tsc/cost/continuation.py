@@ -1,6 +1,6 @@
 """What an answer leads to: the simulation continued with that answer for the horizon, and its cost.
 
-One function for the forked simulation and for the replayed state, so that both mean the same.
+The same function continues the forked simulation and the replayed state, so that both mean the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CostMeter:
         self._costs = [0.0] * len(measures)
 
     def read(self) -> None:
-        """To be called after each simulated second."""
+        """Call this after each simulated second."""
         costs = self._costs
         for number, read, combine in self._meters:
             costs[number] = combine(costs[number], read())
@@ -50,12 +50,11 @@ class CostMeter:
 
 
 def check_decision_point(control: SignalControl, junction_id: str) -> None:
-    """Raises ReplayError where the junction has nothing to decide now, UnknownJunction."""
+    """Raises ReplayError if the junction has nothing to decide now, and UnknownJunction."""
     control.program(junction_id)
     clock = control.clocks[junction_id]
     timing = control.timing
-    # datasets of other generators may decide off our grid of extensions, but never outside the bounds
-    if not (clock.green and timing.min_green_s <= clock.elapsed_green_s < timing.max_green_s):
+    if not (clock.green and timing.may_decide(clock.elapsed_green_s)):
         raise ReplayError(
             f"junction {junction_id!r} has nothing to decide at {control.simulation.time_s:g} s "
             f"({'green' if clock.green else 'clearing'}, {clock.elapsed_green_s:g} s of green): a decision lies in a "
@@ -66,10 +65,11 @@ def check_decision_point(control: SignalControl, junction_id: str) -> None:
 def continue_with(
     control: SignalControl, junction_id: str, decision: Decision, settings: OutcomeSettings
 ) -> Continuation:
-    """Apply `decision` to the due junction and let the tail decide everything else and everything after. The
+    """Apply `decision` to the due junction. The tail controller decides everything else and everything after. The
     simulation moves on by horizon_s.
 
-    Raises ReplayError where the junction is at no decision point, ConfigError for a measure that cannot be imported.
+    Raises ReplayError if the junction is not at a decision point, and ConfigError for a measure that cannot be
+    imported.
     """
     check_decision_point(control, junction_id)
     due = control.due_junctions()
@@ -88,10 +88,10 @@ def continue_with(
 def continuations_by_fork(
     control: SignalControl, junction_id: str, settings: OutcomeSettings
 ) -> dict[Decision, Continuation]:
-    """Both continuations, each in a forked copy of the running simulation, which itself stays where it is.
+    """Both continuations, each in a forked copy of the running simulation, which itself does not move.
 
-    A fork continues bit-exactly (tests hold this). Only for processes without other threads. Raises ReplayError, and
-    ConfigError for a measure that cannot be imported.
+    A fork continues bit for bit as the simulation does (tests check this). Use it only in processes without other
+    threads. Raises ReplayError, and ConfigError for a measure that cannot be imported.
     """
     import_measures(settings)
 

@@ -1,8 +1,8 @@
 """The costs by which the continuation of a simulation can be judged, and where they look.
 
-A measure is begun once, at the decision, and read after every simulated second; its readings add up to the cost over
-the horizon (of longest_wait_s, the largest is the cost). Smaller is better. This module does not import SUMO, so that
-settings can be checked where SUMO must not be loaded.
+A measure is begun once, at the decision, and read after every simulated second. Its readings add up to the cost over
+the horizon; for longest_wait_s, the largest reading is the cost. Smaller is better. This module does not import SUMO,
+so that settings can be checked where SUMO must not be loaded.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Scene:
     def junction_ids(self) -> tuple[str, ...]:
         """The junctions whose traffic counts, in the net's order.
 
-        junction: the tested one. neighbours: it and the controlled junctions one edge away, upstream or downstream.
-        network: every controlled junction.
+        By scope: `junction`, the tested one; `neighbours`, it and the controlled junctions one edge away, upstream or
+        downstream; `network`, every controlled junction.
         """
         programs = self.control.programs
         if self.scope == "junction":
@@ -67,7 +67,7 @@ class Scene:
 
     @cached_property
     def incoming_lanes(self) -> tuple[str, ...]:
-        """Of the scope's junctions, in link order, each once."""
+        """The incoming lanes of the scope's junctions, in link order, each once."""
         return self.control.incoming_lanes(self.junction_ids)
 
     @cached_property
@@ -77,13 +77,14 @@ class Scene:
 
     @cached_property
     def inner_lanes(self) -> tuple[str, ...]:
-        """The lanes that lead across the scope's junctions."""
+        """The lanes inside the scope's junctions."""
         return self.control.simulation.inner_lanes(self.junction_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """begin: gives the reading of one second (1 s each). combine: joins the cost so far with the next reading."""
+    """begin: returns the function that reads one simulated second. combine: joins the cost so far with the next
+    reading."""
 
     unit: str
     begin: Callable[[Scene], Reading]
@@ -135,7 +136,7 @@ def _switches(scene: Scene) -> Reading:
 
     def read() -> float:
         nonlocal was_green, elapsed_s
-        # a green that goes on has one second more; after a change without yellow it has begun anew
+        # a green that continues is one second older; after a change without yellow, its count has begun again
         ended = was_green and not (clock.green and clock.elapsed_green_s > elapsed_s)
         was_green, elapsed_s = clock.green, clock.elapsed_green_s
         return float(ended)
@@ -177,14 +178,14 @@ MEASURES = tuple(_MEASURES)
 
 
 def unit_of(name: str) -> str:
-    """In words; empty for a count and for a user's own measure."""
+    """The unit in words. It is empty for a count and for a user's own measure."""
     return _MEASURES[name].unit if name in _MEASURES else ""
 
 
 def check_measure_name(name: str) -> str:
-    """`name` where it is one of MEASURES or written as pkg://module:function.
+    """Returns `name` if it is one of MEASURES or written as pkg://module:function. Nothing is imported.
 
-    Raises ConfigError with the nearest spelling. Nothing is imported.
+    Raises ConfigError with the nearest spelling.
     """
     if name in MEASURES or re.fullmatch(USER_PREFIX + r"\w+(\.\w+)*:\w+", name):
         return name
@@ -198,9 +199,9 @@ def check_measure_name(name: str) -> str:
 
 
 def source_sha256(name: str) -> str:
-    """Digest of the file that holds the function of pkg://module:function. The module is not imported.
+    """SHA-256 of the file that holds the function of pkg://module:function. The module is not imported.
 
-    Raises ConfigError where there is no such file.
+    Raises ConfigError if there is no such file.
     """
     module_name = name.removeprefix(USER_PREFIX).partition(":")[0]
     try:
@@ -213,12 +214,13 @@ def source_sha256(name: str) -> str:
 
 
 def measure_named(name: str) -> Measure:
-    """Imports a user's own function. Raises ConfigError where there is none of that name, or its import fails."""
+    """The measure of this name. Imports a user's own function. Raises ConfigError if there is no measure of that name,
+    or if its import fails."""
     check_measure_name(name)
     return _MEASURES[name] if name in _MEASURES else _user_measure(name)
 
 
-# digest of a module's file when it was imported; a worker outlives a change of the file
+# SHA-256 of a module's file when it was imported. A worker may live on after the file has changed.
 _imported_sha256: dict[str, str] = {}
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from tsc.cost.measures import SCOPES, USER_PREFIX, check_measure_name, measure_named, source_sha256
 from tsc.errors import ConfigError
@@ -19,24 +19,23 @@ MAX_HORIZON_S = 600
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutcomeSettings:
-    """How a decision is judged.
+class OutcomeSection:
+    """How a decision is judged: the section `outcome` of configs/reward.yaml.
 
     horizon_s: simulated seconds after the decision, 1 to 600.
     tail: the controller of every junction, the tested one included, after the tested decision.
     measure: one of tsc.cost.measures.MEASURES, or a user's own as pkg://module:function.
     scope: whose traffic counts: `junction` (the tested one), `neighbours` (and those one edge away) or `network` (all).
-    terms: further measures to be taken, sorted, each once.
-    sources: pairs of a user's own measure and the digest of the file it was in, so that an outcome by a function that
-    has been changed since is not used; with_sources fills it in.
+
+    Raises ConfigError for any other value.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     horizon_s: int = 45
     tail: str = "max_pressure"
     measure: str = "queue_veh_s"
     scope: str = "junction"
-    terms: tuple[str, ...] = ()
-    sources: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.horizon_s, int) or not 1 <= self.horizon_s <= MAX_HORIZON_S:
@@ -44,7 +43,24 @@ class OutcomeSettings:
         for name, value, allowed in (("tail", self.tail, TAILS), ("scope", self.scope, SCOPES)):
             if value not in allowed:
                 raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")
-        for name in self.measures:
+        check_measure_name(self.measure)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomeSettings(OutcomeSection):
+    """How a decision is judged, with the terms.
+
+    terms: further measures to be taken, sorted, each once.
+    sources: pairs of a user's own measure and the digest of the file that it was in. An outcome by a function that has
+    been changed since is then not used. with_sources fills it in.
+    """
+
+    terms: tuple[str, ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.terms:
             check_measure_name(name)
         # one order, so that the same terms have the same digest
         object.__setattr__(self, "terms", tuple(sorted(set(self.terms))))
@@ -53,59 +69,56 @@ class OutcomeSettings:
             self, "sources", tuple((name, sources[name]) for name in sorted(set(self.measures) & set(sources)))
         )
 
+    @classmethod
+    def of(cls, section: OutcomeSection, terms: Iterable[str]) -> OutcomeSettings:
+        """The section with these terms and the digests of the user's own measures. Raises ConfigError."""
+        return cls(**vars(section), terms=tuple(terms)).with_sources()
+
     @property
     def measures(self) -> tuple[str, ...]:
         """The measure and the terms, in the order of their costs."""
         return (self.measure, *self.terms)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; without terms, as before there were any, so that labels and digests of then still hold."""
-        values: dict[str, Any] = {
-            "horizon_s": self.horizon_s,
-            "tail": self.tail,
-            "measure": self.measure,
-            "scope": self.scope,
-        }
-        if self.terms:
-            values["terms"] = list(self.terms)
-        if self.sources:
-            values["sources"] = dict(self.sources)
-        return values
+        """Plain JSON values. Without terms there is no key `terms`, as before there were any, so that labels and
+        digests of that time still hold."""
+        values = dict(vars(self))
+        terms, sources = values.pop("terms"), values.pop("sources")
+        return values | ({"terms": list(terms)} if terms else {}) | ({"sources": dict(sources)} if sources else {})
 
     def without_terms(self) -> OutcomeSettings:
         return replace(self, terms=())
 
     def with_sources(self) -> OutcomeSettings:
-        """Raises ConfigError where the module of a user's own measure cannot be found. Nothing is imported."""
+        """The same with the digests of the user's own measures. Nothing is imported. Raises ConfigError if the module
+        of one cannot be found."""
         own = [name for name in self.measures if name.startswith(USER_PREFIX)]
         return replace(self, sources=tuple((name, source_sha256(name)) for name in own)) if own else self
 
     def covers(self, asked: OutcomeSettings) -> bool:
-        """Whether outcomes under these settings answer what `asked` asks: they may have terms beyond it."""
+        """Whether outcomes under these settings can be used where `asked` is wanted. They may have further terms."""
         return self == asked or (
-            (self.horizon_s, self.tail, self.measure, self.scope)
-            == (asked.horizon_s, asked.tail, asked.measure, asked.scope)
+            replace(asked, terms=self.terms, sources=self.sources) == self
             and set(asked.terms) <= set(self.terms)
             and set(asked.sources) <= set(self.sources)
         )
 
 
 class _OutcomeFile(BaseModel):
-    """The sections of configs/reward.yaml that labels depend on; the others are the reward's."""
+    """The sections of configs/reward.yaml that labels depend on. All others concern the reward only."""
 
-    outcome: OutcomeSettings = OutcomeSettings()
+    outcome: OutcomeSection = OutcomeSection()
     terms: dict[str, float] | None = None
 
 
 def load_outcome_settings(path: Path) -> OutcomeSettings:
-    """The section `outcome` of configs/reward.yaml, with the names of its section `terms`.
+    """The section `outcome` of configs/reward.yaml, with the names in its section `terms`.
 
-    Imports the user's own measures, so that a wrong name is told at once. Raises ConfigError.
+    Imports the user's own measures, so that a wrong name is reported at once. Raises ConfigError.
     """
     file = load_yaml(path, _OutcomeFile)
     try:
-        settings = replace(file.outcome, terms=tuple(file.terms or ()))
-        settings = settings.with_sources()
+        settings = OutcomeSettings.of(file.outcome, file.terms or ())
         import_measures(settings)
         return settings
     except ConfigError as error:
@@ -113,9 +126,9 @@ def load_outcome_settings(path: Path) -> OutcomeSettings:
 
 
 def import_measures(settings: OutcomeSettings) -> None:
-    """Import the user's own measures: once, in the process that forks, instead of in every fork.
+    """Imports the user's own measures once, in the process that forks, instead of in every fork.
 
-    Raises ConfigError where one cannot be imported, or its file has been changed since the settings were read.
+    Raises ConfigError if one cannot be imported, or if its file has been changed since the settings were read.
     """
     for name in settings.measures:
         measure_named(name)
@@ -126,7 +139,7 @@ def import_measures(settings: OutcomeSettings) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """The cost of each answer, in the unit of the measure (by default vehicle-seconds); smaller is better.
+    """The cost of each answer, in the unit of the measure (by default vehicle-seconds). Smaller is better.
 
     terms: the same for each further measure that was taken.
     """
@@ -137,13 +150,13 @@ class Outcomes:
 
     @classmethod
     def from_costs(cls, settings: OutcomeSettings, yes: Sequence[float], no: Sequence[float]) -> Outcomes:
-        """yes, no: the costs that tsc.cost.continuation.continue_with returns, the measure first, then the terms."""
+        """yes, no: the costs that tsc.cost.continuation.continue_with returns: of the measure, then of the terms."""
         pairs = [cls(yes=one, no=other) for one, other in zip(yes, no, strict=True)]
         return cls(yes=yes[0], no=no[0], terms=dict(zip(settings.terms, pairs[1:], strict=True)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Outcomes:
-        """What as_dict gives."""
+        """Reads what as_dict gives."""
         terms = {name: cls.from_dict(term) for name, term in values.get("terms", {}).items()}
         return cls(yes=float(values["yes"]), no=float(values["no"]), terms=terms)
 
@@ -151,16 +164,16 @@ class Outcomes:
         return self.yes if decision is Decision.YES else self.no
 
     def saving(self, decision: Decision) -> float:
-        """What `decision` saves against the other answer."""
+        """What `decision` saves compared with the other answer."""
         return self.cost(decision.other) - self.cost(decision)
 
     def better(self, tie_threshold: float = 0.0) -> Decision | None:
-        """The cheaper answer, None where the two differ by no more than `tie_threshold`."""
+        """The cheaper answer. None if the two differ by no more than `tie_threshold`."""
         if abs(self.yes - self.no) <= tie_threshold:
             return None
         return Decision.YES if self.yes < self.no else Decision.NO
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values: yes, no and, where there are any, terms."""
+        """Plain JSON values: yes, no and, if there are any, terms."""
         values: dict[str, Any] = {"yes": self.yes, "no": self.no}
         return values | {"terms": {name: term.as_dict() for name, term in self.terms.items()}} if self.terms else values

@@ -1,4 +1,4 @@
-"""One episode: a scenario's demand from begin to end under one controller, and what came of it."""
+"""One episode: simulate a scenario's demand from begin to end under one controller, and measure it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ OnRound = Callable[[SignalControl, Sequence[str]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """metrics: docs/evaluation.md defines each. A metric without anything to measure is None, never 0."""
+    """The results of an episode.
+
+    metrics: docs/evaluation.md defines each. A metric that has nothing to measure is None, never 0.
+    """
 
     metrics: dict[str, Any]
     trace: EpisodeTrace
@@ -41,9 +44,9 @@ def run_episode(
     warm_up_s: int = 0,
     on_round: OnRound | None = None,
 ) -> Episode:
-    """From files.begin_s to end_s; what happens in the first warm_up_s counts in no metric but `decisions`.
+    """Simulate from files.begin_s to end_s. Of the metrics, only `decisions` counts the first warm_up_s seconds.
 
-    controller None: SUMO switches the signals by the programs that run. Raises ScenarioError.
+    controller: None lets SUMO switch the signals by the running programs. Raises ScenarioError.
     """
     begin_s = int(files.begin_s)
     with tempfile.TemporaryDirectory(prefix="tsc-episode-") as name:
@@ -129,7 +132,7 @@ class _Outputs:
         ]
 
     def trips(self, measured_from_s: int, end_s: int) -> dict[str, Any]:
-        """Of the vehicles whose departure came between measured_from_s and end_s, by SUMO's tripinfo."""
+        """Metrics of the vehicles that were due to depart between measured_from_s and end_s, from SUMO's tripinfo."""
         entered: list[Mapping[str, str]] = []
         co2_mg = depart_delay_s = 0.0
         not_inserted = 0
@@ -175,19 +178,19 @@ class _Outputs:
         }
 
     def vehicles_by_edge(self) -> dict[str, int]:
-        """Vehicles that came onto each edge in the measured time, by SUMO's edgeData."""
+        """Vehicles that came onto each edge in the measured period, from SUMO's edgeData."""
         edges = ElementTree.parse(self._edges).getroot().iter("edge")
         return {edge.attrib["id"]: int(edge.attrib["entered"]) + int(edge.attrib["departed"]) for edge in edges}
 
 
 def _worst_approach(trace: EpisodeTrace, warm_up_s: int, vehicles: Mapping[str, int]) -> dict[str, Any]:
-    """The edge with the longest wait a vehicle. vehicles: that came onto each edge."""
+    """The edge with the longest wait per vehicle. vehicles: how many came onto each edge."""
     halting_veh_s: dict[str, int] = {}
     for lane, seconds in zip(trace.lanes, trace.halting_veh[warm_up_s:].sum(axis=0), strict=True):
-        if lane.startswith(":"):  # inside a node, where SUMO counts no vehicles for us
+        if lane.startswith(":"):  # inside a node, which edgeData leaves out
             continue
         halting_veh_s[edge_of(lane)] = halting_veh_s.get(edge_of(lane), 0) + int(seconds)
-    # a queue that a warm-up left behind and that nobody joins waits as one vehicle
+    # a queue that the warm-up left behind, and that no other vehicle joins, counts as one vehicle
     waits_s = {
         edge: seconds / max(1, vehicles.get(edge, 0))
         for edge, seconds in halting_veh_s.items()

@@ -1,4 +1,4 @@
-"""Runs evaluation episodes in worker processes. Episodes that ask a language model share its batches."""
+"""Run evaluation episodes in worker processes. Their questions to a language model are answered in common batches."""
 
 from __future__ import annotations
 
@@ -36,12 +36,11 @@ from tsc.sumo.running import SumoFiles
 class EpisodeJob:
     """One episode of one controller.
 
-    kind: one of tsc.controllers.registry.CONTROLLERS, or LANGUAGE_MODEL.
-    controller: the controller's name in the report.
-    fingerprint: a digest of everything that decides the result. The record contains it.
-    trace_file: the episode's trace is written there. None: no trace is written.
-    decisions_file: a language model's decisions are written there, each with the costs that lookahead finds for both
-        answers in forks of the simulation. None: no decisions are written.
+    controller: the name in the results. kind: a name of tsc.controllers.registry.CONTROLLERS, or LANGUAGE_MODEL.
+    fingerprint: digest of everything that decides the result; it is stored in the record.
+    trace_file: where to write the trace; None writes none.
+    decisions_file: where to write the decisions of a language model, each with the costs that lookahead finds for both
+    answers in forks of the simulation; None writes none.
     """
 
     scenario: str
@@ -65,8 +64,8 @@ class EpisodeJob:
 def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
     """Run the episode, write its trace and decisions, and return its record.
 
-    If the controller does not apply to the net, the record has the reason in `not_applicable` and has no metrics.
-    Raises ScenarioError and what `ask` raises.
+    If the controller does not apply to the net, the record has the reason in `not_applicable`, and no metrics.
+    Raises ScenarioError, and what `ask` raises.
     """
     begin = time.monotonic()
     record: dict[str, Any] = {
@@ -115,7 +114,7 @@ def _controller(job: EpisodeJob, ask: Ask | None) -> Controller | None:
 def _compare_with_lookahead(
     model: LanguageModelController, settings: OutcomeSettings, decisions: list[dict[str, Any]]
 ) -> OnRound:
-    """Return a function that appends every decision of a round, with the costs of both answers, to `decisions`."""
+    """An OnRound that appends every decision, with the costs of both answers, to `decisions`."""
 
     def on_round(control: SignalControl, junction_ids: Sequence[str]) -> None:
         for asked in model.last_round:
@@ -142,7 +141,7 @@ def _compare_with_lookahead(
 
 
 def _asking(model: LanguageModelController | None) -> dict[str, Any]:
-    """Counts of faulty answers, latency percentiles, mean tokens per decision; all None if no model was asked."""
+    """Invalid and late answers, percentiles of the latency, and tokens per decision; None without a language model."""
 
     def percentile(share: float) -> float | None:
         return float(np.percentile(model.latencies_s, share)) if model and model.latencies_s else None
@@ -163,9 +162,9 @@ def _asking(model: LanguageModelController | None) -> dict[str, Any]:
 
 
 def _work(connection: Connection) -> None:
-    """Run jobs in a worker process, until it receives None.
+    """The work of a worker process: run the jobs that it receives, until None.
 
-    Sends ("ask", conversations), and for each job ("done", record) or ("failed", message, trace).
+    It sends ("ask", conversations), and for each job ("done", record) or ("failed", message, trace).
     """
     die_with_parent(os.getppid())  # the parent is the fork server
     started_by = multiprocessing.parent_process()
@@ -186,7 +185,7 @@ def _work(connection: Connection) -> None:
             except Exception as error:
                 connection.send(("failed", repr(error), traceback.format_exc()))
     except KeyboardInterrupt:
-        pass  # Ctrl-C reaches the parent as well, and the parent reports it
+        pass  # Ctrl-C interrupts the parent as well, which reports it
 
 
 def run_jobs(jobs: Sequence[EpisodeJob], workers: int, ask: Ask | None = None) -> Iterator[dict[str, Any]]:
@@ -245,7 +244,7 @@ def run_jobs(jobs: Sequence[EpisodeJob], workers: int, ask: Ask | None = None) -
 
 
 def _answer(asked: dict[Connection, list[Conversation]], order: Sequence[Connection], ask: Ask) -> None:
-    """Answer all waiting episodes with one call, in the order in which the episodes started."""
+    """Answer all waiting episodes with one call of `ask`, in the order in which they were started."""
     waiting = [connection for connection in order if connection in asked]
     replies = ask([conversation for connection in waiting for conversation in asked[connection]])
     for connection in waiting:

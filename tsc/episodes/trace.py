@@ -1,4 +1,4 @@
-"""What happened in every second of an episode: queues by lane, stages, arrivals. The report's figures come from it."""
+"""The trace of an episode: queues by lane, stages and arrivals in every second. The report's figures show it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tsc.sumo.signal_program import SignalProgram
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeTrace:
-    """T seconds from begin_s on; row t shows the net after the step that ended at begin_s + t + 1.
+    """The trace of T seconds from begin_s on. Row t shows the net after the step that ended at begin_s + t + 1.
 
-    lanes: the approaches' lanes, each once (L). halting_veh[T, L]: halting vehicles (speed < 0.1 m/s).
-    stage[T, J]: index of the green stage of each of `programs`, in their order; -1 between stages.
+    lanes: the lanes of all approaches, each once (L). halting_veh[T, L]: halting vehicles (speed < 0.1 m/s).
+    stage[T, J]: index of the green stage of each junction, in the order of `programs`; -1 between stages.
     arrived_veh[T]: vehicles that have reached their destination, cumulative.
     """
 
@@ -35,12 +35,12 @@ class EpisodeTrace:
 
     @property
     def queue_veh(self) -> NDArray[np.int64]:
-        """Over all lanes, by second."""
+        """The queue of all lanes together, by second."""
         queue_veh: NDArray[np.int64] = self.halting_veh.sum(axis=1, dtype=np.int64)
         return queue_veh
 
     def write(self, path: Path) -> None:
-        """As a compressed .npz; programs as JSON, for each junction its lanes, and those of each stage."""
+        """Write a compressed .npz. The programs are stored as JSON: the lanes of each junction and of each stage."""
         programs = {
             name: {"stages": [stage.approach_lanes for stage in program.stages], "lanes": program.approach_lanes}
             for name, program in self.programs.items()
@@ -94,7 +94,7 @@ class TraceRecorder:
 
 
 def _stages(phases: NDArray[np.int32], programs: Sequence[SignalProgram]) -> NDArray[np.int8]:
-    """Phase indices to stages, one column a junction."""
+    """Turn phase indices into stages, one column per junction."""
     stages = np.full(phases.shape, -1, dtype=np.int8)
     for column, program in enumerate(programs):
         for number, stage in enumerate(program.stages):
@@ -104,24 +104,28 @@ def _stages(phases: NDArray[np.int32], programs: Sequence[SignalProgram]) -> NDA
 
 @dataclass(frozen=True, kw_only=True)
 class Greens:
-    """Greens that began at or after a second and ended before the end. length_s: of each, all junctions."""
+    """The greens of all junctions together.
+
+    length_s: the length of each green that began and ended in the measured period.
+    num_ended: how many greens ended in it; this also counts greens that began before it.
+    """
 
     length_s: NDArray[np.int64]
     num_ended: int
 
 
 def greens(stage: NDArray[np.int8], from_second: int) -> Greens:
-    """stage: [T, J] as in EpisodeTrace. num_ended also counts greens that began before from_second."""
+    """The greens of a measured period from second `from_second` to the end. stage: [T, J] as in EpisodeTrace."""
     lengths = []
     num_ended = 0
     for column in stage.T:
-        # a run of equal stages ends where the next second has another
+        # a run of equal stages ends when the next second has another stage
         ends = np.flatnonzero(column[1:] != column[:-1]) + 1
         begins = np.concatenate(([0], ends[:-1])) if len(ends) else ends
         is_green = column[begins] >= 0
         begins, ends = begins[is_green], ends[is_green]
         num_ended += int((ends >= from_second).sum())
-        # the first run of all may have begun before the episode
+        # the very first run may have begun before the episode
         whole = (begins > 0) & (begins >= from_second)
         lengths.append(ends[whole] - begins[whole])
     return Greens(length_s=np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64), num_ended=num_ended)

@@ -1,1 +1,1 @@
-"""Evaluation in closed loop: which scenarios, what is measured, the statistics and the report."""
+"""Closed-loop evaluation: the scenarios, the metrics, the statistics and the report."""

@@ -1,4 +1,4 @@
-"""Where a language model decided otherwise than lookahead would have, and what it cost."""
+"""The decisions in which a language model did not take lookahead's cheaper answer, and their cost."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ _NUM_COSTLIEST = 10
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionCount:
-    """Some decisions. disagreed: those that were carried out although the other answer was cheaper; ended_too_early
-    and held_too_long are its two kinds. cost: of all of them together, each the carried out answer's cost minus that
-    of the other one."""
+    """Counts over some decisions.
+
+    disagreed: decisions whose other answer was cheaper. They either ended_too_early or held_too_long.
+    cost: the sum over them of the chosen answer's cost minus the other answer's cost.
+    """
 
     label: str
     decisions: int
@@ -38,8 +40,11 @@ class DecisionCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Disagreements:
-    """Of one controller on one scenario. by_elapsed_green: in bins of ten seconds. costliest: records with `cost` and
-    `seed`, the costliest first. by_fallback: of the disagreements, those in which the fallback had decided."""
+    """The disagreements of one controller with lookahead on one scenario.
+
+    by_elapsed_green: counts in bins of ten seconds. by_fallback: the number of disagreements in which the fallback
+    decided. costliest: records with `cost` and `seed`, the costliest first.
+    """
 
     total: DecisionCount
     by_elapsed_green: Sequence[DecisionCount]
@@ -48,7 +53,10 @@ class Disagreements:
 
 
 def compare_with_lookahead(decisions: Sequence[dict[str, Any]]) -> Disagreements | None:
-    """decisions: as OUT/decisions holds them, with their seed. None where there is none. A tie is no disagreement."""
+    """Count the disagreements. A tie is not a disagreement. Returns None without decisions.
+
+    decisions: the records of OUT/decisions, each with its seed.
+    """
     if not decisions:
         return None
     costs = [cost_of(record) for record in decisions]
@@ -66,7 +74,7 @@ def compare_with_lookahead(decisions: Sequence[dict[str, Any]]) -> Disagreements
 
 
 def cost_of(record: dict[str, Any]) -> float:
-    """Of what was carried out, above the cheaper answer."""
+    """The cost of the decision that was carried out, minus the cost of the cheaper answer."""
     outcomes = record["outcomes"]
     return float(outcomes[record["decision"]] - min(outcomes["yes"], outcomes["no"]))
 

@@ -1,4 +1,4 @@
-"""episodes.jsonl: one line an episode, appended as each ends, so that a killed evaluation repeats none."""
+"""episodes.jsonl: one line per episode, appended when it ends, so that an evaluation can continue after a kill."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from tsc.files import write_atomically
 
 
 class EpisodesFile:
-    """`episodes` are those that hold: with a wanted fingerprint, each once, in the file's order.
+    """The stored episodes of an evaluation.
 
-    Others stay in the file, so that a call with fewer seeds or controllers loses nothing. A last line that a kill has
-    cut short is dropped. Raises ConfigError for a file of another kind.
+    `episodes`: the records with a wanted fingerprint, each once, in the file's order. Other records stay in the file,
+    so a call with fewer seeds or controllers does not lose them. A last line that was cut short by a kill is dropped.
+    Raises ConfigError if the file is not an episodes.jsonl.
     """
 
     def __init__(self, path: Path, wanted: Collection[str]) -> None:
@@ -47,8 +48,8 @@ def _records(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             if number == len(lines):
                 break
-            raise ConfigError(f"{path}:{number} is no JSON object: choose another --out, or delete the line") from None
+            raise ConfigError(f"{path}:{number} is not JSON: choose another --out, or delete the line") from None
         if not isinstance(record, dict) or "fingerprint" not in record:
-            raise ConfigError(f"{path}:{number} is no episode: choose another --out")
+            raise ConfigError(f"{path}:{number} is not the record of an episode: choose another --out")
         records.append(record)
     return records

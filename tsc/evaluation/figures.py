@@ -1,7 +1,7 @@
 """The report's figures, as PNG bytes. The same input gives the same bytes.
 
-The figures have to be readable in print, in greyscale and for colour-blind readers. So nothing depends on colour alone,
-and the colours differ in lightness (Paul Tol's high-contrast set).
+They must be readable in print, in greyscale and by colour-blind readers: nothing is shown by colour alone, and the
+colours differ in lightness (Paul Tol's high-contrast set).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _STYLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure. name: the file's name. alt: the text for readers who cannot see the figure."""
+    """A figure of the report. name: the file's name. alt: the content in words, for readers who cannot see it."""
 
     name: str
     title: str
@@ -58,9 +58,9 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """The differences of one controller to the reference: by seed, and their mean with its interval.
+    """The differences of one controller to the reference, by seed, and their mean.
 
-    interval_veh: None if there is only one seed.
+    interval_veh: the interval of the mean; None for a single seed.
     """
 
     controller: str
@@ -108,16 +108,16 @@ def paired_differences(differences: Sequence[Differences], reference: str) -> Pi
         return Picture(
             name="paired_differences",
             title=f"Mean queue against {reference}, seed by seed",
-            caption="Circles: one seed each. Diamond: their mean. Bar: its 95 % interval; if it crosses the line "
-            "at 0, no difference is shown. Arrowhead at the edge: the mean is outside the scale, and its value stands "
-            "to the right.",
+            caption="Each circle is one seed. The diamond is their mean, and the bar is its 95 % interval. If the bar "
+            "crosses the line at 0, no difference is shown. An arrowhead at the edge means that the mean lies outside "
+            "the scale. The mean is written on the right.",
             alt="; ".join(f"{each.controller}: {_difference_label(each)}" for each in differences),
             png=_png(figure),
         )
 
 
 def _difference_limits(differences: Sequence[Differences]) -> tuple[float, float]:
-    """Return limits wide enough for all controllers, except those so far away that the others would be squeezed."""
+    """A scale on which all controllers fit, except those that would squeeze the others together."""
     reach = sorted(max(map(abs, [each.mean_veh, *(each.interval_veh or ())])) for each in differences)
     limit = 5 * max(float(np.median(reach)), 0.02)
     values = [0.0]
@@ -135,7 +135,7 @@ def _difference_label(each: Differences) -> str:
 
 
 def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_up_s: int) -> Picture:
-    """Draw one panel per controller. traces: those of each controller, one per seed."""
+    """Draw one panel per controller. traces: for each controller, one trace per seed."""
     queues = {
         name: np.array([smoothed(trace.queue_veh(), SMOOTHING_S) for trace in of_controller])
         for name, of_controller in traces.items()
@@ -177,15 +177,16 @@ def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_
             if place % columns == 0:
                 axes.set_ylabel("queue [veh]")
         figure.supxlabel("minutes after the begin", fontsize=9)
-        dashed = f" Dashed: the mean of {reference}, to compare." if reference in queues and len(queues) > 1 else ""
+        compares = reference in queues and len(queues) > 1
+        dashed = f" Dashed line: the mean of {reference}, for comparison." if compares else ""
         several = max(len(of_controller) for of_controller in traces.values()) > 1
-        band = " Grey: from the lowest to the highest seed." if several else ""
+        band = " Grey band: from the lowest to the highest seed." if several else ""
         return Picture(
             name="queue_over_time",
             title="Queue over time",
-            caption=f"Halting vehicles on all controlled approaches, mean of the last {SMOOTHING_S} s. Black: mean "
-            f"over the seeds.{band}{dashed}{_warm_up_words(warm_up_s)}",
-            alt="Queue over time, one panel for each of: " + ", ".join(queues),
+            caption=f"Halting vehicles on all controlled approaches, mean of the last {SMOOTHING_S} s. Black line: "
+            f"mean over the seeds.{band}{dashed}{_warm_up_words(warm_up_s)}",
+            alt="Queue over time, one panel per controller: " + ", ".join(queues),
             png=_png(figure),
         )
 
@@ -193,7 +194,7 @@ def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_
 def cumulative_trips(
     traces: Mapping[str, Sequence[Trace]], reference: str, warm_up_s: int, left_out: Sequence[str]
 ) -> Picture:
-    """Draw at most MAX_LINES controllers. left_out: those that are not drawn, which the caption names."""
+    """Draw at most MAX_LINES controllers. left_out: the controllers that are not drawn, for the caption."""
     arrived = {
         name: np.array([trace.arrived_veh for trace in of_controller], dtype=float).mean(axis=0)
         for name, of_controller in traces.items()
@@ -221,22 +222,26 @@ def cumulative_trips(
             axes.grid(color="0.92")
             axes.set_axisbelow(True)
         panels[-1].set_xlabel("minutes after the begin")
-        below = f" Below: how many more than {reference} by the same time, mean of the last {SMOOTHING_S} s."
-        also = f" Not drawn, to keep the figure readable: {', '.join(left_out)}." if left_out else ""
+        below = (
+            f" Lower panel: how many more (or fewer) than under {reference} by the same time, mean of the last "
+            f"{SMOOTHING_S} s."
+        )
+        also = f" Left out to keep the figure readable: {', '.join(left_out)}." if left_out else ""
         return Picture(
             name="cumulative_trips",
             title="Trips finished so far",
             caption=f"Vehicles that have arrived since the begin, mean over the seeds.{below if compares else ''}"
             f"{also}{_warm_up_words(warm_up_s)}",
-            alt="Trips finished until the end: " + ", ".join(f"{name} {t[-1]:.0f}" for name, t in arrived.items()),
+            alt="Trips finished by the end: " + ", ".join(f"{name} {t[-1]:.0f}" for name, t in arrived.items()),
             png=_png(figure),
         )
 
 
 def signal_timeline(traces: Mapping[str, Trace], seed: int, warm_up_s: int, looked_for_in: str) -> Picture:
-    """Draw the signals of one or two controllers on the same seed, one below the other.
+    """Draw the greens and queues of one junction under one or two controllers on the same seed, one below the other.
 
-    It shows the junction and the TIMELINE_S seconds with the longest queue under the controller `looked_for_in`.
+    The figure shows the junction and the TIMELINE_S seconds with the longest queue under the controller
+    `looked_for_in`.
     """
     junction_id, begin, end = busiest_window(traces[looked_for_in], warm_up_s)
     one = traces[looked_for_in]
@@ -272,20 +277,18 @@ def signal_timeline(traces: Mapping[str, Trace], seed: int, warm_up_s: int, look
         return Picture(
             name="signal_timeline",
             title=f"Signal of junction {junction_id} minute by minute",
-            caption=f"Dark bars: this stage is green, with its length in seconds. Grey: halting vehicles on the lanes "
-            f"that it gives green (a lane that is green in several stages counts in each). All panels have the same "
-            f"scale. Between the bars are yellow and all-red. Seed {seed}. The figure shows the junction and the "
-            f"{(end - begin) / 60:.0f} minutes with the longest queue under {looked_for_in}.",
+            caption=f"Dark bar: the stage is green; the number is the length of the green in seconds. Between the bars "
+            f"are yellow and all-red. Grey area: halting vehicles on the lanes of the stage (a lane that is green in "
+            f"several stages counts in each). All panels have the same scale. The figure shows seed {seed}, and the "
+            f"junction and the {(end - begin) / 60:.0f} minutes with the longest queue under {looked_for_in}.",
             alt=f"Greens and queues of junction {junction_id} under " + " and ".join(traces),
             png=_png(figure),
         )
 
 
 def busiest_window(trace: Trace, warm_up_s: int) -> tuple[str, int, int]:
-    """Return (junction, first row, row after the last) of the window around the longest queue of any junction.
-
-    The queue is the mean over one minute.
-    """
+    """(junction, first row, row after the last) of the window around the longest queue of any junction, measured as
+    the mean of a minute."""
     best: tuple[float, str, int] = (-1.0, trace.junctions[0], warm_up_s)
     for junction_id in trace.junctions:
         queue = smoothed(trace.queue_veh(trace.junction_lanes[junction_id]), 60)
@@ -299,7 +302,7 @@ def busiest_window(trace: Trace, warm_up_s: int) -> tuple[str, int, int]:
 
 
 def smoothed(values: NDArray[Any], window_s: int) -> NDArray[np.float64]:
-    """Return the mean of the last window_s seconds for every second. At the beginning there are fewer seconds."""
+    """The mean of the last window_s seconds; of fewer seconds at the begin."""
     total = np.concatenate(([0.0], np.cumsum(values, dtype=float)))
     ends = np.arange(1, len(values) + 1)
     begins = np.maximum(0, ends - window_s)
@@ -307,7 +310,8 @@ def smoothed(values: NDArray[Any], window_s: int) -> NDArray[np.float64]:
 
 
 def _draw_stage(axes: Axes, minutes: NDArray[Any], queue: NDArray[Any], green: NDArray[Any], top: int) -> None:
-    """Draw a stage. minutes: when each second begins, and when the last ends; it has one value more than the others."""
+    """Draw one stage. minutes: the begin of each second and the end of the last one, so one value more than `queue` and
+    `green` have."""
     axes.stairs(queue, minutes, fill=True, color="0.78")
     axes.stairs(queue, minutes, color="0.35", linewidth=0.9)
     bar_low, bar_high = -0.55 * top, -0.12 * top
@@ -335,13 +339,13 @@ def _draw_stage(axes: Axes, minutes: NDArray[Any], queue: NDArray[Any], green: N
 
 
 def _approaches(lanes: Sequence[str], width: int = 22) -> str:
-    """Return the names of the lanes' edges, shortened to `width` characters."""
+    """The edges of the lanes, shortened to `width` characters."""
     text = ", ".join(dict.fromkeys(lane.rpartition("_")[0] for lane in lanes))
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _label_line_ends(axes: Axes, ends: Mapping[str, float]) -> None:
-    """Write the names to the right of the lines. Names of lines that end close together are moved apart."""
+    """Write the names on the right, moved apart if lines end close together."""
     low, high = axes.get_ylim()
     apart = 0.14 * (high - low)
     places: dict[str, float] = {}

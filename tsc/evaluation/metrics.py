@@ -1,4 +1,4 @@
-"""What an episode is measured by: the one table from which tables, report and docs/evaluation.md take their words."""
+"""The metrics of an episode. Tables, report and docs/evaluation.md take their names and definitions from here."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ GROUP_TITLES: dict[Group, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A number of an episode's record. group: the table of the report that it stands in, "main" for the first one.
-    better: which way is good for road users; "neither" for a description."""
+    """A number in an episode's record.
+
+    better: the direction that is good for road users; "neither" for a number that only describes.
+    group: the report's table that shows it; "main" is the first table.
+    """
 
     key: str
     name: str
@@ -40,8 +43,8 @@ _METRICS = (
         name="mean queue",
         unit="veh",
         definition="Halting vehicles (speed below 0.1 m/s, SUMO's getLastStepHaltingNumber) on all lanes that lead to "
-        "a controlled signal, added up over these lanes, mean over the measured seconds. Vehicles that wait outside "
-        "the net for room to enter are not in it: see the departure delay.",
+        "a controlled signal, summed over these lanes, mean over the measured seconds. Vehicles that wait outside the "
+        "net for room to enter are not included: see the departure delay.",
         better="lower",
         decimals=2,
         group="main",
@@ -50,9 +53,9 @@ _METRICS = (
         key="waiting_time_s",
         name="waiting time",
         unit="s",
-        definition="Time a vehicle stood (waitingTime of SUMO's tripinfo: speed at most 0.1 m/s, scheduled stops left "
-        "out), mean over the counted vehicles that entered the net. Trips unfinished at the end count with what they "
-        "have so far.",
+        definition="Time that a vehicle stood (waitingTime of SUMO's tripinfo: speed at most 0.1 m/s, without "
+        "scheduled stops), mean over the counted vehicles that entered the net. Trips that are unfinished at the end "
+        "count with their time so far.",
         better="lower",
         decimals=1,
         group="main",
@@ -62,7 +65,7 @@ _METRICS = (
         name="trip duration",
         unit="s",
         definition="Time from entering the net to arriving (tripinfo duration), mean over the counted vehicles that "
-        "entered. Trips unfinished at the end count with what they have so far.",
+        "entered. Trips that are unfinished at the end count with their time so far.",
         better="lower",
         decimals=1,
         group="main",
@@ -71,9 +74,9 @@ _METRICS = (
         key="delay_s",
         name="delay",
         unit="s",
-        definition="Time lost on the way and before it: (sum of tripinfo timeLoss + sum of departDelay) / number of "
-        "all counted vehicles. Those that never got into the net count with their wait until the end, so a controller "
-        "gains nothing by keeping vehicles out.",
+        definition="Time lost before and during the trip: (sum of tripinfo timeLoss + sum of departDelay) / number of "
+        "all counted vehicles. Vehicles that never entered the net count with their wait until the end, so a "
+        "controller gains nothing by keeping vehicles out.",
         better="lower",
         decimals=1,
         group="main",
@@ -82,8 +85,7 @@ _METRICS = (
         key="stops",
         name="stops",
         unit="per veh",
-        definition="How often a vehicle came to a stand (tripinfo waitingCount), mean over the counted vehicles that "
-        "entered.",
+        definition="How often a vehicle stopped (tripinfo waitingCount), mean over the counted vehicles that entered.",
         better="lower",
         decimals=2,
         group="main",
@@ -93,8 +95,8 @@ _METRICS = (
         name="worst approach",
         unit="s per veh",
         definition="Halting vehicle-seconds on an approach (all lanes of one edge that lead to a controlled signal) in "
-        "the measured time, divided by the vehicles that came onto it (entered + departed of SUMO's edgeData); the "
-        "largest over the approaches. It shows whether one side pays for the others.",
+        "the measured period, divided by the vehicles that came onto it (entered + departed of SUMO's edgeData). The "
+        "metric is the largest value of all approaches. It shows whether one side pays for the others.",
         better="lower",
         decimals=1,
         group="main",
@@ -103,7 +105,7 @@ _METRICS = (
         key="p95_queue_veh",
         name="95th percentile of the queue",
         unit="veh",
-        definition="As the mean queue, but the value that 95 % of the measured seconds do not exceed.",
+        definition="The queue (as in mean queue) that 95 % of the measured seconds do not exceed.",
         better="lower",
         decimals=1,
         group="traffic",
@@ -113,7 +115,7 @@ _METRICS = (
         name="time loss",
         unit="s",
         definition="Time lost by driving slower than the vehicle could and may (tripinfo timeLoss), mean over the "
-        "counted vehicles that entered, unfinished trips with what they have so far.",
+        "counted vehicles that entered. Trips that are unfinished at the end count with their time so far.",
         better="lower",
         decimals=1,
         group="traffic",
@@ -122,8 +124,8 @@ _METRICS = (
         key="depart_delay_s",
         name="departure delay",
         unit="s",
-        definition="Wait outside the net for room to enter (tripinfo departDelay), mean over all counted vehicles; "
-        "those still outside at the end count with their wait so far.",
+        definition="Wait outside the net for room to enter (tripinfo departDelay), mean over all counted vehicles. "
+        "Vehicles that are still outside at the end count with their wait so far.",
         better="lower",
         decimals=1,
         group="traffic",
@@ -132,7 +134,7 @@ _METRICS = (
         key="throughput_veh_per_h",
         name="throughput",
         unit="veh/h",
-        definition="Counted vehicles that arrived at their destination, per hour of measured time.",
+        definition="Counted vehicles that arrived at their destination, per hour of the measured period.",
         better="higher",
         decimals=0,
         group="traffic",
@@ -169,8 +171,8 @@ _METRICS = (
         key="not_inserted_veh",
         name="not inserted",
         unit="veh",
-        definition="Counted vehicles that found no room to enter before the end. They are in no "
-        "mean but departure delay and delay.",
+        definition="Counted vehicles that found no room to enter before the end. Of the means, only departure delay "
+        "and delay include them.",
         better="lower",
         decimals=0,
         group="traffic",
@@ -179,9 +181,9 @@ _METRICS = (
         key="teleports",
         name="teleports",
         unit="",
-        definition="Vehicles that SUMO took off the road and put down further on in the measured time, most of all "
-        "those that had stood longer than time-to-teleport. None for that reason where teleporting is off. "
-        "Any teleport takes a queue away that a street would still have.",
+        definition="Vehicles that SUMO took off the road and put back further on in the measured period, mostly "
+        "because they had stood for longer than time-to-teleport (never if teleporting is off). Every teleport removes "
+        "a part of a queue that a real street would still have.",
         better="lower",
         decimals=0,
         group="traffic",
@@ -190,7 +192,7 @@ _METRICS = (
         key="switches_per_h",
         name="switches",
         unit="per h",
-        definition="Greens that ended in the measured time, per controlled junction and hour.",
+        definition="Greens that ended in the measured period, per controlled junction and hour.",
         better="neither",
         decimals=0,
         group="signals",
@@ -199,7 +201,7 @@ _METRICS = (
         key="mean_green_s",
         name="mean green",
         unit="s",
-        definition="Mean length of the greens (stages) that began and ended in the measured time.",
+        definition="Mean length of the greens (stages) that began and ended in the measured period.",
         better="neither",
         decimals=1,
         group="signals",
@@ -208,7 +210,7 @@ _METRICS = (
         key="greens",
         name="greens",
         unit="",
-        definition="Greens (stages) that began and ended in the measured time, all controlled junctions together.",
+        definition="Greens (stages) that began and ended in the measured period, all controlled junctions together.",
         better="neither",
         decimals=0,
         group="signals",
@@ -217,7 +219,7 @@ _METRICS = (
         key="greens_outside_bounds",
         name="greens outside the bounds",
         unit="",
-        definition="Of these greens, the ones shorter than min_green_s or longer than max_green_s.",
+        definition="Those of the greens above that were shorter than min_green_s or longer than max_green_s.",
         better="lower",
         decimals=0,
         group="signals",
@@ -226,8 +228,8 @@ _METRICS = (
         key="decisions",
         name="decisions",
         unit="",
-        definition="Times the controller was asked whether to extend a green: at min_green_s and every "
-        "green_extension_s after it, before max_green_s; the warm-up is counted too. 0 where SUMO itself switches.",
+        definition="How often the controller was asked whether to extend a green: at min_green_s and every "
+        "green_extension_s after it, before max_green_s. The warm-up is counted, too. 0 if SUMO itself switches.",
         better="neither",
         decimals=0,
         group="signals",
@@ -236,8 +238,8 @@ _METRICS = (
         key="invalid_answers",
         name="invalid answers",
         unit="",
-        definition='Answers of a language model that hold no readable {"extend": "yes"} or {"extend": "no"}. The '
-        "stated fallback decides instead.",
+        definition='Answers of a language model without a readable {"extend": "yes"} or {"extend": "no"}. The '
+        "fallback, the net's own plan, decides instead.",
         better="lower",
         decimals=1,
         group="model",
@@ -246,7 +248,8 @@ _METRICS = (
         key="late_answers",
         name="late answers",
         unit="",
-        definition="Decisions for which no answer came within the time limit. The stated fallback decides instead.",
+        definition="Decisions for which no answer came within the time limit. The fallback, the net's own plan, "
+        "decides instead.",
         better="lower",
         decimals=1,
         group="model",
@@ -255,9 +258,9 @@ _METRICS = (
         key="latency_p50_s",
         name="latency, median",
         unit="s",
-        definition="From asking the model to its answer, in real time, while the decisions of all junctions and "
-        "running episodes are asked together: half of the decisions took at most this. Late answers count with the "
-        "time that was waited.",
+        definition="Real time from the question to the model's answer, while the questions of all junctions and "
+        "running episodes are asked together: half of the decisions took at most this long. Late answers count with "
+        "the time that was waited.",
         better="lower",
         decimals=2,
         group="model",
@@ -266,7 +269,7 @@ _METRICS = (
         key="latency_p95_s",
         name="latency, 95 %",
         unit="s",
-        definition="95 % of the decisions took at most this.",
+        definition="95 % of the decisions took at most this long.",
         better="lower",
         decimals=2,
         group="model",
@@ -275,7 +278,7 @@ _METRICS = (
         key="latency_p99_s",
         name="latency, 99 %",
         unit="s",
-        definition="99 % of the decisions took at most this.",
+        definition="99 % of the decisions took at most this long.",
         better="lower",
         decimals=2,
         group="model",
@@ -303,10 +306,10 @@ _METRICS = (
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _METRICS}
 
 COUNTED = (
-    "Measured is from begin + warm-up to the end. Counted are the vehicles whose departure time lies in the measured "
-    "time: also those that are still on their way at the end (unfinished), and those that found no room to enter (not "
-    "inserted). Vehicles that departed in the warm-up are on the road but not counted. A number that cannot be had is "
-    "left out, never 0."
+    "The measured period runs from begin + warm-up to the end. The counted vehicles are those whose departure time "
+    "lies in the measured period, including those that are still on their way at the end (unfinished) and those that "
+    "found no room to enter (not inserted). Vehicles that departed in the warm-up are on the road but are not counted. "
+    "A number that cannot be computed is left out; it is never shown as 0."
 )
 
 
@@ -315,7 +318,7 @@ def metrics_of(group: Group) -> list[Metric]:
 
 
 def definitions_markdown() -> str:
-    """As they stand in docs/evaluation.md: one list a group, with label, definition and which way is better."""
+    """The text for docs/evaluation.md: one list per group, with label, definition and which direction is better."""
     parts = [list_item(COUNTED, bullet="")]
     for group, title in GROUP_TITLES.items():
         parts.append(f"**{title}**")
@@ -329,6 +332,6 @@ def _definition(metric: Metric) -> str:
 
 
 def list_item(text: str, bullet: str = "- ") -> str:
-    """Of Markdown, in lines of at most 120 characters."""
+    """A list item of Markdown, in lines of at most 120 characters."""
     indent = " " * len(bullet)
     return textwrap.fill(text, 120, initial_indent=bullet, subsequent_indent=indent, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""Writes the results of an evaluation: summary.csv, results.json, figures and report.html."""
+"""Write the results of an evaluation: summary.csv, results.json, figures and report.html."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tsc.evaluation import figures
 from tsc.evaluation.disagreements import Disagreements, compare_with_lookahead
-from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
 from tsc.evaluation.figures import Differences, Picture
+from tsc.evaluation.machine import processor_name
 from tsc.evaluation.metrics import COUNTED, GROUP_TITLES, METRICS, Group, Metric, metrics_of
+from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.statistics import (
     ALL_SCENARIOS,
     DEFINITIONS,
@@ -56,7 +57,7 @@ _NUM_INVALID_SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A cell of a table. text: the number. small: lines in small type below it, such as its interval."""
+    """A cell of a table: the number, and below it lines in small type, such as its interval."""
 
     text: str
     small: Sequence[str] = ()
@@ -71,10 +72,10 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """How one language model decided on one scenario.
+    """The decisions of one language model on one scenario, on the seeds whose decisions were compared with lookahead.
 
-    seeds: the seeds whose decisions were kept.
     shared_prompt: the messages with which the prompts of all the costliest decisions begin.
+    invalid: the first decisions whose answer could not be read.
     """
 
     controller: str
@@ -86,7 +87,7 @@ class ModelSection:
 
 @dataclass(frozen=True, kw_only=True)
 class ScenarioSection:
-    facts: ScenarioFacts
+    facts: ReportedScenario
     seeds: str
     findings: Sequence[str]
     tables: Sequence[Table]
@@ -99,16 +100,16 @@ def write_results(
     out: Path,
     *,
     episodes: Sequence[dict[str, Any]],
-    scenarios: Sequence[ScenarioFacts],
-    controllers: Sequence[ControllerFacts],
+    scenarios: Sequence[ReportedScenario],
+    controllers: Sequence[ReportedController],
     settings: Mapping[str, Any],
     command: str,
     reference: str,
 ) -> str:
-    """Write OUT/summary.csv, results.json, figures/SCENARIO-NAME.png and report.html. Return the console's tables.
+    """Write OUT/summary.csv, results.json, figures/SCENARIO-NAME.png and report.html. Returns the console's tables.
 
-    episodes: the records. The same records give the same bytes in any order. Those with `not_applicable` did not run.
-    Traces and decisions are read from OUT. The report leaves out what it would take from missing ones.
+    episodes: the records, in any order: the same records give the same bytes. A record with `not_applicable` counts as
+    not run. Traces and decisions are read from OUT; the report leaves out figures and sections whose files are missing.
     """
     ran = _in_order(episodes, scenarios, controllers)
     frame = pd.DataFrame(ran, columns=None if ran else ["scenario", "controller", "seed", *METRICS])
@@ -144,7 +145,7 @@ def write_results(
 
 
 def _in_order(
-    episodes: Sequence[dict[str, Any]], scenarios: Sequence[ScenarioFacts], controllers: Sequence[ControllerFacts]
+    episodes: Sequence[dict[str, Any]], scenarios: Sequence[ReportedScenario], controllers: Sequence[ReportedController]
 ) -> list[dict[str, Any]]:
     places = {each.name: place for place, each in enumerate([*scenarios])}
     turns = {each.name: place for place, each in enumerate([*controllers])}
@@ -169,8 +170,8 @@ def _seeds(ran: Sequence[dict[str, Any]], scenario: str, controller: str | None 
 def _section(
     out: Path,
     ran: Sequence[dict[str, Any]],
-    scenario: ScenarioFacts,
-    controllers: Sequence[ControllerFacts],
+    scenario: ReportedScenario,
+    controllers: Sequence[ReportedController],
     summary: Summary,
     reference: str,
 ) -> ScenarioSection:
@@ -229,7 +230,7 @@ def _table(
     shares = group == "main" and any(
         (summary.row(scenario, name) or {}).get("gap_closed") is not None for name in names
     )
-    # These columns are about the mean queue, so they stand beside it.
+    # they stand next to the mean queue, which they are about
     added = [Cell(text=f"against {reference}", small=("veh",))] if differs else []
     added += [Cell(text="gap closed")] if shares else []
     rows = []
@@ -237,9 +238,9 @@ def _table(
         cells = [_mean_cell(summary.row(scenario, name, metric.key), metric, num_seeds) for metric in columns]
         queue = summary.row(scenario, name)
         assert queue is not None
-        beside = [_difference_cell(queue, reference)] if differs else []
-        beside += [_gap_cell(queue)] if shares else []
-        rows.append((name, [*cells[:1], *beside, *cells[1:]]))
+        inserted = [_difference_cell(queue, reference)] if differs else []
+        inserted += [_gap_cell(queue)] if shares else []
+        rows.append((name, [*cells[:1], *inserted, *cells[1:]]))
     return Table(title=GROUP_TITLES[group], header=[*header[:1], *added, *header[1:]], rows=rows)
 
 
@@ -278,34 +279,32 @@ def _between(low: float | None, high: float | None, decimals: int) -> str:
     return "" if low is None or low == high else f"{number(low, decimals)} to {number(high, decimals)}"
 
 
-def _notes(summary: Summary, scenario: ScenarioFacts) -> list[str]:
-    """Return what limits the comparison: greens out of bounds, vehicles kept out, teleports, missing controllers."""
+def _notes(summary: Summary, scenario: ReportedScenario) -> list[str]:
+    """The limits of the comparison: greens outside the bounds, vehicles kept out, teleports, missing controllers."""
     notes = []
     for name in summary.controllers(scenario.name):
         outside, greens = (summary.mean(scenario.name, name, key) for key in ("greens_outside_bounds", "greens"))
         if outside and greens:
             notes.append(
-                f"{name}: {number(outside, 1)} of {number(greens, 1)} greens an episode ({percent(outside / greens)}) "
-                f"are outside {scenario.timing.min_green_s}–{scenario.timing.max_green_s} s: it has more freedom."
+                f"{name}: {number(outside, 1)} of {number(greens, 1)} greens per episode ({percent(outside / greens)}) "
+                f"are outside {scenario.timing.min_green_s}–{scenario.timing.max_green_s} s, so it has more freedom "
+                "than the controllers that keep to these bounds."
             )
         for key, what in (
-            (
-                "not_inserted_veh",
-                "vehicles per episode found no room to enter; of the means, only the delays count them",
-            ),
-            ("teleports", "vehicles per episode were moved by SUMO past the jam that they stood in"),
+            ("not_inserted_veh", "found no room to enter; of the means, only the delays include them"),
+            ("teleports", "were moved by SUMO past the jam in which they stood"),
         ):
             count = summary.mean(scenario.name, name, key)
             if count:
-                notes.append(f"{name}: {number(count, 1)} {what}.")
-    notes += [f"{name} does not apply here: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
+                notes.append(f"{name}: {number(count, 1)} vehicles per episode {what}.")
+    notes += [f"{name} cannot run here: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
     return notes
 
 
 def _overall_tables(
-    summary: Summary, scenarios: Sequence[ScenarioFacts], controllers: Sequence[ControllerFacts], reference: str
+    summary: Summary, scenarios: Sequence[ReportedScenario], controllers: Sequence[ReportedController], reference: str
 ) -> list[Table]:
-    """Return the tables of all scenarios together: the mean queue by scenario, and the means over all of them."""
+    """The tables over all scenarios: the mean queue by scenario and controller, and the means over the scenarios."""
     if len(scenarios) < 2:
         return []
     names = [each.name for each in controllers if any(summary.row(s.name, each.name) for s in scenarios)]
@@ -334,7 +333,7 @@ def _overall_tables(
             Cell(text="mean queue", small=("veh",)),
             Cell(text=f"against {reference}", small=("veh",)),
             Cell(text="gap closed"),
-            Cell(text="queue ratio", small=(f"to {reference}", "scenarios weigh the same")),
+            Cell(text="queue ratio", small=(f"to {reference}", "all scenarios weigh the same")),
         ]
         tables.append(Table(title="All scenarios together", header=header, rows=rows))
     return tables
@@ -346,8 +345,8 @@ def _overall_tables(
 def _pictures(
     out: Path,
     ran: Sequence[dict[str, Any]],
-    scenario: ScenarioFacts,
-    controllers: Sequence[ControllerFacts],
+    scenario: ReportedScenario,
+    controllers: Sequence[ReportedController],
     summary: Summary,
     reference: str,
 ) -> list[Picture]:
@@ -397,16 +396,16 @@ def _differences(ran: Sequence[dict[str, Any]], scenario: str, summary: Summary,
     return found
 
 
-def _trace(out: Path, scenario: ScenarioFacts, controller: str, seed: int) -> Trace | None:
-    """Return the trace, or None if it is missing or is an earlier evaluation's, with another begin or end."""
+def _trace(out: Path, scenario: ReportedScenario, controller: str, seed: int) -> Trace | None:
+    """The trace of an episode. None if it is missing, or has another begin or end, from an earlier evaluation."""
     trace = load_trace(trace_file(out, scenario.name, controller, seed))
     if trace is None or (trace.begin_s, len(trace.stage)) != (scenario.begin_s, scenario.end_s - scenario.begin_s):
         return None
     return trace
 
 
-def _traces(out: Path, ran: Sequence[dict[str, Any]], scenario: ScenarioFacts) -> dict[str, list[Trace]]:
-    """Return the traces by controller. Controllers without a trace are left out."""
+def _traces(out: Path, ran: Sequence[dict[str, Any]], scenario: ReportedScenario) -> dict[str, list[Trace]]:
+    """The traces by controller; controllers without traces are left out."""
     found: dict[str, list[Trace]] = {}
     for record in ran:
         if record["scenario"] == scenario.name:
@@ -419,11 +418,11 @@ def _traces(out: Path, ran: Sequence[dict[str, Any]], scenario: ScenarioFacts) -
 def _drawn(
     summary: Summary,
     scenario: str,
-    controllers: Sequence[ControllerFacts],
+    controllers: Sequence[ReportedController],
     reference: str,
     traces: Mapping[str, Any],
 ) -> list[str]:
-    """Return at most MAX_LINES controllers: first those that the report is about, then the others by mean queue."""
+    """The controllers to draw, at most MAX_LINES: first those that the report is about, then by mean queue."""
     models = [each.name for each in controllers if each.is_language_model][::-1]
     ranked = sorted(traces, key=lambda name: summary.mean(scenario, name, QUEUE) or 0.0)
     chosen = chosen_controller(summary, scenario, controllers, reference)
@@ -454,7 +453,7 @@ def _model_section(out: Path, ran: Sequence[dict[str, Any]], scenario: str, cont
 
 
 def _shared_beginning(prompts: Sequence[list[dict[str, str]]]) -> list[dict[str, str]]:
-    """Return the messages with which all prompts begin. A single prompt shares nothing."""
+    """The messages with which several prompts begin; none for a single prompt."""
     if len(prompts) < 2:
         return []
     shared = []
@@ -471,7 +470,7 @@ def _shared_beginning(prompts: Sequence[list[dict[str, str]]]) -> list[dict[str,
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # names, notes and above all answers are text that others wrote
+        autoescape=True,  # names, notes and above all the model's answers are text that we do not control
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -486,7 +485,7 @@ def _environment() -> Environment:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return the settings with nested keys joined by dots."""
+    """The nested settings with dotted keys."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -502,15 +501,5 @@ def _machine() -> dict[str, str]:
         "SUMO": installed_sumo_version(),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processor": f"{processor_name()}, {os.cpu_count()} cores",
     }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or "unknown"

@@ -1,11 +1,12 @@
 """From episodes to numbers: means over seeds, paired differences to a reference, and the share of the gap closed.
 
 The interval of every number is a bootstrap over seeds. With few seeds, the plain percentile and BCa bootstraps are too
-narrow: of five normal values, their 95 % intervals hold the true mean in about 84 %. So the percentile interval is
-expanded as Hesterberg advises (What Teachers Should Know About the Bootstrap, 2015): its level is raised to what makes
-it as wide as Student's t for normal values, which gives about 93 % (tests/tsc/evaluation/test_statistics.py counts
-both). Of two or three seeds no bootstrap gives an honest interval; nothing is claimed from fewer than
-MIN_SEEDS_TO_CLAIM. The random numbers are fixed, so the same episodes give the same intervals.
+narrow: for five normal values, their 95 % intervals contain the true mean in about 84 % of the cases. The percentile
+interval is therefore expanded as Hesterberg advises (What Teachers Should Know About the Bootstrap, 2015): its level is
+raised until it is as wide as Student's t for normal values. That gives about 93 %
+(tests/tsc/evaluation/test_statistics.py counts both). With two or three seeds, no bootstrap gives an honest interval,
+so nothing is claimed from fewer than MIN_SEEDS_TO_CLAIM. The random numbers are fixed: the same episodes give the same
+intervals.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MIN_SEEDS_TO_CLAIM = 5
 # the ends of the scale of `gap_closed`
 GAP_FROM, GAP_TO = "max_pressure", "lookahead"
 
-# what stands in the column `scenario` where all of them are taken together
+# the value of the column `scenario` in rows that take all scenarios together
 ALL_SCENARIOS = "all scenarios"
 QUEUE = "mean_queue_veh"
 QUEUE_RATIO = "mean_queue_ratio"
@@ -55,27 +56,28 @@ SUMMARY_COLUMNS = (
 )
 
 DEFINITIONS = {
-    "mean and interval": "The mean over the seeds, each seed an episode of its own with the demand that it draws. The "
-    "95 % interval is a bootstrap over the seeds: 9,999 times as many seeds are drawn anew from those that were run, "
-    "and the interval holds the middle of the means that come out (the percentile interval, expanded for few seeds "
-    "after Hesterberg 2015). It says how much the mean may move with other hours of the same demand, and nothing "
-    "about other junctions. One seed has no interval; of two or three it is too narrow. sd: standard deviation.",
+    "mean and interval": "The mean over the seeds. Each seed is one episode with its own random demand. The 95 % "
+    "interval is a bootstrap over the seeds: 9,999 times, as many seeds as were run are drawn from them with "
+    "replacement, and the interval covers the middle of the resulting means (the percentile interval, expanded for few "
+    "seeds after Hesterberg 2015). It says how much the mean may change with other hours of the same demand. It says "
+    "nothing about other junctions. One seed has no interval; with two or three seeds it is too narrow. sd: standard "
+    "deviation.",
     "difference": "Controller minus reference on the same seed (the same vehicles), mean over the seeds that both ran, "
-    "with the same kind of interval. In %, it is this mean divided by the reference's mean on these seeds. Where the "
-    "interval holds 0, no difference is shown. Each interval is for one comparison: of many, one in twenty would leave "
-    "out 0 by chance.",
-    "p": "Of Wilcoxon's signed-rank test on these differences, two-sided, exact for few seeds; pairs without a "
-    "difference are left out. It is not given for a single pair. With 5 seeds p cannot fall below 0.0625, with 6 not "
-    "below 0.031, with 10 not below 0.002.",
+    "with the same kind of interval. In %, it is this mean divided by the reference's mean on these seeds. If the "
+    "interval contains 0, no difference is shown. Each interval is for one comparison: among many comparisons without "
+    "a true difference, one in twenty would exclude 0 by chance.",
+    "p": "The p-value of Wilcoxon's signed-rank test on these differences, two-sided, exact for few seeds. Pairs "
+    "without a difference are left out. A single pair has no p. With 5 seeds, p cannot fall below 0.0625; with 6, not "
+    "below 0.031; with 10, not below 0.002.",
     "gap closed": "(mean queue under max_pressure − mean queue under the controller) / (mean queue under max_pressure "
-    "− mean queue under lookahead), over the seeds that all three ran: 0 % is as good as max_pressure, 100 % as good "
-    "as lookahead. Interval: bootstrap of the three together. Not given where one of the two is missing, or where "
-    "the interval of max_pressure minus lookahead reaches 0, since there is then no gap to share out.",
-    "all scenarios": "Mean queue: the mean over the scenarios of each scenario's mean queue, so that large nets weigh "
-    "most. Ratio of the mean queue: the geometric mean over the scenarios of (mean queue under the controller / mean "
-    "queue under the reference), so that every scenario weighs the same; below 1 is shorter. A controller stands there "
-    "only if it ran in all scenarios. The first seeds of the scenarios are taken together, the second ones, and so on; "
-    "the interval is over these seeds with the scenarios held fixed.",
+    "− mean queue under lookahead), over the seeds that all three ran. 0 % is as good as max_pressure, 100 % is as "
+    "good as lookahead. The interval is a bootstrap of the three together. The share is not given if max_pressure or "
+    "lookahead is missing, or if the interval of max_pressure minus lookahead reaches 0: then no gap is left to close.",
+    "all scenarios": "Mean queue: the mean over the scenarios of each scenario's mean queue, so large nets weigh most. "
+    "Queue ratio: the geometric mean over the scenarios of (mean queue under the controller / mean queue under the "
+    "reference), so every scenario weighs the same; below 1 is a shorter queue. A controller is listed only if it ran "
+    "in all scenarios. The first seeds of all scenarios are combined, then the second seeds, and so on. The interval "
+    "is over these combined seeds, with the scenarios held fixed.",
 }
 
 _NUM_RESAMPLES = 9999
@@ -84,9 +86,9 @@ _NUM_RESAMPLES = 9999
 def bootstrap_interval95(
     samples: Sequence[np.ndarray], statistic: Callable[..., Any]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """(low, high) of a statistic of samples that are paired along their last axis, which is the seeds.
+    """(low, high) of a statistic of samples that are paired along their last axis, the seeds.
 
-    `statistic(*samples, axis)` reduces that axis; further axes are kept. None for fewer than two seeds.
+    `statistic(*samples, axis)` reduces that axis; other axes are kept. Returns None for fewer than two seeds.
     """
     num_seeds = samples[0].shape[-1]
     if num_seeds < 2:
@@ -108,18 +110,19 @@ def bootstrap_interval95(
 
 
 def wilcoxon_p(differences: Sequence[float]) -> float | None:
-    """Two-sided p of the signed-rank test; None for fewer than two pairs or where all differences are zero."""
+    """Two-sided p of the signed-rank test. None for fewer than two pairs, or if all differences are zero."""
     changed = np.asarray([difference for difference in differences if difference != 0], dtype=float)
     if len(differences) < 2 or not len(changed):
         return None
-    return float(stats.wilcoxon(changed).pvalue)  # exact up to 50 pairs, of equal ones up to 13
+    return float(stats.wilcoxon(changed).pvalue)  # exact for up to 50 pairs; for up to 13 if some are equal
 
 
 def summarise(episodes: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """SUMMARY_COLUMNS and `seeds` (a tuple), one row a scenario, controller and metric, in the order of the episodes.
+    """A table with SUMMARY_COLUMNS and `seeds` (a tuple): one row per scenario, controller and metric, in the order of
+    the episodes. If there are several scenarios, rows of ALL_SCENARIOS follow.
 
-    episodes: a row each, with scenario, controller, seed and the metrics of tsc.evaluation.metrics; None and NaN are
-    left out. Where there are several scenarios, rows of ALL_SCENARIOS follow.
+    episodes: one row each, with scenario, controller, seed and the metrics of tsc.evaluation.metrics. None and NaN are
+    left out.
     """
     rows: list[dict[str, Any]] = []
     for scenario in dict.fromkeys(episodes["scenario"]):
@@ -142,7 +145,7 @@ def _row(scenario: str, controller: str, metric: str, unit: str, reference: str)
 
 
 def _scenario_rows(episodes: pd.DataFrame, scenario: str, reference: str) -> list[dict[str, Any]]:
-    # one frame a metric: seeds by controllers
+    # one frame per metric: seeds by controllers
     keys = [key for key in METRICS if key in episodes]
     controllers = list(dict.fromkeys(episodes["controller"]))
     wide = {
@@ -171,8 +174,10 @@ def _scenario_rows(episodes: pd.DataFrame, scenario: str, reference: str) -> lis
 
 
 def _means(values: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """By column: mean, ci95_low, ci95_high, sd, num_seeds, seeds, of the seeds that have a value; columns without any
-    are left out. Columns with the same seeds are resampled at once, for speed."""
+    """For each column: mean, ci95_low, ci95_high, sd, num_seeds and seeds, over the seeds that have a value.
+
+    Columns without any value are left out. Columns with the same seeds are resampled together, for speed.
+    """
     by_seeds: dict[tuple[int, ...], list[str]] = {}
     for key in values:
         by_seeds.setdefault(tuple(values.index[values[key].notna()]), []).append(str(key))
@@ -228,8 +233,11 @@ def _gap_closed(queues: pd.DataFrame, controller: str) -> dict[str, Any]:
 
 
 def _seeds_taken_together(episodes: pd.DataFrame) -> pd.DataFrame:
-    """Rows of controller, seed (1 for the first seed of every scenario, and so on), `parts` (the mean queue of each
-    scenario) and their mean, of the controllers and seed numbers that all scenarios have."""
+    """Rows of the controllers and seed numbers that all scenarios have.
+
+    Columns: controller, seed (1 for the first seed of every scenario, and so on), `parts` (the mean queue of each
+    scenario), and the mean of `parts`.
+    """
     numbered = episodes.assign(number=episodes.groupby("scenario")["seed"].rank(method="dense").astype(int))
     wide = numbered.pivot(index=["controller", "number"], columns="scenario", values=QUEUE)
     wide = wide[list(dict.fromkeys(episodes["scenario"]))].dropna()
@@ -253,7 +261,7 @@ def _ratio_rows(taken_together: pd.DataFrame, reference: str) -> list[dict[str, 
         if controller == reference or not seeds:
             continue
         ours, theirs = (np.array([parts[name][seed] for seed in seeds]).T for name in (controller, reference))
-        if not theirs.all():  # a scenario without any queue has no ratio
+        if not theirs.all():  # a scenario without any queue does not have a ratio
             continue
         num_scenarios = len(ours)
 
@@ -272,12 +280,12 @@ def _ratio_rows(taken_together: pd.DataFrame, reference: str) -> list[dict[str, 
 
 
 def definitions_markdown() -> str:
-    """As they stand in docs/evaluation.md."""
+    """The text for docs/evaluation.md."""
     return "\n".join(list_item(f"**{name}**: {definition}") for name, definition in DEFINITIONS.items())
 
 
 def write_summary(summary: pd.DataFrame, out: Path) -> None:
-    """OUT/summary.csv and OUT/results.json (mean, interval and seeds, without ALL_SCENARIOS)."""
+    """Write OUT/summary.csv and OUT/results.json (mean, interval and seeds, without ALL_SCENARIOS)."""
     text = summary[list(SUMMARY_COLUMNS)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_atomically(out / "summary.csv", text.encode())
     keys = ("scenario", "controller", "metric", "mean", "ci95_low", "ci95_high", "seeds")
@@ -286,7 +294,7 @@ def write_summary(summary: pd.DataFrame, out: Path) -> None:
 
 
 def records(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows, with None where there is no number."""
+    """The rows of the table, with None instead of NaN."""
     return [
         {
             str(key): None if value is None or (isinstance(value, float) and math.isnan(value)) else value
@@ -297,9 +305,10 @@ def records(summary: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def interval95(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high) of the mean's 95 % interval by Student's t; low = mean = high for a single value.
+    """(mean, low, high): the mean and its 95 % interval by Student's t. For a single value, low = mean = high.
 
-    For the horizon and shaping studies, whose published tables have it."""
+    The published tables of the horizon and shaping studies use this interval.
+    """
     array = np.asarray(values, dtype=float)
     mean = float(array.mean())
     if len(array) < 2:
@@ -311,7 +320,7 @@ def interval95(values: Sequence[float]) -> tuple[float, float, float]:
 def paired_difference(
     episodes: Sequence[dict[str, Any]], scenario: str, metric: str, first: str, second: str
 ) -> tuple[float, float, float]:
-    """(mean, low, high) of `first` minus `second` over the seeds that both have run, 95 % interval by Student's t."""
+    """(mean, low, high) of `first` minus `second` over the seeds that both ran; 95 % interval by Student's t."""
 
     def by_seed(controller: str) -> dict[int, float]:
         return {e["seed"]: e[metric] for e in episodes if e["scenario"] == scenario and e["controller"] == controller}

@@ -1,4 +1,4 @@
-"""Reads the traces and decisions that an episode wrote to OUT/traces and OUT/decisions."""
+"""Read the files that an episode writes in addition to its metrics: OUT/traces and OUT/decisions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """A trace as tsc.episodes.trace writes it, with T seconds from begin_s, L lanes and J junctions.
+    """A trace as tsc.episodes.trace writes it: T seconds from begin_s, L lanes, J junctions.
 
-    stage_lanes: for each junction, the incoming lanes of each stage.
+    stage_lanes: the approach lanes of each stage of each junction. junction_lanes: the approach lanes of each junction.
     """
 
     begin_s: int
@@ -28,13 +28,13 @@ class Trace:
     junction_lanes: dict[str, list[str]]
 
     def queue_veh(self, lanes: list[str] | None = None) -> NDArray[np.int64]:
-        """Return the queue of the given lanes, or of all lanes, by second."""
+        """The queue by second, on the given lanes together, or on all lanes."""
         places = [self.lanes.index(lane) for lane in lanes] if lanes is not None else list(range(len(self.lanes)))
         queue_veh: NDArray[np.int64] = self.halting_veh[:, places].sum(axis=1, dtype=np.int64)
         return queue_veh
 
     def stage_of(self, junction_id: str) -> NDArray[np.int8]:
-        """Return the junction's stage by second. It is -1 between stages."""
+        """The junction's green stage by second; -1 between stages."""
         column: NDArray[np.int8] = self.stage[:, self.junctions.index(junction_id)]
         return column
 
@@ -48,7 +48,7 @@ def decisions_file(out: Path, scenario: str, controller: str, seed: int) -> Path
 
 
 def load_trace(path: Path) -> Trace | None:
-    """Return the trace, or None if there is no such file."""
+    """The trace, or None if the file does not exist."""
     if not path.is_file():
         return None
     with np.load(path) as stored:
@@ -66,5 +66,5 @@ def load_trace(path: Path) -> Trace | None:
 
 
 def load_decisions(path: Path) -> list[dict[str, Any]]:
-    """Return the decisions in the order in which they were taken, or none if there is no such file."""
+    """The decisions, in the order in which they were taken; empty if the file does not exist."""
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line] if path.is_file() else []

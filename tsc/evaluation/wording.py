@@ -1,4 +1,4 @@
-"""The results in words and numbers, as the console and the report show them."""
+"""The results in words and numbers, for the console and the report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
+from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.statistics import (
     ALL_SCENARIOS,
     GAP_FROM,
@@ -35,7 +35,7 @@ class Summary:
         return None if row is None else row["mean"]
 
     def controllers(self, scenario: str) -> list[str]:
-        """Those that have a mean queue, in the order of the episodes."""
+        """The controllers that have a mean queue, in the order of the episodes."""
         return [name for place, name, metric in self._rows if place == scenario and metric == QUEUE]
 
 
@@ -44,7 +44,7 @@ def number(value: float | None, decimals: int) -> str:
 
 
 def signed(value: float | None, decimals: int) -> str:
-    """With a plus, or a true minus sign; no sign for what rounds to 0."""
+    """The number with a plus or a true minus sign, without a sign if it rounds to 0."""
     if value is None:
         return MISSING
     return f"{value:+.{decimals}f}".replace("-", "−") if round(value, decimals) else f"{0:.{decimals}f}"
@@ -63,7 +63,7 @@ def percent_range(low: float, high: float) -> str:
 
 
 def seed_numbers(seeds: Sequence[int]) -> str:
-    """1001–1010, or one by one where there are holes."""
+    """1001–1010, or one by one if numbers are missing in between."""
     ordered = sorted(seeds)
     if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
         return f"{ordered[0]}–{ordered[-1]}"
@@ -71,7 +71,8 @@ def seed_numbers(seeds: Sequence[int]) -> str:
 
 
 def printable(text: str) -> str:
-    """Control and formatting characters as \\u codes: a model may answer with what would garble a page or hide text."""
+    """The text with control and formatting characters as \\u codes: in a model's answer they could garble the page or
+    hide text."""
     return "".join(
         character if character == "\n" or unicodedata.category(character)[0] != "C" else f"\\u{ord(character):04x}"
         for character in text
@@ -79,21 +80,21 @@ def printable(text: str) -> str:
 
 
 def direction(row: Row) -> str:
-    """shorter, longer, or what keeps us from saying so; empty without a difference."""
+    """shorter, longer, or why neither can be claimed; empty if the row has no difference."""
     if row["difference"] is None:
         return ""
     if row["num_seeds"] < MIN_SEEDS_TO_CLAIM or row["difference_ci95_low"] is None:
         return "too few seeds"
     if row["difference_ci95_high"] < 0:
         return "shorter"
-    return "longer" if row["difference_ci95_low"] > 0 else "none shown"
+    return "longer" if row["difference_ci95_low"] > 0 else "no difference shown"
 
 
 def chosen_controller(
-    summary: Summary, scenario: str, controllers: Sequence[ControllerFacts], reference: str
+    summary: Summary, scenario: str, controllers: Sequence[ReportedController], reference: str
 ) -> str | None:
-    """What a report is about: the last language model, else the one with the shortest queue that a city could want,
-    which lookahead and random are not, beside the reference."""
+    """The controller that a report is about: the last language model, or without one, the controller with the shortest
+    queue, leaving out the reference, lookahead and random, which are not for use on a street."""
     there = summary.controllers(scenario)
     models = [each.name for each in controllers if each.is_language_model and each.name in there]
     if models:
@@ -104,12 +105,12 @@ def chosen_controller(
 
 
 def findings(
-    summary: Summary, scenario: ScenarioFacts, controllers: Sequence[ControllerFacts], reference: str
+    summary: Summary, scenario: ReportedScenario, controllers: Sequence[ReportedController], reference: str
 ) -> list[str]:
-    """Plain sentences; never more than the intervals show."""
+    """The result in plain sentences, which never claim more than the intervals show."""
     there = summary.controllers(scenario.name)
     if not there:
-        return ["No episode has been run."]
+        return ["No episode was run."]
     models = [each.name for each in controllers if each.is_language_model and each.name in there]
     chosen = chosen_controller(summary, scenario.name, controllers, reference)
     assert chosen is not None
@@ -126,8 +127,8 @@ def findings(
     if len(there) > 2 and (not models or len(sentences) < 2):
         best, worst = min(queues, key=queues.__getitem__), max(queues, key=queues.__getitem__)
         sentences.append(
-            f"Of the {len(there)} controllers, {best} had the shortest mean queue ({queues[best]:.2f} vehicles) and "
-            f"{worst} the longest ({queues[worst]:.2f})."
+            f"Of the {len(there)} controllers, {best} had the shortest mean queue ({queues[best]:.2f} vehicles), and "
+            f"{worst} had the longest ({queues[worst]:.2f} vehicles)."
         )
     return sentences
 
@@ -137,27 +138,27 @@ def _against_reference(row: Row, of_reference: Row | None, reference: str) -> st
     mean = f"{name} had a mean queue of {row['mean']:.2f} vehicles"
     if of_reference is None or row["difference"] is None:
         interval = f" ({interval_words(row, 2)})" if row["ci95_low"] is not None else ""
-        why = "" if name == reference else f"; there is nothing of {reference} to compare it with"
-        return f"{mean}{interval}{why}."
-    beside = f"{reference} had {of_reference['mean']:.2f}"
+        why = "" if name == reference else f" It cannot be compared with {reference}, which did not run."
+        return f"{mean}{interval}.{why}"
     if row["num_seeds"] < MIN_SEEDS_TO_CLAIM:
         seeds = "one seed" if row["num_seeds"] == 1 else f"{row['num_seeds']} seeds"
         return (
-            f"{mean}, {beside}; with {seeds} no difference can be claimed (at least {MIN_SEEDS_TO_CLAIM} are needed)."
+            f"{mean}; {reference} had {of_reference['mean']:.2f}. With {seeds}, no difference can be claimed: at least "
+            f"{MIN_SEEDS_TO_CLAIM} seeds are needed."
         )
     interval = (
         f"95 % interval {signed(row['difference_ci95_low'], 2)} to {signed(row['difference_ci95_high'], 2)}, "
         f"p {p_value(row['wilcoxon_p'])}, {row['num_seeds']} seeds"
     )
     said = direction(row)
-    if said == "none shown":
+    if said == "no difference shown":
         return (
-            f"No difference is shown between {name} and {reference}: mean queues of {row['mean']:.2f} and "
-            f"{of_reference['mean']:.2f} vehicles, difference {signed(row['difference'], 2)} ({interval})."
+            f"No difference is shown between {name} and {reference}: their mean queues are {row['mean']:.2f} and "
+            f"{of_reference['mean']:.2f} vehicles, a difference of {signed(row['difference'], 2)} ({interval})."
         )
     share = f"{abs(row['difference_percent']):.0f} % " if row["difference_percent"] is not None else ""
     return (
-        f"{mean}, {share}{said} than {reference} with {of_reference['mean']:.2f}: difference "
+        f"{mean}, {share}{said} than {reference} with {of_reference['mean']:.2f}: a difference of "
         f"{signed(row['difference'], 2)} ({interval})."
     )
 
@@ -165,19 +166,19 @@ def _against_reference(row: Row, of_reference: Row | None, reference: str) -> st
 def _of_the_gap(row: Row) -> str:
     low, high = row["gap_closed_ci95_low"], row["gap_closed_ci95_high"]
     interval = f"95 % interval {percent_range(low, high)}"
-    what = f"the gap between {GAP_FROM} and {GAP_TO}, which knows the future and is a ceiling rather than a rival"
+    gap = f"the gap between {GAP_FROM} and {GAP_TO}, a ceiling that knows the future demand"
     if low <= 0:
         shown = "It closes none" if high <= 0 else "It is not shown to close any"
-        return f"{shown} of {what} ({percent(row['gap_closed'])}, {interval})."
-    return f"It closes {percent(row['gap_closed'])} ({interval}) of {what}."
+        return f"{shown} of {gap} ({percent(row['gap_closed'])}, {interval})."
+    return f"It closes {percent(row['gap_closed'])} ({interval}) of {gap}."
 
 
 def interval_words(row: Row, decimals: int) -> str:
     return f"95 % interval {number(row['ci95_low'], decimals)} to {number(row['ci95_high'], decimals)}"
 
 
-def findings_over_all(summary: Summary, controllers: Sequence[ControllerFacts], reference: str) -> list[str]:
-    """Of the scenarios taken together; empty for one scenario."""
+def findings_over_all(summary: Summary, controllers: Sequence[ReportedController], reference: str) -> list[str]:
+    """The result over all scenarios together; empty for one scenario."""
     there = summary.controllers(ALL_SCENARIOS)
     models = [each.name for each in controllers if each.is_language_model and each.name in there]
     chosen = chosen_controller(summary, ALL_SCENARIOS, controllers, reference)
@@ -189,34 +190,34 @@ def findings_over_all(summary: Summary, controllers: Sequence[ControllerFacts], 
         sentences.append(_against_reference(row, of_reference, reference))
         if ratio is not None and ratio["ci95_low"] is not None and ratio["num_seeds"] >= MIN_SEEDS_TO_CLAIM:
             sentences.append(
-                f"With every scenario weighing the same, its queue is {ratio['mean']:.2f} times that of {reference} "
+                f"If every scenario weighs the same, its queue is {ratio['mean']:.2f} times that of {reference} "
                 f"({interval_words(ratio, 2)})."
             )
     return sentences
 
 
 def text_tables(
-    summary: Summary, scenarios: Sequence[ScenarioFacts], reference: str, seeds: Mapping[str, Sequence[int]]
+    summary: Summary, scenarios: Sequence[ReportedScenario], reference: str, seeds: Mapping[str, Sequence[int]]
 ) -> str:
-    """For the console: one table a scenario, at most 120 columns wide for names of up to 16 characters."""
+    """The tables for the console: one per scenario, at most 120 columns wide for names of up to 16 characters."""
     lines = []
     for scenario in scenarios:
         of_scenario = seeds[scenario.name]
         count = "1 seed" if len(of_scenario) == 1 else f"{len(of_scenario)} seeds"
         warm_up = f" after {scenario.warm_up_s} s of warm-up" if scenario.warm_up_s else ""
         title = f"{scenario.name}: {count} ({seed_numbers(of_scenario)}), {scenario.measured_s} s measured{warm_up}"
-        lines += [title if of_scenario else f"{scenario.name}: no episode has been run"]
+        lines += [title if of_scenario else f"{scenario.name}: no episode was run"]
         if of_scenario:
             lines += _text_table(summary, scenario.name, reference)
-        lines += [f"  {name} does not apply: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
+        lines += [f"  {name} cannot run here: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
         lines.append("")
     if summary.controllers(ALL_SCENARIOS):
         lines += [f"{ALL_SCENARIOS} together: mean of their mean queues"]
         lines += [*_text_table(summary, ALL_SCENARIOS, reference), ""]
     lines += [
-        "Means over the seeds [95 % bootstrap interval]. Queue in halting vehicles, times in s per vehicle.",
+        "Means over the seeds [95 % bootstrap interval]. Queues in halting vehicles, times in s per vehicle.",
         f"vs: mean queue minus that of {reference} on the same seeds; p: Wilcoxon's signed-rank test;",
-        f"gap: share of the gap between {GAP_FROM} and {GAP_TO} that is closed.",
+        f"gap: the share of the gap between {GAP_FROM} and {GAP_TO} that the controller closes.",
     ]
     return "\n".join(lines)
 
@@ -242,7 +243,7 @@ def _text_table(summary: Summary, scenario: str, reference: str) -> list[str]:
                 "" if row["gap_closed"] is None else percent(row["gap_closed"]),
             ]
         )
-    # no empty columns, as those on waiting times are where all scenarios are taken together
+    # without empty columns: the table of all scenarios together has no waiting times, for example
     kept = [column for column in range(len(header)) if any(line[column] not in ("", MISSING) for line in table[1:])]
     widths = {column: max(len(line[column]) for line in table) for column in kept}
     return [

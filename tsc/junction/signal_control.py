@@ -1,17 +1,18 @@
 """Holds and ends the greens of a simulation's junctions, and keeps their clocks.
 
-A stage is held by a long remaining phase time and ended by a remaining time of zero; the program then runs through its
-own yellow and all-red to the next stage. No signal state of ours is ever set, so the program stays the net's own and a
-saved state loads again. SUMO forgets in a state how long a phase has lasted; the clocks here are what is stored.
+A stage is held by a long remaining phase time and ended by a remaining time of zero. The program then runs through its
+own yellow and all-red to the next stage. We never set a signal state of our own, so the program stays the net's, and a
+saved state can be loaded again. A saved state does not say how long a phase has lasted, so the clocks are stored with
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tsc.errors import ReplayError, ScenarioError, UnknownJunction
+from tsc.junction.clock import Clock
 from tsc.junction.decision import Decision
 from tsc.junction.timing import Timing
 from tsc.sumo.running import HOLD_S, RunningSumo
@@ -20,7 +21,8 @@ from tsc.sumo.signal_program import SignalProgram
 
 @dataclass
 class StageClock:
-    """Where a junction stands: `green` for elapsed_green_s in `stage`, or clearing on the way to the next stage."""
+    """Where a running junction stands: green in `stage` since elapsed_green_s, or clearing on the way to the next
+    stage."""
 
     green: bool
     stage: int
@@ -38,8 +40,8 @@ class SignalControl:
     def __init__(
         self, simulation: RunningSumo, timing: Timing, programs: Mapping[str, SignalProgram] | None = None
     ) -> None:
-        """programs: as read before from the same net, to save reading them again. Raises ScenarioError for a net with
-        nothing to control or a step length that is not one second."""
+        """programs: the programs of the same net if they were read before; else they are read here. Raises
+        ScenarioError for a net with nothing to control, and for a step length that is not one second."""
         if simulation.files.step_length_s != 1.0:
             raise ScenarioError(
                 f"step length is {simulation.files.step_length_s:g} s: decisions fall on whole seconds, choose 1 s"
@@ -50,19 +52,21 @@ class SignalControl:
         self.clocks: dict[str, StageClock] = {}
 
     def start(self) -> None:
-        """Take over at the begin of a simulation: a junction that starts in a stage has it held from now."""
+        """Take over at the begin of a simulation. A junction that starts in a stage is held in it from now on."""
         for junction_id, program in self.programs.items():
             stage = program.stage_of_phase(self.simulation.phase_index(junction_id))
             self.clocks[junction_id] = StageClock(green=stage is not None, stage=stage or 0, elapsed_green_s=0.0)
             if stage is not None:
                 self.simulation.set_phase_remaining(junction_id, HOLD_S)
 
-    def restore(self, clocks: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take over a loaded state with the clocks stored beside it.
+    def restore(self, clocks: Mapping[str, Clock]) -> None:
+        """Take over a loaded state with the clocks that were stored with it.
 
-        A junction without a stored clock (a dataset of another generator) is taken as SUMO shows it: in a stage, held,
-        with the green time that SUMO remembers. Raises ReplayError where clock and state contradict each other, and
-        UnknownJunction for a clock of a junction that the net does not control.
+        Without a stored clock (a dataset of another generator), a junction is taken as SUMO shows it. If it is in a
+        stage, that stage is held, and its green counts from 0 s.
+
+        Raises ReplayError if a clock and the state contradict each other, and UnknownJunction for a clock of a junction
+        that the net does not control.
         """
         for junction_id in clocks:
             self.program(junction_id)
@@ -75,9 +79,7 @@ class SignalControl:
                 clock = StageClock(green=green, stage=seen_stage or 0, elapsed_green_s=0.0)
             else:
                 clock = StageClock(
-                    green=stored["mode"] == "green",
-                    stage=int(stored["stage"]),
-                    elapsed_green_s=float(stored["elapsed_green_s"]),
+                    green=stored.mode == "green", stage=stored.stage, elapsed_green_s=stored.elapsed_green_s
                 )
                 if clock.green and clock.stage != seen_stage:
                     raise ReplayError(
@@ -85,7 +87,7 @@ class SignalControl:
                         f"has phase {phase_index}: state and sample do not belong together"
                     )
                 if not clock.green:
-                    self.simulation.set_phase_remaining(junction_id, float(stored["phase_remaining_s"]))
+                    self.simulation.set_phase_remaining(junction_id, stored.phase_remaining_s)
             if clock.green:
                 self.simulation.set_phase_remaining(junction_id, HOLD_S)
             self.clocks[junction_id] = clock
@@ -109,7 +111,7 @@ class SignalControl:
         ]
 
     def apply(self, decisions: Mapping[str, Decision]) -> None:
-        """End the greens that are decided against and those at their maximum."""
+        """End the greens whose decision is NO and those at their maximum."""
         for junction_id, clock in self.clocks.items():
             if clock.green and (
                 decisions.get(junction_id) is Decision.NO or self.timing.is_max_out(clock.elapsed_green_s)
@@ -118,7 +120,7 @@ class SignalControl:
                 clock.green = False
 
     def after_step(self) -> None:
-        """Read which stages have begun, hold them, and count the second that has passed."""
+        """Hold the stages that have begun, and count the second that has passed."""
         for junction_id, clock in self.clocks.items():
             if clock.green:
                 clock.elapsed_green_s += 1.0
@@ -136,35 +138,35 @@ class SignalControl:
         self.after_step()
 
     def release(self) -> None:
-        """Hand the junctions back: each green goes on for as long as its program still gives it, at least to its
-        minimum, and the program runs on by itself."""
+        """Hand the junctions back. Each green lasts as long as its program says, at least to its minimum; then the
+        program runs on by itself."""
         for junction_id, clock in self.clocks.items():
             if clock.green:
                 planned_s = max(self.programs[junction_id].stages[clock.stage].duration_s, self.timing.min_green_s)
                 self.simulation.set_phase_remaining(junction_id, max(0.0, planned_s - clock.elapsed_green_s))
 
-    def stored_clocks(self) -> dict[str, dict[str, Any]]:
-        """The clocks as they are written beside a saved state."""
+    def stored_clocks(self) -> dict[str, Clock]:
+        """The clocks of all junctions, to be stored with a saved state."""
         return {
-            junction_id: {
-                "mode": "green" if clock.green else "clearing",
-                "stage": clock.stage,
-                "elapsed_green_s": clock.elapsed_green_s,
-                "phase_remaining_s": 0.0 if clock.green else max(0.0, self.simulation.phase_remaining_s(junction_id)),
-            }
+            junction_id: Clock(
+                mode="green" if clock.green else "clearing",
+                stage=clock.stage,
+                elapsed_green_s=clock.elapsed_green_s,
+                phase_remaining_s=0.0 if clock.green else max(0.0, self.simulation.phase_remaining_s(junction_id)),
+            )
             for junction_id, clock in self.clocks.items()
         }
 
     def incoming_lanes(self, junction_ids: Sequence[str] | None = None) -> tuple[str, ...]:
-        """Lanes on which some or all controlled junctions are approached (SignalProgram says how far), each once."""
+        """Lanes on which vehicles approach these junctions (all by default), each once. SignalProgram says how far."""
         chosen = self.programs if junction_ids is None else junction_ids
         return tuple(dict.fromkeys(lane for name in chosen for lane in self.program(name).approach_lanes))
 
 
 def controllable_programs(simulation: RunningSumo, *, switched_by_sumo: bool = False) -> dict[str, SignalProgram]:
-    """The programs with at least two stages, in the net's order. Raises ScenarioError where there is none.
+    """The programs with at least two stages, in the net's order. Raises ScenarioError if there is none.
 
-    switched_by_sumo: nobody but SUMO will end their greens, so programs of any type will do.
+    switched_by_sumo: only SUMO will end their greens, so programs of any type are accepted.
     """
     programs = {
         junction_id: simulation.program(junction_id, switched_by_sumo=switched_by_sumo)

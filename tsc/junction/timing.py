@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from tsc.errors import ConfigError
+
+# a day: no green is longer
+MAX_TIMING_S = 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """A green may end from min_green_s on and has to end at max_green_s; between them, every green_extension_s, one
-    decision is due. Whole seconds, because decisions fall on simulation steps of one second."""
+    """A green may end from min_green_s on and has to end at max_green_s. Between the two, one decision is due every
+    green_extension_s. All are whole seconds, because decisions fall on simulation steps of one second."""
 
     min_green_s: int = 10
     max_green_s: int = 60
     green_extension_s: int = 5
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value != int(value) or value < 1:
-                raise ConfigError(f"{name} is {value}: choose a whole number of seconds, at least 1")
+        for name, value in vars(self).items():
+            if not 1 <= value <= MAX_TIMING_S or value != int(value):
+                raise ConfigError(f"{name} is {value}: choose a whole number of seconds, 1–{MAX_TIMING_S}")
         if self.max_green_s <= self.min_green_s:
             raise ConfigError(
                 f"max_green_s of {self.max_green_s} s does not exceed min_green_s of {self.min_green_s} s: "
                 f"choose at least {self.min_green_s + 1}"
             )
 
+    def may_decide(self, elapsed_green_s: float) -> bool:
+        """Whether a green of this age may be extended or ended. Datasets of other generators decide at any such second,
+        ours at decision points only."""
+        return self.min_green_s <= elapsed_green_s < self.max_green_s
+
     def is_decision_point(self, elapsed_green_s: float) -> bool:
-        return (
-            self.min_green_s <= elapsed_green_s < self.max_green_s
-            and (elapsed_green_s - self.min_green_s) % self.green_extension_s == 0
-        )
+        return self.may_decide(elapsed_green_s) and (elapsed_green_s - self.min_green_s) % self.green_extension_s == 0
 
     def is_max_out(self, elapsed_green_s: float) -> bool:
         return elapsed_green_s >= self.max_green_s

@@ -11,24 +11,27 @@ import re
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tsc.errors import SampleError
 from tsc.replays.request import ReplayRequest
 
-# Net, routes and additional files are repeated in every row, so only small ones travel; of a city they are copied once.
+# Net, routes and additional files are repeated in every row, so only small ones travel. The large ones of a city are
+# copied once, by hand.
 MAX_SCENARIO_BYTES = 64 * 1024
 _XZ_MAGIC = b"\xfd7zXZ\x00"
 
 
 def _scenario_names(request: ReplayRequest) -> list[str]:
     sumo = request.sumo
-    return [sumo["net_file"], *sumo["route_files"], *sumo.get("additional_files", [])]
+    return [sumo.net_file, *sumo.route_files, *sumo.additional_files]
 
 
 class FileEmbedder:
-    """Puts the files of requests into them: the state always; net, routes and additional files where these come to no
-    more than MAX_SCENARIO_BYTES when compressed."""
+    """Puts the files of a request into the request.
+
+    The state always travels. Net, routes and additional files travel if together they have no more than
+    MAX_SCENARIO_BYTES when compressed.
+    """
 
     def __init__(self) -> None:
         self._scenario_files: dict[Path, str] = {}
@@ -38,7 +41,7 @@ class FileEmbedder:
         self.left_out: set[Path] = set()
 
     def embed(self, request: ReplayRequest) -> ReplayRequest:
-        """Raises SampleError where a file cannot be read, or the state is not the one that the request names."""
+        """Raises SampleError if a file cannot be read, or if the state is not the one that the request names."""
         state = self._read(request.state_path, request)
         if request.state_sha256 not in (None, hashlib.sha256(state).hexdigest()):
             raise SampleError(
@@ -72,9 +75,9 @@ class FileEmbedder:
 
 
 class UnpackedFiles:
-    """Embedded files as memory files: they have a path, take no folder, and end with the process however it ends.
+    """Embedded files as memory files. They have a path, need no folder, and vanish with the process however it ends.
 
-    The least recently used are closed once all together exceed max_bytes.
+    Once all of them together exceed max_bytes, the least recently used ones are closed.
     """
 
     def __init__(self, max_bytes: int = 64 << 20) -> None:
@@ -93,12 +96,13 @@ class UnpackedFiles:
         for name in names & request.embedded.keys():
             paths[name] = self._path_of(name, request)
         self._close_surplus(num_needed=len(request.embedded))
-        sumo: dict[str, Any] = {
-            **request.sumo,
-            "net_file": paths[request.sumo["net_file"]],
-            "route_files": [paths[name] for name in request.sumo["route_files"]],
-            "additional_files": [paths[name] for name in request.sumo.get("additional_files", [])],
-        }
+        sumo = request.sumo.model_copy(
+            update={
+                "net_file": paths[request.sumo.net_file],
+                "route_files": tuple(paths[name] for name in request.sumo.route_files),
+                "additional_files": tuple(paths[name] for name in request.sumo.additional_files),
+            }
+        )
         return replace(request, embedded={}, state_file=paths[request.state_file], sumo=sumo)
 
     def _path_of(self, name: str, request: ReplayRequest) -> str:
@@ -122,7 +126,7 @@ class UnpackedFiles:
         return path
 
     def original_names(self, message: str) -> str:
-        """The message with the files of the last request called what they are called in the dataset."""
+        """The message, in which the files of the last request have their names in the dataset."""
         for path, name in self._original_names.items():
             message = re.sub(rf"{path}\b", name.replace("\\", r"\\"), message)
         return message
@@ -139,10 +143,11 @@ def _memory_file(name: str, data: bytes) -> int:
     try:
         with open(writable, "wb", closefd=False) as file:
             file.write(data)
-        # a descriptor's number comes again; a time of change told by the content keeps caches by path and time sound
+        # A descriptor's number is used again. A time of change that is made from the content keeps caches right that go
+        # by path and time.
         time_ns = int.from_bytes(hashlib.sha256(data).digest()[:7], "big")
         os.utime(writable, ns=(time_ns, time_ns))
-        # read-only, so that a fork of the simulation does not take it for one of SUMO's outputs
+        # read-only, so that a fork of the simulation does not mistake it for one of SUMO's outputs
         return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(writable)

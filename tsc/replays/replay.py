@@ -1,8 +1,9 @@
-"""Replays a saved state with each of the two answers. Runs in a process of its own: libsumo has one simulation each.
+"""Replays a saved state with each of the two answers, in a process of its own, because libsumo runs one simulation a
+process.
 
-The process keeps one simulation that has only read its net. A replay is a forked copy of it that loads the state, and a
-further fork for the second answer; so the net is read once. A small net is read anew for each answer instead, which
-takes less than two forks of a process with libsumo. Either way nothing is left over from one replay to the next.
+The process keeps one simulation that has only read its net. A replay is a forked copy of it that loads the state, with
+a further fork for the second answer, so the net is read once. A small net is read again for each answer instead, which
+takes less time than two forks of a process with libsumo. Either way, a replay leaves nothing behind for the next one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 from tsc.cost.continuation import Continuation, continue_with, outcomes_of
 from tsc.cost.outcome import Outcomes, OutcomeSettings, import_measures
 from tsc.errors import ReplayError, ScenarioError, StateError, TscError
+from tsc.files import remembered_sha256_of
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl, controllable_programs
 from tsc.replays.request import ReplayRequest
@@ -41,14 +43,11 @@ from tsc.sumo.version import installed_sumo_version
 
 Result = TypeVar("Result")
 
-# Digests of files by path, size and time of change; kept for the life of a worker.
-_checked_files: dict[tuple[Path, int, int], str] = {}
-
 
 @dataclass(frozen=True)
 class _Template:
-    """A simulation that has only read its net, and its programs. Never stepped: replays are forks of it, except where
-    the net is small; then replays take its place, with the same net."""
+    """A simulation that has only read its net, and its programs. It is never stepped. Replays are forks of it. If the
+    net is small, replays of the same net take its place instead."""
 
     key: tuple[Any, ...]
     simulation: Simulation
@@ -56,7 +55,7 @@ class _Template:
     is_small: bool
 
 
-# Reading such a net (an isolated junction) takes 3 ms, a fork of a process with libsumo and its end 5 to 10 ms.
+# Reading a net of this size (an isolated junction) takes 3 ms; forking a process with libsumo takes 5 to 10 ms.
 _SMALL_NET_BYTES = 65_536
 
 # libsumo has one simulation a process
@@ -64,7 +63,7 @@ _template: _Template | None = None
 
 
 def _template_for(files: SumoFiles, net_sha256: str | None) -> _Template:
-    """Opens the net, unless the present template already is of the same. Raises ScenarioError."""
+    """The template of these files' net, opened unless it is open already. Raises ScenarioError."""
     global _template
     files = replace(files, route_files=())
     status = files.net_file.stat() if files.net_file.is_file() else None
@@ -74,7 +73,7 @@ def _template_for(files: SumoFiles, net_sha256: str | None) -> _Template:
         simulation = Simulation(files)
         is_small = files.net_file.stat().st_size <= _SMALL_NET_BYTES
         _template = _Template(key, simulation, controllable_programs(simulation), is_small)
-        # the collector of a fork would go over everything there is, and so copy it page by page
+        # the garbage collector of a fork would visit every object and so copy every page
         gc.freeze()
     return _template
 
@@ -84,32 +83,15 @@ def _forget_template() -> None:
     _template = None
 
 
-def file_sha256(path: Path) -> str:
-    """Digest of a file; read again only when its size or time of change differs from the last look."""
+def _sha256_of_scenario_file(path: Path) -> str:
     try:
-        status = path.stat()
+        return remembered_sha256_of(path)
     except FileNotFoundError:
         raise ScenarioError(f"{path} does not exist: generate the dataset again, or move it back") from None
-    key = (path, status.st_size, status.st_mtime_ns)
-    if key not in _checked_files:
-        _checked_files[key] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return _checked_files[key]
-
-
-def sumo_files(sumo: dict[str, Any], dataset_dir: Path) -> SumoFiles:
-    return SumoFiles(
-        net_file=dataset_dir / sumo["net_file"],
-        route_files=tuple(dataset_dir / name for name in sumo["route_files"]),
-        additional_files=tuple(dataset_dir / name for name in sumo.get("additional_files", [])),
-        seed=sumo.get("seed", 0),
-        step_length_s=sumo.get("step_length_s", 1.0),
-        time_to_teleport_s=sumo.get("time_to_teleport_s", -1.0),
-    )
 
 
 def checked_state(request: ReplayRequest) -> str:
-    """The text of the state. Raises StateError or ScenarioError where a file is missing, changed, or made by another
-    SUMO."""
+    """The text of the state. Raises StateError or ScenarioError if a file is missing, changed, or of another SUMO."""
     path = request.state_path
     if not path.is_file():
         raise StateError(f"state {path} does not exist: generate the dataset again, or move it back")
@@ -122,16 +104,16 @@ def checked_state(request: ReplayRequest) -> str:
                 "the file was changed or damaged; generate the dataset again"
             )
     sumo, dataset_dir = request.sumo, Path(request.dataset_dir)
-    names = [sumo["net_file"], *sumo["route_files"]]
-    digests = [sumo.get("net_sha256"), *(sumo.get("route_sha256") or [])]
+    names = [sumo.net_file, *sumo.route_files]
+    digests = [sumo.net_sha256, *(sumo.route_sha256 or ())]
     for name, expected in zip(names, digests, strict=False):  # a foreign dataset has no digests of its routes
-        if expected is not None and file_sha256(dataset_dir / name) != expected:
+        if expected is not None and _sha256_of_scenario_file(dataset_dir / name) != expected:
             raise ScenarioError(
                 f"{dataset_dir / name} is not the file that state {path} was saved with (its SHA-256 differs): "
                 "generate the dataset again"
             )
-    made_by, installed = request.sumo.get("version"), installed_sumo_version()
-    if made_by is not None and made_by.split(".")[:2] != installed.split(".")[:2]:
+    made_by, installed = sumo.version, installed_sumo_version()
+    if made_by.split(".")[:2] != installed.split(".")[:2]:
         raise StateError(
             f"state {path} was saved by SUMO {made_by}, but {installed} is installed: install libsumo {made_by} or "
             "generate the dataset again"
@@ -141,7 +123,7 @@ def checked_state(request: ReplayRequest) -> str:
 
 @contextmanager
 def _in_memory(text: str) -> Iterator[Path]:
-    """A file of this process and its forks that no disk sees and nobody has to remove."""
+    """A file in memory, for this process and its forks. It needs no removal."""
     descriptor = os.memfd_create("state.xml")
     try:
         with os.fdopen(os.dup(descriptor), "wb") as file:
@@ -158,7 +140,7 @@ def _continued(
     template: _Template,
     text: str,
 ) -> list[Result]:
-    """files: without route files where the state holds its demand up to the end."""
+    """files: without route files if the state holds all its demand up to the end."""
 
     def result(simulation: Simulation, function: Callable[[SignalControl], Result]) -> Result:
         return function(_restore(request, simulation, template.programs))
@@ -180,7 +162,7 @@ def _continued(
             try:
                 return [result(Simulation(files, state_file=state_file), function) for function in functions]
             except BaseException:
-                _forget_template()  # wherever SUMO stands now
+                _forget_template()  # SUMO may be left half loaded
                 raise
         except StateError as error:
             raise StateError(str(error).replace(str(state_file), str(request.state_path))) from error
@@ -194,7 +176,7 @@ def _restore(request: ReplayRequest, simulation: Simulation, programs: dict[str,
     clock = control.clocks[request.junction_id]
     if not clock.green:
         raise ReplayError(
-            f"junction {request.junction_id!r} is in no stage of program {program.program_id!r} in state "
+            f"junction {request.junction_id!r} is not in a stage of program {program.program_id!r} in state "
             f"{request.state_path}: only a junction in green has something to decide"
         )
     clock.elapsed_green_s = request.current_green_elapsed_s
@@ -202,7 +184,7 @@ def _restore(request: ReplayRequest, simulation: Simulation, programs: dict[str,
 
 
 def completed(text: str, net: Simulation) -> str:
-    """The state with all that SUMO left out and that can be put back (tsc.replays.saved_state)."""
+    """The state with everything that SUMO left out and that can be restored (tsc.replays.saved_state)."""
     lanes = {lane: net.next_lane(lane) for lane in occupied_internal_lanes(text)}
     text = with_right_of_way(text, {lane: to for lane, to in lanes.items() if to is not None})
     return with_repeated_loader_second(with_junctions_last(text))
@@ -215,18 +197,18 @@ def continue_state(
     length_s: float,
     prepare: Callable[[str, Simulation], str] = completed,
 ) -> list[Result]:
-    """What each function returns when it is called with the saved simulation, each from the same state.
+    """The result of each function, called with the saved simulation, each from the same state.
 
     length_s: the most seconds that a function moves the simulation on.
-    prepare: what is done to the text of the state before it is loaded, given a simulation of the net.
+    prepare: changes the text of the state before it is loaded, given a simulation of the net.
 
-    Raises StateError, ScenarioError or ReplayError, always naming the state, and ReplayProcessDied where the process of
-    the replay ended without an answer; never returns a number instead.
+    Raises StateError, ScenarioError or ReplayError, which always name the state, and ReplayProcessDied if the process
+    of the replay ended without an answer. It never returns a number instead.
     """
     text = checked_state(request)
-    files = sumo_files(request.sumo, Path(request.dataset_dir))
+    files = request.sumo.files_in(Path(request.dataset_dir))
     try:
-        template = _template_for(files, request.sumo.get("net_sha256"))
+        template = _template_for(files, request.sumo.net_sha256)
         end_s = state_time_s(text) + length_s
         if demand_until_s(text) >= end_s:
             text, files = without_departures_after(text, end_s), template.simulation.files
@@ -241,7 +223,7 @@ def continue_state(
 def replay_continuations(
     request: ReplayRequest, settings: OutcomeSettings, prepare: Callable[[str, Simulation], str] = completed
 ) -> dict[Decision, Continuation]:
-    """Load the state and continue it with each answer. For `prepare` and what is raised, see continue_state."""
+    """The state continued with each answer. `prepare` and the errors are those of continue_state."""
     import_measures(settings)
     functions = [
         partial(continue_with, junction_id=request.junction_id, decision=decision, settings=settings)

@@ -1,4 +1,4 @@
-"""What a replay needs, as plain values that travel in a Parquet row and over process borders."""
+"""What a replay needs, as one value that travels in a Parquet row and over process borders."""
 
 from __future__ import annotations
 
@@ -8,20 +8,31 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from tsc.cost.outcome import OutcomeSettings
-from tsc.errors import SampleError
+from tsc.errors import ConfigError, SampleError
+from tsc.junction.clock import Clock
 from tsc.junction.timing import Timing
 from tsc.replays.sample import SCHEMA_VERSION, Sample
+from tsc.sumo.sumo_input import SumoInput
 
-# Raise it with every change to what a replay computes: outcomes that another number kept on disk are then left alone.
+# Raise this number with every change to what a replay computes. Outcomes that another number kept on disk are then
+# left alone.
 REPLAY_VERSION = 5
+
+_REMEDY = "convert the dataset again with json_to_parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayRequest:
-    """One decision point to replay. Files are relative to dataset_dir; `clocks` maps each controlled junction to its
-    mode, stage, elapsed_green_s and phase_remaining_s. `embedded` maps names of these files to their content, where
-    they travel with the request (tsc.replays.embedded_files)."""
+    """One decision point to replay.
+
+    state_file and the files of `sumo` are relative to dataset_dir. clocks: the clock of each controlled junction.
+    embedded: the content of files that travel with the request, by their names (tsc.replays.embedded_files).
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     sample_id: str
     dataset_dir: str
@@ -32,13 +43,13 @@ class ReplayRequest:
     min_green_s: int
     max_green_s: int
     green_extension_s: int
-    clocks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sumo: dict[str, Any] = field(default_factory=dict)
+    clocks: dict[str, Clock] = field(default_factory=dict)
+    sumo: SumoInput
     embedded: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_sample(cls, sample: Sample, dataset_dir: Path) -> ReplayRequest:
-        """Raises SampleError where the sample does not say which SUMO files it belongs to."""
+        """Raises SampleError if the sample does not say which SUMO files it belongs to."""
         if sample.sumo is None:
             raise SampleError(
                 f"sample {sample.id or sample.state_file!r} does not name its SUMO files (field 'sumo'): "
@@ -54,25 +65,38 @@ class ReplayRequest:
             min_green_s=sample.timing.min_green_s,
             max_green_s=sample.timing.max_green_s,
             green_extension_s=sample.timing.green_extension_s,
-            clocks={name: clock.model_dump(mode="json") for name, clock in sample.clocks.items()},
-            sumo=sample.sumo.model_dump(mode="json"),
+            clocks=sample.clocks,
+            sumo=sample.sumo,
         )
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> ReplayRequest:
+    def from_json(cls, values: object) -> ReplayRequest:
+        """Reads what to_json gives. Raises SampleError that names each wrong field."""
         try:
-            return cls(**values)
-        except TypeError as error:
+            request = _REQUEST.validate_python(values)
+            timing = request.timing
+        except ValidationError as error:
+            raise SampleError(f"not a replay request: {faults_in(error)}: {_REMEDY}") from error
+        except ConfigError as error:
+            raise SampleError(f"not a replay request: {error}: {_REMEDY}") from error
+        if not timing.may_decide(request.current_green_elapsed_s):
             raise SampleError(
-                f"not a replay request: {error}: convert the dataset again with json_to_parquet"
-            ) from error
+                f"not a replay request: current_green_elapsed_s is {request.current_green_elapsed_s:g}: must be at "
+                f"least min_green_s {timing.min_green_s} and below max_green_s {timing.max_green_s}: {_REMEDY}"
+            )
+        return request
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON, not copied."""
+        """Plain JSON values, which share the request's texts."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["clocks"] = self._clocks_json()
+        values["sumo"] = self.sumo.model_dump(mode="json")
         if not self.embedded:
             del values["embedded"]
         return values
+
+    def _clocks_json(self) -> dict[str, Any]:
+        return {junction_id: clock.model_dump(mode="json") for junction_id, clock in self.clocks.items()}
 
     @property
     def timing(self) -> Timing:
@@ -88,14 +112,14 @@ class ReplayRequest:
     def has_all_digests(self) -> bool:
         """Whether every file that decides the outcomes is named by its content, so that `digest` holds for good."""
         sumo = self.sumo
-        has_routes = bool(sumo.get("route_sha256")) or not sumo.get("route_files")
-        return bool(self.state_sha256 and sumo.get("net_sha256") and has_routes and not sumo.get("additional_files"))
+        has_routes = bool(sumo.route_sha256) or not sumo.route_files
+        return bool(self.state_sha256 and sumo.net_sha256 and has_routes and not sumo.additional_files)
 
     def digest(self, settings: OutcomeSettings, sumo_version: str) -> str:
         """SHA-256 over exactly what decides the outcomes: not the sample's id, nor where its files lie."""
         sumo = self.sumo
-        # without digests, the names are all there is to tell one net from another
-        named = None if sumo.get("net_sha256") else [self.dataset_dir, sumo.get("net_file"), sumo.get("route_files")]
+        # without digests, only the names tell one net from another
+        named = None if sumo.net_sha256 else [self.dataset_dir, sumo.net_file, sumo.route_files]
         what = {
             "schema_version": SCHEMA_VERSION,
             "sumo_version": sumo_version,
@@ -107,9 +131,18 @@ class ReplayRequest:
                 "max_green_s": self.max_green_s,
                 "green_extension_s": self.green_extension_s,
             },
-            "clocks": self.clocks,
-            "sumo": {key: value for key, value in sumo.items() if key not in ("version", "net_file", "route_files")},
+            "clocks": self._clocks_json(),
+            "sumo": sumo.model_dump(mode="json", exclude={"version", "net_file", "route_files"}),
             "files": named,
             "settings": settings.as_dict(),
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+_REQUEST = TypeAdapter(ReplayRequest)
+
+
+def faults_in(error: ValidationError) -> str:
+    """Each wrong field with what is wrong with it, in one line."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, detail['loc'])) or 'value'}: {detail['msg']}" for detail in details)

@@ -1,8 +1,8 @@
 """The sample of a dataset (schema version 1) and where its files lie.
 
 A sample is one decision point: the prompt, the saved SUMO state, the clocks of every controlled junction, and the
-outcome of both answers. This is the file boundary: everything is checked here, and nowhere later. Fields beyond the
-contract are kept.
+outcome of both answers. A sample is checked here, when it is read, and nowhere later. Fields beyond the contract are
+kept.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tsc.cost.measures import MEASURES
 from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import SampleError
+from tsc.junction.clock import Clock
 from tsc.junction.decision import Decision
-from tsc.junction.timing import Timing
+from tsc.junction.timing import MAX_TIMING_S, Timing
+from tsc.sumo.sumo_input import SumoInput
 
 SCHEMA_VERSION = 1
 DATASET_NAMES = ("grpo_dataset.json", "grpo_dataset.jsonl")
@@ -31,38 +33,6 @@ class Message(_Record):
     content: str = Field(min_length=1)
 
 
-class Clock(_Record):
-    """Where a junction stands in its program. `green`: stage `stage` has been green for elapsed_green_s and is held;
-    `clearing`: the program runs through its own yellow and all-red, phase_remaining_s to go in the present phase."""
-
-    mode: Literal["green", "clearing"]
-    stage: int = Field(ge=0)
-    elapsed_green_s: float = Field(ge=0)
-    phase_remaining_s: float = Field(default=0.0, ge=0)
-
-
-class SumoInput(_Record):
-    """What SUMO was started with. File names are relative to the folder of the dataset file."""
-
-    version: str
-    net_file: str
-    route_files: list[str]
-    additional_files: list[str] = []
-    net_sha256: str | None = None
-    route_sha256: list[str] | None = None
-    seed: int = 0
-    step_length_s: float = Field(default=1.0, gt=0)
-    time_to_teleport_s: float = -1.0
-
-    @model_validator(mode="after")
-    def _one_digest_a_route_file(self) -> SumoInput:
-        if self.route_sha256 is not None and len(self.route_sha256) != len(self.route_files):
-            raise ValueError(
-                f"route_sha256 has {len(self.route_sha256)} digests for {len(self.route_files)} route_files"
-            )
-        return self
-
-
 class CostPair(_Record):
     """Cost of either answer, in the unit of its measure."""
 
@@ -70,12 +40,17 @@ class CostPair(_Record):
     no: float
 
 
-class SampleOutcomes(CostPair):
-    """The costs by the measure and by each of the terms, and the settings they were computed under. ends: digests of
-    the traffic at the end of the horizon after either answer, by which data_tools/verify_states.py tells whether a
-    replay went the same way (tsc.sumo.simulation.Simulation.traffic_digest)."""
+class SampleOutcomes(_Record):
+    """The costs by the measure and by each of the terms, and the settings that they were computed under.
+
+    yes, no: cost of either answer, in the unit of the measure. ends: digest of the traffic at the end of the horizon
+    after either answer (tsc.sumo.simulation.Simulation.traffic_digest). With it, data_tools/verify_states.py finds out
+    whether a replay went the same way.
+    """
 
     settings: dict[str, Any]
+    yes: float
+    no: float
     terms: dict[str, CostPair] = {}
     ends: dict[Decision, str] | None = None
 
@@ -90,7 +65,8 @@ class SampleOutcomes(CostPair):
                 f"settings: terms are {', '.join(settings.terms) or 'none'}, but there are costs for "
                 f"{', '.join(sorted(self.terms)) or 'none'}"
             )
-        for name, costs in [(settings.measure, self), *self.terms.items()]:
+        own = CostPair(yes=self.yes, no=self.no)
+        for name, costs in [(settings.measure, own), *self.terms.items()]:
             # only a user's own function may count below zero
             if name in MEASURES and min(costs.yes, costs.no) < 0:
                 raise ValueError(f"yes {costs.yes:g}, no {costs.no:g}: {name} is never negative")
@@ -105,16 +81,21 @@ class SampleOutcomes(CostPair):
         return Outcomes.from_dict(self.model_dump(include={"yes", "no", "terms"}))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, without fields beyond the contract."""
+        """Plain JSON values without `ends` and without fields beyond the contract."""
         return {"settings": self.settings, **self.outcomes.as_dict()}
 
 
 class ReplayMark(_Record):
-    """How the replay of the state compares with the label; data_tools/verify_states.py writes it.
+    """How the replay of the state compares with the label. data_tools/verify_states.py writes it.
 
-    verdict: `identical`; `same_outcomes`, though the traffic ends otherwise; `same_answer` better, at other costs;
-    `other_answer` better; `failed`, it could not be replayed. Without a label: `repeatable`, two replays end the same,
-    or `not_repeatable`. gap_error: in the unit of the measure. cause: a name of docs/replays.md.
+    verdict, with a label:
+      identical       the same costs and the same traffic at the end
+      same_outcomes   the same costs, but other traffic at the end
+      same_answer     other costs, but the same answer is the better one
+      other_answer    the other answer is the better one
+      failed          the state could not be replayed
+    verdict, without a label: repeatable if two replays end the same, else not_repeatable
+    gap_error: in the unit of the measure. cause: a name in docs/replays.md.
     """
 
     verdict: Literal[
@@ -125,34 +106,40 @@ class ReplayMark(_Record):
 
     @property
     def is_faithful(self) -> bool:
-        """Whether rewards that come from the replay favour the answer that the label favours."""
+        """Whether rewards from the replay favour the answer that the label favours."""
         return self.verdict not in ("other_answer", "failed", "not_repeatable")
 
 
 class Sample(_Record):
-    """One decision point. Required are prompt, state_file, junction_id, current_green_elapsed, min_green and max_green;
-    a sample of another generator that has only these converts and trains too, once it is told its SUMO input."""
+    """One decision point.
+
+    prompt, state_file, junction_id, current_green_elapsed, min_green and max_green are required. A sample of another
+    generator that has only these can be converted and trained on, too, once its SUMO input is given with --sumocfg.
+    The fields stand in the order in which the generator writes them. behaviour: who decided while the state was
+    recorded, a name of configs/dataset.yaml.
+    """
 
     schema_version: Literal[1] = 1
-    id: str | None = None
     scenario: str = "unnamed"
     episode: int = 0
     split: Literal["train", "val"] | None = None
-    junction_id: str = Field(min_length=1)
+    behaviour: str | None = None
     time_s: float | None = Field(default=None, ge=0)
     prompt_version: str | None = None
-    prompt: list[Message] = Field(min_length=1)
     state_file: str = Field(min_length=1)
     state_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    clocks: dict[str, Clock] = {}
+    sumo: SumoInput | None = None
+    id: str | None = None
+    junction_id: str = Field(min_length=1)
+    prompt: list[Message] = Field(min_length=1)
     current_green_elapsed: float = Field(ge=0)
-    min_green: float = Field(gt=0)
-    max_green: float = Field(gt=0)
-    green_extension: float = Field(default=5.0, gt=0)
+    min_green: float = Field(gt=0, le=MAX_TIMING_S)
+    max_green: float = Field(gt=0, le=MAX_TIMING_S)
+    green_extension: float = Field(default=5.0, gt=0, le=MAX_TIMING_S)
     stage: int | None = Field(default=None, ge=0)
     next_stage: int | None = Field(default=None, ge=0)
     observation: dict[str, Any] | None = None
-    clocks: dict[str, Clock] = {}
-    sumo: SumoInput | None = None
     outcomes: SampleOutcomes | None = None
     expert_decision: Decision | None = None
     replay: ReplayMark | None = None
@@ -163,7 +150,7 @@ class Sample(_Record):
             raise ValueError(f"max_green of {self.max_green:g} s does not exceed min_green of {self.min_green:g} s")
         if not self.min_green <= self.current_green_elapsed < self.max_green:
             raise ValueError(
-                f"current_green_elapsed of {self.current_green_elapsed:g} s is no decision point at junction "
+                f"current_green_elapsed of {self.current_green_elapsed:g} s is not a decision point at junction "
                 f"{self.junction_id!r}: must be at least min_green {self.min_green:g} s and below max_green "
                 f"{self.max_green:g} s"
             )
@@ -189,14 +176,14 @@ class Sample(_Record):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, fields that are absent left out."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """Plain JSON values of the fields that were given and are not None."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
 
 
 def find_dataset_files(path: Path) -> list[Path]:
     """The dataset file `path`, or every grpo_dataset.json(l) at or below the folder `path`, sorted.
 
-    Raises SampleError where there is none.
+    Raises SampleError if there is none.
     """
     if path.is_file():
         return [path]

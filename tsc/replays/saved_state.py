@@ -1,18 +1,18 @@
-"""The XML text of a saved SUMO state: read, and completed with what SUMO leaves out of it.
+"""Reads the XML text of a saved SUMO state, and completes it with what SUMO leaves out.
 
-SUMO 1.28 writes states that go on differently from the simulation they were saved from, for four reasons that were
-found by comparing every vehicle, second by second, with the simulation that ran on:
+SUMO 1.28 writes states that continue differently from the simulation that they were saved from. Four reasons were found
+by comparing every vehicle, second by second, with the simulation that ran on:
 
-* The registration of vehicles inside a junction at the link they are about to take is left out, except at rail
-  junctions; but a vehicle waiting inside the junction yields only to registered ones, so it drives off. SUMO reads
-  these registrations wherever they are written: with_right_of_way writes them.
-* Vehicles that depart in the very second up to which the route files were read are lost, unless they were read
-  already. with_repeated_loader_second lets SUMO read that second again; it skips whom it knows.
-* Vehicles are put onto the lanes one lane after the other, in the order of the net, those inside junctions first. A
-  vehicle inside a junction counts the vehicles on the road ahead in that moment only, and so counts none; later it
-  picks another lane. with_junctions_last lets it see them.
-* Numbers are written with as many decimal places as asked for, and SUMO's default moves every vehicle a little; with
-  21 a number reads back as it was.
+* Except at rail junctions, SUMO does not write that a vehicle inside a junction is registered at the link that it is
+  about to take. A vehicle that waits inside the junction yields only to registered ones, so it drives off. SUMO reads
+  such registrations if they are there; with_right_of_way writes them.
+* Vehicles that depart in the very second up to which the route files were read are lost, unless they were read already.
+  with_repeated_loader_second makes SUMO read that second again. SUMO skips the vehicles that it knows.
+* When a state is loaded, the lanes are filled one after the other, in the order of the net, those inside junctions
+  first. A vehicle inside a junction counts the vehicles on the road ahead at that moment only. It finds none, and later
+  picks another lane. with_junctions_last fills those lanes last.
+* Numbers are written with the decimal places that were asked for. SUMO's default moves every vehicle a little. With 21,
+  a number reads back as it was.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _LOADER_TIME = re.compile(r'loaderTime="(\d+)"')
 
 
 def state_text(data: bytes, path: Path) -> str:
-    """The XML of a state file's bytes, which may be compressed. `path` is for messages. Raises StateError."""
+    """The XML in a state file's bytes, which may be compressed. path: for messages only. Raises StateError."""
     try:
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise StateError(f"state {path} is damaged ({error}): generate the dataset again") from error
     if _SNAPSHOT.search(text) is None or "</snapshot>" not in text[-200:]:
-        raise StateError(f"state {path} is no complete SUMO state: generate the dataset again")
+        raise StateError(f"state {path} is not a complete SUMO state: generate the dataset again")
     return text
 
 
@@ -56,8 +56,9 @@ def state_time_s(text: str) -> float:
 
 
 def demand_until_s(text: str) -> float:
-    """The second before which every vehicle that departs is in the state itself: how far SUMO had read the route files;
-    infinity where it had read all. With flows or persons, whose future is in the route files alone, the state's own."""
+    """The second up to which the state itself holds every vehicle that departs: how far SUMO had read the route files,
+    infinity if it had read all. With flows or persons, whose future is only in the route files, it is the state's own
+    second."""
     if any(tag in text for tag in _BEYOND_VEHICLES):
         return state_time_s(text)
     match = _LOADER_TIME.search(text)
@@ -65,16 +66,16 @@ def demand_until_s(text: str) -> float:
 
 
 def occupied_internal_lanes(text: str) -> list[str]:
-    """Lanes inside junctions with vehicles on them for which the state says nothing of the link ahead."""
+    """Lanes inside junctions with vehicles on them, for which the state has no registrations at the link ahead."""
     return [match.group(1) for match in _OCCUPIED_INTERNAL_LANE.finditer(text)]
 
 
 def with_right_of_way(text: str, next_lanes: Mapping[str, str]) -> str:
     """Registers every vehicle on a lane inside a junction at the one link that leads on from there.
 
-    next_lanes: for each lane of occupied_internal_lanes, the lane that its link leads to, where there is one. The
-    times and speeds of a registration do not matter: the first step replaces them before they are read. That the
-    vehicle is registered, and means to drive on, does.
+    next_lanes: for each lane of occupied_internal_lanes, the lane that its link leads to, if there is one. It matters
+    that a vehicle is registered and requests to drive on. The times and speeds of a registration do not matter, because
+    the first step replaces them before they are read.
     """
     now_ms = round(state_time_s(text) * 1000)
 
@@ -105,17 +106,17 @@ def with_junctions_last(text: str) -> str:
 
 
 def with_repeated_loader_second(text: str) -> str:
-    """Lets SUMO go on reading the route files one millisecond before where it had stopped."""
+    """Makes SUMO continue reading the route files one millisecond before the point where it had stopped."""
     return _LOADER_TIME.sub(lambda match: f'loaderTime="{max(0, int(match.group(1)) - 1)}"', text)
 
 
 def with_decimal_places(text: str, places: int) -> str:
-    """As SUMO would have written it with that --save-state.precision."""
+    """The state as SUMO would have written it with this --save-state.precision."""
     return _DECIMAL.sub(lambda match: f"{Decimal(match.group(0)):.{places}f}", text)
 
 
 def without_departures_after(text: str, time_s: float) -> str:
-    """Leaves out vehicles that depart later than `time_s`, with the routes that are theirs alone."""
+    """The state without the vehicles that depart later than `time_s`, and without the routes that only they use."""
     lines = text.split("\n")
     vehicles = (match for line in lines if (match := _VEHICLE.match(line)) is not None)
     late = {vehicle.group(1) for vehicle in vehicles if float(vehicle.group(2)) > time_s}

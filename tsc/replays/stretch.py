@@ -1,14 +1,14 @@
-"""Several decisions of one junction in a row, from a saved state: what the policy is asked, and what it comes to.
+"""Several decisions of one junction in a row, from a saved state: what the policy is asked, and what it leads to.
 
-From the state on, the policy makes the junction's decisions, up to a number; the tail controller makes all others. The
-stretch ends horizon_s after the policy's last decision. Where the junction has no further decision point within
-horizon_s of one, that decision is the last.
+From the state on, the policy makes a given number of the junction's decisions. The tail controller makes all others.
+The stretch ends horizon_s after the policy's last decision. If the junction has no further decision point within
+horizon_s of a decision, that decision is the last.
 
-Its cost is compared with that of the tail controller, which from the same state makes every decision for exactly as
-many seconds. With one decision, the cost is that of this answer in tsc.cost.continuation.
+Its cost is compared with that of the tail controller, which makes every decision from the same state for as many
+seconds. With one decision, the cost is that of this answer in tsc.cost.continuation.
 
-tsc.replays.stretch_replay plays it. This module does not import SUMO, so that it can be used where SUMO must not be
-loaded.
+tsc.replays.stretch_replay plays a stretch. This module does not import SUMO, so that it can be used where SUMO must not
+be loaded.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# A replay for each of them goes over all before it (tsc.replays.stretch_replay).
+# The replay for each decision repeats all decisions before it (tsc.replays.stretch_replay).
 MAX_DECISIONS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """The junction is due: `prompt` are the messages that any language model gets there, at time_s."""
+    """The junction is due at time_s. prompt: the messages that a language model gets there."""
 
     prompt: tuple[dict[str, str], ...]
     time_s: float
@@ -33,9 +33,8 @@ class Question:
 class Stretch:
     """What num_decisions decisions led to in length_s seconds.
 
-    costs: of the measure, then of the terms in the order of settings.terms. tail_costs: the same where the tail
-    controller decides alone. end: digest of the traffic at the end of the policy's stretch
-    (Simulation.traffic_digest).
+    costs: of the measure, then of the terms in the order of settings.terms. tail_costs: the same if the tail controller
+    decides alone. end: digest of the traffic at the end of the policy's stretch (Simulation.traffic_digest).
     """
 
     num_decisions: int
@@ -46,8 +45,8 @@ class Stretch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Played:
-    """A state continued with some decisions: exactly one of the two is there."""
+class StretchProgress:
+    """How far the decisions so far lead: to the next question, or to the end of the stretch. One of the two is None."""
 
     question: Question | None = None
     stretch: Stretch | None = None
@@ -57,8 +56,8 @@ class Played:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Played:
-        """What as_dict gives."""
+    def from_dict(cls, values: Mapping[str, Any]) -> StretchProgress:
+        """Reads what as_dict gives."""
         question, stretch = values["question"], values["stretch"]
         if question is not None:
             return cls(question=Question(prompt=tuple(question["prompt"]), time_s=question["time_s"]))

@@ -1,8 +1,8 @@
-"""Plays a stretch of decisions (tsc.replays.stretch) from a saved state, in a process of its own as tsc.replays.replay.
+"""Plays a stretch of decisions (tsc.replays.stretch) from a saved state, in a worker process as tsc.replays.replay.
 
-A policy takes its time to answer, and SUMO runs one simulation a process. So no simulation waits for an answer: each
-question is found by a replay of the state with the decisions so far. That is exact, takes hundredths of a second, lets
-any number of stretches be under way over a few worker processes, and leaves nothing behind when one is abandoned.
+A policy takes its time to answer, and SUMO runs one simulation a process. So no simulation waits for an answer. Each
+question is found by a replay of the state with the decisions so far. This is exact and takes hundredths of a second. A
+few worker processes serve any number of stretches, and an abandoned stretch leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -19,32 +19,34 @@ from tsc.junction.prompt import messages
 from tsc.junction.signal_control import SignalControl
 from tsc.replays.replay import continue_state
 from tsc.replays.request import ReplayRequest
-from tsc.replays.stretch import MAX_DECISIONS, Played, Question, Stretch
+from tsc.replays.stretch import MAX_DECISIONS, Question, Stretch, StretchProgress
 from tsc.rules.static import Static
 from tsc.rules.tail import tail_controller
 
 
 def play(
     request: ReplayRequest, settings: OutcomeSettings, *, decisions: Sequence[str | None], num_decisions: int
-) -> Played:
-    """Continue the saved state with `decisions` ("yes", "no", or None for the net's own plan, which decides in place of
-    an unreadable answer): the next question, or after the last decision what the stretch came to.
+) -> StretchProgress:
+    """Continue the saved state with `decisions`: the next question, or after the last decision the whole stretch.
 
-    num_decisions: of the policy, 1 to MAX_DECISIONS. Same arguments, same result, in any process and any order.
-    Raises what tsc.replays.replay.continue_state raises; ReplayError for more decisions than the stretch has.
+    decisions: "yes", "no", or None for an unreadable answer, in whose place the net's own plan decides.
+    num_decisions: decisions of the policy, 1 to MAX_DECISIONS. The same arguments give the same result, in any process
+    and any order.
+
+    Raises what tsc.replays.replay.continue_state raises, and ReplayError for more decisions than the stretch has.
     """
     if not 1 <= num_decisions <= MAX_DECISIONS:
         raise ReplayError(f"num_decisions is {num_decisions}: choose 1–{MAX_DECISIONS}")
     import_measures(settings)
     made = [Decision(decision) if decision is not None else None for decision in decisions]
     policy = partial(_policy_decides, request.junction_id, made, num_decisions, settings)
-    (played,) = continue_state(request, [policy], length_s=num_decisions * settings.horizon_s)
-    if isinstance(played, Question):
-        return Played(question=played)
-    num_made, length_s, costs, end = played
+    (reached,) = continue_state(request, [policy], length_s=num_decisions * settings.horizon_s)
+    if isinstance(reached, Question):
+        return StretchProgress(question=reached)
+    num_made, length_s, costs, end = reached
     tail = partial(_tail_decides, request.junction_id, length_s, settings)
     (tail_costs,) = continue_state(request, [tail], length_s=length_s)
-    return Played(
+    return StretchProgress(
         stretch=Stretch(num_decisions=num_made, length_s=length_s, costs=costs, tail_costs=tail_costs, end=end)
     )
 
@@ -56,7 +58,7 @@ def _policy_decides(
     settings: OutcomeSettings,
     control: SignalControl,
 ) -> Question | tuple[int, int, tuple[float, ...], str]:
-    """The next question; after the last decision, the number of decisions, seconds, costs and end of the stretch."""
+    """The next question, or after the last decision: number of decisions, seconds, costs and end of the stretch."""
     check_decision_point(control, junction_id)
     tail, plan = tail_controller(settings.tail), Static()
     meter = CostMeter(control, junction_id, settings)
@@ -64,7 +66,7 @@ def _policy_decides(
     while second < end_s or num_made == 0:
         due = control.due_junctions()
         others = [name for name in due if name != junction_id]
-        # datasets of other generators may begin off our grid of extensions
+        # datasets of other generators may begin between our decision points
         is_due = junction_id in due or second == 0
         if is_due and num_made < num_decisions:
             if num_made == len(decisions):
@@ -90,7 +92,7 @@ def _policy_decides(
 def _tail_decides(
     junction_id: str, length_s: int, settings: OutcomeSettings, control: SignalControl
 ) -> tuple[float, ...]:
-    """The costs of length_s seconds in which the tail decides everything."""
+    """The costs of length_s seconds in which the tail controller decides everything."""
     tail = tail_controller(settings.tail)
     meter = CostMeter(control, junction_id, settings)
     for second in range(length_s):

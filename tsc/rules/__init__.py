@@ -1,1 +1,1 @@
-"""Controllers that decide by what a junction observes: fast enough to run every junction during a replay (the tail)."""
+"""Controllers that decide by a rule. They are fast enough to run every junction during a replay (as the tail)."""

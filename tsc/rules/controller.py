@@ -1,4 +1,4 @@
-"""What every controller is: a decision for each junction that is due."""
+"""The interface of a controller: it decides for each junction that is due."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tsc.junction.signal_control import SignalControl
 
 
 class Controller(Protocol):
-    """Decides for the due junctions of one second, so that one that asks a model can ask for all at once."""
+    """Decides for all due junctions of one second together: a controller that asks a model can then ask once."""
 
     def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]: ...
 

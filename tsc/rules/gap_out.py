@@ -8,7 +8,7 @@ from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
 from tsc.rules.controller import yes_if
 
-# A vehicle nearer than this holds its green: 3.2 s at 50 km/h, about the usual maximum time gap of actuated control.
+# A vehicle closer than this holds its green: 3.2 s at 50 km/h, about the usual maximum time gap of actuated control.
 GAP_OUT_DISTANCE_M = 45.0
 
 

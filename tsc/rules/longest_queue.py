@@ -10,7 +10,7 @@ from tsc.rules.controller import yes_if
 
 
 class LongestQueue:
-    """Extend while no other stage has a longer queue: halting vehicles on the way to the lanes that it gives green."""
+    """Extend while no other stage has a longer queue (halting vehicles on its approach lanes)."""
 
     def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
         decisions = {}

@@ -1,4 +1,4 @@
-"""Chance: what any controller must beat."""
+"""Random decisions: every controller must do better."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tsc.rules.controller import yes_if
 
 
 class Random:
-    """Extend with probability one half, drawn from the seed."""
+    """Extend with probability one half; the seed fixes the draws."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)

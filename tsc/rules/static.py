@@ -1,4 +1,4 @@
-"""The net's own plan."""
+"""The net's own plan, followed at decision points."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tsc.rules.controller import yes_if
 
 
 class Static:
-    """The net's own plan, taken at decision points: extend until the program's green time is (nearest) reached."""
+    """Extend until the decision point that is nearest to the end of the program's own green."""
 
     def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
         decisions = {}

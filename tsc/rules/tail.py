@@ -1,4 +1,4 @@
-"""The controllers that may run all junctions after a tested decision."""
+"""The tail: the controller that runs all junctions after a tested decision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TAILS: dict[str, Callable[[], Controller]] = {"static": Static, "gap_out": GapO
 
 
 def tail_controller(name: str) -> Controller:
-    """The controller that runs all junctions after a tested decision. Raises ConfigError."""
+    """The tail of this name. Raises ConfigError."""
     try:
         return _TAILS[name]()
     except KeyError:

@@ -1,1 +1,1 @@
-"""The running simulation: the only room that imports libsumo and traci, and that starts programs of eclipse-sumo."""
+"""The running simulation. Only this package imports libsumo and traci, and starts programs of eclipse-sumo."""

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import traci.main  # noqa: F401  a connection has the parts of TraCI that are loaded by then
+import traci.main  # noqa: F401  a connection only has the parts of TraCI that were imported before it was made
 from traci.connection import Connection, FatalTraCIError, TraCIException
 
 from tsc.errors import ScenarioError, SimulationClosed
@@ -14,16 +14,16 @@ from tsc.sumo.running import RunningSumo, SumoFiles
 
 
 class AttachedSimulation(RunningSumo):
-    """A SUMO or sumo-gui that someone else started with --remote-port. Not a simulation of this process.
+    """A SUMO or sumo-gui that someone else started with --remote-port, in another process.
 
-    Each call raises SimulationClosed from when SUMO has closed the connection.
+    Once SUMO has closed the connection, every call raises SimulationClosed.
     """
 
     def __init__(self, port: int, *, host: str = "localhost", order: int | None = None, wait_s: float = 0.0) -> None:
-        """order: among several TraCI clients, each with a number of its own. wait_s: for SUMO to listen.
+        """Connect, and wait until as many clients have connected as SUMO's --num-clients says.
 
-        Waits until all clients are there that SUMO's --num-clients asks for. Raises ScenarioError where nobody listens
-        on the port, or with a step length of which no multiple is one second.
+        order: this client's own number among several TraCI clients. wait_s: how long to wait for SUMO to listen.
+        Raises ScenarioError if no SUMO listens on the port, or if its step length does not divide one second.
         """
         where = f"{host}:{port}"
         sumo = _connection(where, host, port, wait_s)
@@ -40,8 +40,8 @@ class AttachedSimulation(RunningSumo):
             raise ScenarioError(f"{where} does not answer like SUMO 1.28: {error}") from error
         except SimulationClosed:
             raise ScenarioError(
-                f"what listens on {where} closed the connection: let it be SUMO, and where several clients connect to "
-                "it (--num-clients), give each an --order of its own"
+                f"the program that listens on {where} closed the connection: check that it is SUMO, and if several "
+                "clients connect to it (--num-clients), give each an --order of its own"
             ) from None
         if 1000 % round(1000 * step_length_s) != 0:  # SUMO counts in milliseconds
             sumo.close()
@@ -52,12 +52,12 @@ class AttachedSimulation(RunningSumo):
         super().__init__(sumo, SumoFiles(net_file=net_file, route_files=(), begin_s=begin_s))
 
     def close(self) -> None:
-        """Leave it; a SUMO without other clients ends."""
+        """Disconnect. A SUMO without other clients then ends."""
         self._sumo.close()
 
     def step(self) -> None:
-        """One second, of as many simulation steps as that takes. Raises SimulationClosed, and ScenarioError where SUMO
-        stops with an error."""
+        """Simulate one second, in as many steps as it takes. Raises SimulationClosed, and ScenarioError if SUMO stops
+        with an error."""
         time_s = self.time_s
         try:
             self._sumo.simulationStep(time_s + 1.0)
@@ -65,15 +65,17 @@ class AttachedSimulation(RunningSumo):
             raise ScenarioError(f"SUMO stopped after {time_s:g} s in {self.files.net_file}: {error}") from error
 
     def is_over(self) -> bool:
-        """Whether SUMO's --end is reached, or without one, no vehicle is in the net or still to depart. SUMO goes on
-        until its clients leave."""
+        """Whether SUMO's --end is reached, or, without --end, no vehicle is in the net or still to depart.
+
+        SUMO itself continues until its clients disconnect.
+        """
         if self._end_s >= 0:
             return self.time_s >= self._end_s
         return int(self._sumo.simulation.getMinExpectedNumber()) == 0
 
 
 class _Connection(Connection):  # type: ignore[misc]  # traci has no types
-    def _sendExact(self) -> Any:  # all that goes to SUMO and comes back
+    def _sendExact(self) -> Any:  # every request to SUMO passes through here
         try:
             return super()._sendExact()
         except (FatalTraCIError, OSError) as error:
@@ -89,7 +91,7 @@ def _connection(where: str, host: str, port: int, wait_s: float) -> Any:
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise ScenarioError(
-                    f"nobody listens on {where} ({error}): start SUMO with --remote-port {port} first, and with "
-                    "--num-clients where others connect to it, too"
+                    f"no program listens on {where} ({error}): start SUMO with --remote-port {port} first, and with "
+                    "--num-clients if other clients connect to it, too"
                 ) from error
         time.sleep(0.1)

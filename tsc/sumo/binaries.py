@@ -15,7 +15,7 @@ from tsc.files import strip_generated_comment, write_atomically
 
 
 def sumo_binary(name: str) -> Path:
-    """A program of the eclipse-sumo package. Raises ScenarioError."""
+    """The path of a program of the eclipse-sumo package. Raises ScenarioError if it is missing."""
     path = Path(sumo.SUMO_HOME, "bin", name)
     if not path.exists():
         raise ScenarioError(f"{path} is missing: install eclipse-sumo (scripts/setup_env.sh)")
@@ -23,8 +23,11 @@ def sumo_binary(name: str) -> Path:
 
 
 def write_net(program: str, options: Sequence[str], path: Path, *, what: str) -> None:
-    """Write the net that `program` (netgenerate, netconvert) makes with these options, without the time of day: same
-    options, same bytes. Raises ScenarioError with the program's words, and `what` the net belongs to."""
+    """Write the net that `program` (netgenerate, netconvert) makes with these options.
+
+    The time of day is taken out of the file: same options, same bytes. `what` is what the net belongs to, for the error
+    message. Raises ScenarioError with the program's own message.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tsc-net-") as folder:
         raw = Path(folder, "net.xml")

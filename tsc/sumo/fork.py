@@ -1,7 +1,7 @@
-"""Calls a function in a forked copy of this process, which itself stays as it was.
+"""Call a function in a forked copy of this process. This process itself stays as it was.
 
-A forked copy continues a running simulation bit-exactly. Whatever happens to the copy (a crash of SUMO, memory that is
-never freed) ends with it. Use it only in a process that has a single thread.
+A fork of a running simulation continues bit-exactly. Whatever happens to it (a crash of SUMO, memory that is not freed)
+ends with it. Only for processes without other threads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class ForkedCall(Generic[Result]):
-    """A call that starts at once. result() waits until it has ended."""
+    """A call that starts at once in a fork; result() waits for it."""
 
     def __init__(self, function: Callable[[], Result]) -> None:
         read_end, write_end = os.pipe()
@@ -32,10 +32,10 @@ class ForkedCall(Generic[Result]):
         self._read_end = read_end
 
     def result(self) -> Result:
-        """Return what the function returned.
+        """The function's return value.
 
-        Raises the function's own error if that is a TscError, and ReplayError with the traceback for any other error.
-        Raises ReplayProcessDied if the copy ended without an answer.
+        Raises the function's own TscError, ReplayError with the traceback for any other exception, and
+        ReplayProcessDied if the fork ended without an answer.
         """
         with os.fdopen(self._read_end, "rb") as pipe:
             message = pipe.read()
@@ -52,6 +52,7 @@ class ForkedCall(Generic[Result]):
 
 
 def in_fork(function: Callable[[], Result]) -> Result:
+    """Call the function in a fork and wait for its result. Raises what ForkedCall.result raises."""
     return ForkedCall(function).result()
 
 

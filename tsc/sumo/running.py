@@ -1,5 +1,5 @@
-"""What is read of a running SUMO, and what its signals are told: the same for a simulation of this process and for one
-that someone else started."""
+"""Read a running SUMO and switch its signals: the same code for a simulation of this process and for one that someone
+else started."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from typing import Any
 from tsc.errors import ScenarioError
 from tsc.sumo.signal_program import APPROACH_M, ApproachLane, Phase, SignalPlan, SignalProgram, build_program
 
-# setPhaseDuration sets the remaining time; a held green ends when we say so
+# a remaining time (setPhaseDuration) so long that a held green only ends when we end it
 HOLD_S = 1e6
 
-# SUMO's numbers for the programs of rail signals, of rail crossings, and of signals that are off
+# SUMO's type numbers for the programs of rail signals, of rail crossings, and of signals that are off
 _TYPES_WITHOUT_STAGES = (1, 2, 13)
 
-# how SUMO names the edges inside a node: `:NODE_3`, and with c or w before the number crossings and walking areas
+# SUMO's names of the edges inside a node: `:NODE_3`; a c or w before the number marks a crossing or a walking area
 _INNER_EDGE = re.compile(r":(?P<node>.+)_(?P<kind>[cw]?)\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SumoFiles:
-    """What a simulation is started from; paths are absolute or relative to the working folder.
+    """The files and options that a simulation starts from. Paths are absolute or relative to the working folder.
 
-    more_options: further words of SUMO's command line, as a sumocfg may have them.
+    more_options: further words of SUMO's command line, for example from a sumocfg.
     """
 
     net_file: Path
@@ -43,6 +43,7 @@ class SumoFiles:
     more_options: tuple[str, ...] = ()
 
     def options(self) -> list[str]:
+        """The words of SUMO's command line."""
         options = ["--net-file", str(self.net_file), "--seed", str(self.seed)]
         if self.route_files:
             options += ["--route-files", ",".join(map(str, self.route_files))]
@@ -64,7 +65,7 @@ class Approaching:
 
 
 class RunningSumo(ABC):
-    """A simulation that runs, by SUMO's API: libsumo's module or a connection of TraCI, which offer the same calls."""
+    """A running simulation. `sumo` is the module libsumo or a TraCI connection: both offer the same calls."""
 
     def __init__(self, sumo: Any, files: SumoFiles) -> None:
         self._sumo = sumo
@@ -76,7 +77,7 @@ class RunningSumo(ABC):
 
     @abstractmethod
     def step(self) -> None:
-        """One second on. Raises ScenarioError where SUMO stops with an error."""
+        """Simulate one second. Raises ScenarioError if SUMO stops with an error."""
 
     def arrived_veh(self) -> int:
         """Vehicles that reached their destination in the last step."""
@@ -87,8 +88,8 @@ class RunningSumo(ABC):
         return int(self._sumo.simulation.getStartingTeleportNumber())
 
     def traffic_digest(self) -> str:
-        """16 hexadecimal digits that two simulations share only where every vehicle is on the same lane, at the same
-        position and speed, to the last bit."""
+        """16 hexadecimal digits. They are equal in two simulations only if every vehicle is on the same lane, at the
+        same position and speed, to the last bit."""
         vehicle = self._sumo.vehicle
         traffic = sorted(
             (name, vehicle.getLaneID(name), vehicle.getLanePosition(name), vehicle.getSpeed(name))
@@ -102,15 +103,12 @@ class RunningSumo(ABC):
         return tuple(self._sumo.trafficlight.getIDList())
 
     def program(self, junction_id: str, *, switched_by_sumo: bool = False) -> SignalProgram:
-        """The running program; without stages where the signal is a railway's, or off.
+        """The running program. A railway signal, or one that is off, has no stages.
 
         Raises ScenarioError for a program with two stages that SUMO itself switches by detectors, unless
-        switched_by_sumo says that nobody else will.
+        switched_by_sumo says that SUMO is meant to switch it.
         """
-        program_id = self._sumo.trafficlight.getProgram(junction_id)
-        logic = next(
-            logic for logic in self._sumo.trafficlight.getAllProgramLogics(junction_id) if logic.programID == program_id
-        )
+        logic = self._running_logic(junction_id)
         phases = [Phase(state=phase.state, duration_s=phase.duration) for phase in logic.phases]
         if logic.type in _TYPES_WITHOUT_STAGES:
             phases = []
@@ -120,16 +118,16 @@ class RunningSumo(ABC):
         ]
         incoming_lanes = dict.fromkeys(incoming for group in links for incoming, _ in group)
         upstream = {lane: self._upstream(lane) for lane in incoming_lanes if not lane.startswith(":")}
-        program = build_program(junction_id, program_id, phases, links, upstream)
+        program = build_program(junction_id, logic.programID, phases, links, upstream)
         if program.is_controllable and logic.type != 0 and not switched_by_sumo:
             raise ScenarioError(
-                f"the program {program_id!r} of junction {junction_id!r} is not of type static, so SUMO switches it: "
-                "give the junction a static program (netconvert --tls.default-type static)"
+                f"the program {logic.programID!r} of junction {junction_id!r} is not of type static, so SUMO switches "
+                "it: give the junction a static program (netconvert --tls.default-type static)"
             )
         return program
 
     def _upstream(self, incoming_lane: str) -> list[ApproachLane]:
-        """What continues an incoming lane that is shorter than APPROACH_M, nearest first."""
+        """The lanes that continue an incoming lane shorter than APPROACH_M upstream, nearest first."""
         found: list[ApproachLane] = []
         seen = {incoming_lane}
         ahead = deque([ApproachLane(lane=incoming_lane, distance_m=0.0)])
@@ -146,8 +144,8 @@ class RunningSumo(ABC):
 
     @cached_property
     def _lanes_before(self) -> Mapping[str, Sequence[str]]:
-        """By lane, the lanes that lead onto it, those inside nodes too, but not past a signal and not by turning
-        around."""
+        """For each lane, the lanes that lead onto it. Lanes inside nodes count too; ways past a signal and U-turns do
+        not."""
         junction_ids = self.junction_ids()
         signal_nodes = self._nodes(junction_ids)
         controlled = {
@@ -169,11 +167,10 @@ class RunningSumo(ABC):
     def signal_plan(self, junction_id: str) -> SignalPlan:
         """The running program, of any type, as it would stand in a file."""
         light = self._sumo.trafficlight
-        program_id = light.getProgram(junction_id)
-        logic = next(logic for logic in light.getAllProgramLogics(junction_id) if logic.programID == program_id)
+        logic = self._running_logic(junction_id)
         return SignalPlan(
             junction_id=junction_id,
-            program_id=program_id,
+            program_id=logic.programID,
             type=light.getParameter(junction_id, "typeName"),
             offset_s=float(light.getParameter(junction_id, "offset")),
             phases=tuple(
@@ -188,6 +185,12 @@ class RunningSumo(ABC):
             ),
         )
 
+    def _running_logic(self, junction_id: str) -> Any:
+        """SUMO's own object of the program that runs."""
+        light = self._sumo.trafficlight
+        program_id = light.getProgram(junction_id)
+        return next(logic for logic in light.getAllProgramLogics(junction_id) if logic.programID == program_id)
+
     def phase_index(self, junction_id: str) -> int:
         return int(self._sumo.trafficlight.getPhase(junction_id))
 
@@ -198,7 +201,7 @@ class RunningSumo(ABC):
         return float(self._sumo.trafficlight.getNextSwitch(junction_id)) - self.time_s
 
     def set_phase_remaining(self, junction_id: str, remaining_s: float) -> None:
-        """0 ends the phase with the next step; the program's own next phase follows."""
+        """Set the remaining time (s). 0 ends the phase with the next step; the program's own next phase follows."""
         self._sumo.trafficlight.setPhaseDuration(junction_id, remaining_s)
 
     # Lanes
@@ -209,7 +212,7 @@ class RunningSumo(ABC):
         return sum(halting(lane) for lane in lanes)
 
     def halting_veh(self, lanes: Sequence[str]) -> list[int]:
-        """The same for each lane, in their order."""
+        """Halting vehicles (speed < 0.1 m/s) of each lane, in their order."""
         return list(map(self._sumo.lane.getLastStepHaltingNumber, lanes))
 
     def vehicles_veh(self, lanes: Sequence[str]) -> int:
@@ -240,8 +243,8 @@ class RunningSumo(ABC):
     def time_loss_s(self, lanes: Sequence[str]) -> float:
         """Time lost in the last second: over the vehicles on the lanes, the sum of 1 - speed / allowed speed.
 
-        As SUMO's timeLoss: the allowed speed is the vehicle's own on its lane, and a scheduled stop loses nothing. But
-        a vehicle that still brakes from a faster lane loses nothing, where SUMO counts a gain.
+        This follows SUMO's timeLoss: the allowed speed is the vehicle's own on its lane, and a scheduled stop loses
+        nothing. One difference: SUMO counts a gain for a vehicle that still brakes from a faster lane, we count 0.
         """
         vehicle = self._sumo.vehicle
         loss_s = 0.0
@@ -253,11 +256,11 @@ class RunningSumo(ABC):
         return loss_s
 
     def longest_wait_s(self, lanes: Sequence[str], *, at_least_s: float = 0.0) -> float:
-        """Longest present wait (speed < 0.1 m/s without interruption) of a vehicle on the lanes; not below
-        at_least_s."""
+        """The longest present wait (speed < 0.1 m/s without interruption) of a vehicle on the lanes, or at_least_s if
+        that is longer."""
         longest_s = at_least_s
         for lane in lanes:
-            # all waits of a lane together bound each of them, and most lanes are done with that one call
+            # no wait is longer than the sum of all waits of its lane, so for most lanes this one call is enough
             if self._sumo.lane.getWaitingTime(lane) > longest_s:
                 waits_s = map(self._sumo.vehicle.getWaitingTime, self._sumo.lane.getLastStepVehicleIDs(lane))
                 longest_s = max(longest_s, *waits_s)
@@ -268,11 +271,11 @@ class RunningSumo(ABC):
         return float(sum(map(self._sumo.lane.getCO2Emission, lanes)) / 1000)
 
     def waiting_to_enter_veh(self, edges: Sequence[str]) -> int:
-        """Vehicles whose departure on these edges has come but that have found no room there."""
+        """Vehicles that are due to depart on these edges but have not found room there yet."""
         return sum(len(self._sumo.edge.getPendingVehicles(edge)) for edge in edges)
 
     def waiting_persons(self, edges: Sequence[str]) -> int:
-        """Persons on foot on the edges that do not move (speed < 0.1 m/s)."""
+        """Persons on foot on the edges who stand still (speed < 0.1 m/s)."""
         person = self._sumo.person
         return sum(
             person.getWaitingTime(name) > 0 for edge in edges for name in self._sumo.edge.getLastStepPersonIDs(edge)
@@ -281,7 +284,7 @@ class RunningSumo(ABC):
     # The inside of junctions
 
     def inner_lanes(self, junction_ids: Sequence[str]) -> tuple[str, ...]:
-        """The lanes on which vehicles cross the junctions, in the net's order; none in a net without internal links."""
+        """The lanes on which vehicles cross the junctions, in the net's order; empty without internal links."""
         nodes = self._nodes(junction_ids)
         lanes = self._sumo.lane.getIDList()
         return tuple(lane for lane in lanes if _place_inside(lane.rpartition("_")[0], nodes) == "")
@@ -292,7 +295,7 @@ class RunningSumo(ABC):
         return tuple(edge for edge in self._sumo.edge.getIDList() if _place_inside(edge, nodes) in ("c", "w"))
 
     def _nodes(self, junction_ids: Sequence[str]) -> set[str]:
-        """The net's nodes whose links the junctions control: a signal may control several."""
+        """The net's nodes whose links the junctions control. One signal may control several nodes."""
         inner_lanes = (
             lane
             for junction_id in junction_ids
@@ -303,6 +306,7 @@ class RunningSumo(ABC):
 
 
 def _place_inside(edge: str, nodes: set[str]) -> str | None:
-    """For an edge inside one of the nodes: "" where vehicles cross, c a crossing, w a walking area; else None."""
+    """For an edge inside one of the nodes: "" if vehicles cross on it, c for a crossing, w for a walking area. None for
+    any other edge."""
     found = _INNER_EDGE.fullmatch(edge)
     return found["kind"] if found and found["node"] in nodes else None

@@ -1,8 +1,8 @@
 """Stages of a junction's signal program.
 
-A stage is a phase with green, no yellow, and a duration of at least MIN_STAGE_DURATION_S: shorter greens are
-turn-clearance slivers that belong to the way from one stage to the next. The phases between two stages (yellow,
-all-red, slivers) are the program's own and run as it says.
+A stage is a phase with green, without yellow, and with a duration of at least MIN_STAGE_DURATION_S: shorter greens are
+turn-clearance slivers, which belong to the change from one stage to the next. The phases between two stages (yellow,
+all-red, slivers) run as the program says.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 
 MIN_STAGE_DURATION_S = 5.0
 
-# How far a junction sees at least, where the road does: to where the observation's `far` begins.
+# A junction sees at least this far, if the road is long enough: up to where the observation's `far` begins.
 APPROACH_M = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A phase as in SUMO: one letter a link (G, g, y, r, …), and its duration in the program.
+    """A phase as in SUMO: one letter for each link (G, g, y, r, …), and its duration in the program.
 
     min_duration_s, max_duration_s: bounds of a phase whose end SUMO chooses.
-    next_phases: where it may lead; empty for the phase that stands next in the program.
+    next_phases: the phases that may follow; empty if the next phase of the program follows.
     """
 
     state: str
@@ -48,7 +48,7 @@ class SignalPlan:
     phases: tuple[Phase, ...]
 
     def element(self) -> ElementTree.Element:
-        """SUMO's tlLogic. Its phases follow one another as they stand; next_phases is left out."""
+        """SUMO's tlLogic element. Its phases follow one another in the given order; next_phases is left out."""
         logic = ElementTree.Element("tlLogic", id=self.junction_id, type=self.type, programID=self.program_id)
         logic.set("offset", f"{self.offset_s:.10g}")
         for phase in self.phases:
@@ -62,7 +62,7 @@ class SignalPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ApproachLane:
-    """A lane on the way to a signal; it ends distance_m (m) before the stop line, an incoming lane at 0."""
+    """A lane on the way to a signal. It ends distance_m (m) before the stop line; an incoming lane ends at 0."""
 
     lane: str
     distance_m: float
@@ -70,9 +70,9 @@ class ApproachLane:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One green choice. Lanes are those of the links that are green (G or g), in link order, each once.
+    """One green choice. Its lanes are those of the links that are green (G or g), in link order, each once.
 
-    approach: the incoming lanes, and after them what leads onto those of them that are short; each lane once.
+    approach: the incoming lanes, then the lanes that lead onto the short ones; each lane once.
     """
 
     phase_index: int
@@ -88,14 +88,15 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class SignalProgram:
-    """The stages of one junction in the order of its program, all its incoming lanes in link order, and for each of
-    them the outgoing lanes that it leads to.
+    """The stages of one junction in the order of its program.
 
-    Real nets cut their roads into pieces, so that the incoming lanes of a signal are often a few metres long. An
+    incoming_lanes: all of them, in link order. lanes_downstream: the outgoing lanes of each incoming lane.
+
+    Real nets cut their roads into pieces, so the incoming lanes of a signal are often only a few metres long. An
     approach is what a detector there would see: an incoming lane shorter than APPROACH_M (100 m) is continued upstream
-    through all lanes that lead onto it, whole lanes and those inside nodes, until APPROACH_M are covered, another
-    signal is reached, or the road begins. A lane that leads to several stages counts for each of them, and once in
-    approach_lanes. Where every incoming lane is long enough, the approach is the incoming lanes.
+    through all lanes that lead onto it, whole lanes and those inside nodes. It ends at APPROACH_M, at another signal,
+    or where the road begins. A lane that leads to several stages counts for each of them, and once in approach_lanes.
+    If every incoming lane is long enough, the approach is the incoming lanes.
     """
 
     junction_id: str
@@ -107,11 +108,11 @@ class SignalProgram:
 
     @property
     def outgoing_lanes(self) -> tuple[str, ...]:
-        """In the order of the lanes that lead to them, each once."""
+        """All outgoing lanes, in the order of the lanes that lead to them, each once."""
         return tuple(dict.fromkeys(lane for lanes in self.lanes_downstream.values() for lane in lanes))
 
     def stage_of_phase(self, phase_index: int) -> int | None:
-        """The stage that this phase is, None for a phase between two stages."""
+        """The number of the stage that this phase is, or None for a phase between two stages."""
         for number, stage in enumerate(self.stages):
             if stage.phase_index == phase_index:
                 return number
@@ -122,7 +123,7 @@ class SignalProgram:
 
     @property
     def is_controllable(self) -> bool:
-        """With fewer than two stages there is nothing to decide."""
+        """Whether there are two stages or more: with fewer there is nothing to decide."""
         return len(self.stages) >= 2
 
 
@@ -133,9 +134,10 @@ def build_program(
     links: Sequence[Sequence[tuple[str, str]]],
     upstream: Mapping[str, Sequence[ApproachLane]],
 ) -> SignalProgram:
-    """links: for each signal index, its (incoming lane, outgoing lane) pairs; one index may control several links.
+    """Build the program from SUMO's phases and links.
 
-    upstream: what continues a short incoming lane, nearest first; nothing for the others.
+    links: for each signal index, its (incoming lane, outgoing lane) pairs. One index may control several links.
+    upstream: the lanes that continue a short incoming lane, nearest first; a long lane has none.
     """
 
     def lanes_of(indices: Sequence[int], side: int) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""The one SUMO simulation of this process. The only module that imports libsumo.
+"""The one SUMO simulation of this process. Only this module imports libsumo.
 
-libsumo runs one simulation per process and is not thread-safe. `libsumo.load` in a used process behaves as a new
-process does (measured), so opening another simulation in the same process is sound; `simulation.loadState` into a
-running one is not (it keeps the demand loader where it was) and is never used here.
+libsumo runs one simulation per process and is not thread-safe. `libsumo.load` in a used process behaves like a new
+process (measured), so it is safe to open another simulation in the same process. `simulation.loadState` into a
+simulation that has moved is not safe, because the demand loader stays where it was: see Simulation.load_state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tsc.sumo.running import RunningSumo, SumoFiles
 
 
 def _import_libsumo() -> Any:
-    # libsumo prints a warning about the installed pyarrow, which is never loaded beside it; this variable quiets it
+    # libsumo warns about the installed pyarrow, which is never loaded in the same process; this variable silences it
     before = os.environ.get("LIBSUMO_AS_TRACI")
     os.environ["LIBSUMO_AS_TRACI"] = "quiet"
     try:
@@ -38,17 +38,17 @@ libsumo = _import_libsumo()
 
 _simulations_opened = 0
 
-# Decimal places of a saved state. 17 digits tell any two numbers of 64 bits apart (IEEE 754), and the slowest vehicles
-# drive 0.0001 m/s.
+# Decimal places of a saved state. 17 significant digits tell any two 64-bit numbers apart (IEEE 754), and the slowest
+# vehicles drive 0.0001 m/s.
 EXACT_PRECISION = 21
 
-# How far ahead a simulation that saves states reads its route files at a time. A state holds the vehicles read so far,
-# and a replay that ends before the last of them departs need not read route files.
+# How far ahead a simulation that saves states reads its route files. A state holds the vehicles read so far. A replay
+# that ends before the last of them departs does not have to read route files.
 ROUTE_STEPS_S = 600
 
 
 class Simulation(RunningSumo):
-    """The one simulation of this process; opening another closes the one before."""
+    """The one simulation of this process. Opening another one closes this one."""
 
     def __init__(
         self,
@@ -60,9 +60,9 @@ class Simulation(RunningSumo):
     ) -> None:
         """Start at begin, or from a saved state.
 
-        saves_states: read the demand far ahead, so that save_state writes what is to come.
+        saves_states: read the demand far ahead, so that a saved state holds the coming vehicles.
         outputs: further SUMO options, for output files.
-        Raises ScenarioError or StateError with SUMO's own words where SUMO refuses.
+        Raises ScenarioError or StateError with SUMO's own message if SUMO refuses.
         """
         for path in (files.net_file, *files.route_files, *files.additional_files):
             if not path.is_file():
@@ -96,7 +96,7 @@ class Simulation(RunningSumo):
             self._sumo.close()
 
     def step(self) -> None:
-        """One simulation step. Raises ScenarioError where SUMO stops with an error."""
+        """Simulate one step. Raises ScenarioError if SUMO stops with an error."""
         self._has_moved = True
         try:
             self._sumo.simulationStep()
@@ -104,11 +104,11 @@ class Simulation(RunningSumo):
             raise ScenarioError(f"SUMO stopped at {self.time_s:g} s in {self.files.net_file}: {error}") from error
 
     def save_state(self, path: Path) -> None:
-        """Write the state as .xml.gz, without time stamps: same simulation, same bytes. Appears atomically.
+        """Write the state as .xml.gz, without time stamps: same simulation, same bytes. The file appears atomically.
 
-        Only the first simulation of a process can be saved: SUMO stores its random number generators as counts of
-        numbers drawn, and goes on counting where the simulation before left off, so that a later state would be
-        restored with other random numbers. Raises StateError.
+        Only the first simulation of a process can be saved. SUMO stores its random number generators as counts of the
+        numbers drawn, and a later simulation continues the count of the one before. Its state would be restored with
+        other random numbers. Raises StateError.
         """
         if not self._is_first_of_process:
             raise StateError("only the first simulation of a process can be saved faithfully: use a new process")
@@ -119,10 +119,10 @@ class Simulation(RunningSumo):
         write_atomically(path, gzip.compress(data, compresslevel=6, mtime=0))
 
     def load_state(self, path: Path) -> None:
-        """Turn this simulation, which was opened without demand and has not moved, into the saved one.
+        """Turn this simulation into the saved one. It must have been opened without demand, and must not have moved.
 
-        SUMO's loadState leaves the demand loader and the random number generators as they are, so in any other
-        simulation it is wrong. Raises StateError.
+        SUMO's loadState leaves the demand loader and the random number generators as they are, so any other simulation
+        would continue wrongly. Raises StateError.
         """
         if self._has_moved or self.files.route_files:
             raise StateError("a state can only be loaded into a simulation without demand that has not moved")
@@ -133,7 +133,8 @@ class Simulation(RunningSumo):
             raise StateError(f"SUMO cannot load state {path}: {error}") from error
 
     def next_lane(self, internal_lane: str) -> str | None:
-        """Where the one link of a lane inside a junction leads; None where it has not exactly one, or is unknown."""
+        """The lane to which the one link of a lane inside a junction leads. None if the lane is unknown or does not
+        have exactly one link."""
         try:
             links = self._sumo.lane.getLinks(internal_lane)
         except libsumo.TraCIException:
@@ -147,8 +148,8 @@ class Simulation(RunningSumo):
 def detach_outputs_of_fork() -> None:
     """In a forked child: turn every regular file open for writing (SUMO's outputs) into /dev/null.
 
-    Parent and child share file offsets, so what the child's SUMO flushes would end up in the parent's files.
-    Standard input, output and error stay.
+    Parent and child share file offsets, so the child's SUMO would flush into the parent's files. Standard input,
+    output and error stay.
     """
     null = os.open(os.devnull, os.O_WRONLY)
     for name in os.listdir("/dev/fd"):
@@ -157,7 +158,7 @@ def detach_outputs_of_fork() -> None:
             continue
         try:
             regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        except OSError:  # the descriptor of the listing itself, closed by now
+        except OSError:  # the descriptor of the listing itself, which is closed by now
             continue
         if regular and _is_writable(descriptor):
             os.dup2(null, descriptor)

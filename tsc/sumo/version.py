@@ -1,4 +1,4 @@
-"""Which SUMO is installed, told without loading it."""
+"""The version of the installed SUMO, found without loading it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tsc.errors import ScenarioError
 MINIMUM_SUMO = (1, 28)
 
 
-@cache  # told anew for every score it would cost more than all the rest
+@cache  # looked up for every score, it would cost more than everything else
 def installed_sumo_version() -> str:
     """The version of the installed libsumo, for example 1.28.0.
 
-    Raises ScenarioError where libsumo is missing or older than 1.28, whose states and options this project relies on.
+    Raises ScenarioError if libsumo is missing, or older than 1.28, whose states and options this project relies on.
     """
     try:
         version = importlib.metadata.version("libsumo")

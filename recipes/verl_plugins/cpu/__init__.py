@@ -1,4 +1,4 @@
-"""Runs verl's own trainers (main_ppo, sft_trainer) on plain CPUs, with verl as released. Written against verl 0.9.1.
+"""Runs the released verl's own trainers (main_ppo, sft_trainer) on plain CPUs. It was written for verl 0.9.1.
 
 Two environment variables switch it on in every process of a run::
 

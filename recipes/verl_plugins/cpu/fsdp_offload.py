@@ -1,8 +1,8 @@
 """Keeps FSDP2's CPU offload from pinning memory.
 
-A separate reference policy (LoRA off, KL on) is built forward-only, and for that verl asks for
-CPUOffloadPolicy(pin_memory=True) (verl/workers/engine/fsdp/transformer_impl.py:462). torch cannot pin without an
-accelerator ("Cannot access accelerator device when none is available.").
+verl builds a separate reference policy (LoRA off, KL on) for forward passes only, and asks for
+CPUOffloadPolicy(pin_memory=True) then (verl/workers/engine/fsdp/transformer_impl.py:462). torch cannot pin memory
+without an accelerator ("Cannot access accelerator device when none is available.").
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def install() -> None:
     base = torch.distributed.fsdp.CPUOffloadPolicy
 
     class CPUOffloadPolicy(base):  # type: ignore[misc, valid-type]
-        """The same policy; memory is never pinned."""
+        """The same policy, which never pins memory."""
 
         def __init__(self, pin_memory: bool = False) -> None:
             super().__init__(pin_memory=False)

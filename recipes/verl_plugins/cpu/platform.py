@@ -14,12 +14,12 @@ from verl.plugin.platform import PlatformBase, PlatformRegistry
 
 
 def is_selected() -> bool:
-    """Whether this process was told to use the CPU; it is never picked by auto-detection."""
+    """Whether VERL_PLATFORM selects the CPU; verl's auto-detection never does."""
     return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
 
 
 class CpuDeviceModule(types.ModuleType):
-    """What verl expects of `torch.cuda`; Stream, current_stream, synchronize and the like come from `torch.cpu`."""
+    """What verl expects of `torch.cuda`. Stream, current_stream, synchronize and others come from `torch.cpu`."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)
@@ -81,7 +81,7 @@ class CpuDeviceModule(types.ModuleType):
         torch.set_rng_state(state)
 
 
-_DEVICE_MODULE = CpuDeviceModule("recipes.verl_plugins.cpu.device")
+_DEVICE_MODULE = CpuDeviceModule(f"{__name__}.device")
 
 
 @PlatformRegistry.register(platform="cpu")
@@ -107,7 +107,7 @@ class CpuPlatform(PlatformBase):
         return is_selected()
 
     def current_device(self) -> str:
-        # verl writes `.to(get_device_id())` and `device=get_device_id()`; a bare int would mean an accelerator
+        # verl writes `.to(get_device_id())` and `device=get_device_id()`; an int would mean an accelerator
         return "cpu"
 
     def device_count(self) -> int:
@@ -152,7 +152,7 @@ class CpuPlatform(PlatformBase):
 
     def ray_resource_name(self) -> str:
         # ResourcePoolManager counts GPU and NPU only (verl/single_controller/ray/base.py:226), so every CPU worker
-        # holds one pretended Ray "GPU" (ray_kwargs.ray_init.num_gpus in the hardware file).
+        # holds one pretended "GPU" of Ray's (ray_kwargs.ray_init.num_gpus in the hardware file).
         return "GPU"
 
     def ray_resource_options(self, num_gpus: float) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class CpuPlatform(PlatformBase):
         return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
 
     def is_ipc_supported(self) -> bool:
-        return False  # verl then hands weights to the vLLM worker through shared memory
+        return False  # so verl hands weights to the vLLM worker through shared memory
 
     def cudart(self) -> None:
         return None

@@ -47,6 +47,6 @@ class VllmAliasFinder(importlib.metadata.DistributionFinder):
 
 
 def install() -> None:
-    """Stands last on sys.meta_path, so that a real "vllm" distribution wins."""
+    """Put the finder last on sys.meta_path, so that a real distribution named "vllm" wins."""
     if not any(isinstance(finder, VllmAliasFinder) for finder in sys.meta_path):
         sys.meta_path.append(VllmAliasFinder())

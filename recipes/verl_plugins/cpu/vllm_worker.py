@@ -1,4 +1,4 @@
-"""The worker extension verl's vLLM server takes on the CPU (hardware file: vllm.worker_extension_cls).
+"""The worker extension of verl's vLLM server on the CPU (vllm_worker_extension in configs/hardware/cpu.yaml).
 
 verl passes engine_kwargs to the engine last (verl/workers/rollout/vllm_rollout/vllm_async_server.py:330 and :349), so
 this class replaces verl's own extension, which it extends.

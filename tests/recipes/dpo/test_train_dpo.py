@@ -19,10 +19,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.dpo.preference_pairs import SCHEMA
-from recipes.dpo.train_dpo import answer_log_probs, check_trl_fields, offset_loss, passes, train
+from recipes.dpo.train_dpo import answer_log_probs, offset_loss, train
 from recipes.models.export_model import export, latest_step
 from recipes.models.tiny_model import TinyModelSize, build_tiny_model
 from recipes.preflight.compose import compose
+from recipes.preflight.trl_settings import check_trl_fields, passes
 from tsc.errors import ConfigError
 from tsc.junction.decision import Decision
 
@@ -297,12 +298,12 @@ def test_fewer_pairs_than_a_step_takes_are_an_error(run_dpo: Callable[..., Path]
 
 
 def test_a_batch_that_the_workers_cannot_share_is_an_error(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="BATCH_PROMPTS=16 pairs cannot be shared evenly among 3 workers"):
+    with pytest.raises(ConfigError, match="16 pairs cannot be shared evenly among 3 devices: choose BATCH_PROMPTS"):
         passes(config_of(folder), 3)
 
 
 def test_a_field_that_trl_lacks_is_an_error(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"trl\.betta is unknown"):
+    with pytest.raises(ConfigError, match=r"trl\.betta is unknown: did you mean 'beta'"):
         check_trl_fields(config_of(folder, "+trl.betta=1"))
 
 

@@ -1,4 +1,4 @@
-"""A model of the hub is taken from the hub's own cache; what cannot be had is said before anything starts."""
+"""A model of the Hub is taken from the Hub's cache; one that cannot be downloaded is an error before the run starts."""
 
 from __future__ import annotations
 
@@ -33,9 +33,12 @@ def test_a_model_in_the_cache_needs_no_network(repo_root: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("some/model", "no folder here, and was not to be had"), ("models", "neither a folder here nor OWNER/NAME")],
+    [
+        ("some/model", "not a local folder and could not be downloaded from the Hugging Face Hub ("),
+        ("models", "neither a local folder nor OWNER/NAME"),
+    ],
 )
-def test_what_cannot_be_had_is_an_error_with_a_remedy(repo_root: Path, tmp_path: Path, name: str, message: str) -> None:
+def test_a_model_that_cannot_be_fetched_is_an_error(repo_root: Path, tmp_path: Path, name: str, message: str) -> None:
     done = ask(repo_root, tmp_path, name)
     assert done.returncode == 2
     assert f"error: MODEL_PATH={name} is " in done.stderr

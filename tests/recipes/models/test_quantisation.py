@@ -1,6 +1,3 @@
-import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,7 @@ def test_verls_trainings_say_that_they_have_no_4_bit_weights_and_what_to_do(algo
 
 def test_dpo_takes_4_bit_weights_under_an_adapter_only() -> None:
     check_quantize("dpo", "4bit", 32)
-    with pytest.raises(ConfigError, match="set LORA_RANK"):
+    with pytest.raises(ConfigError, match="leave LORA_RANK empty"):
         check_quantize("dpo", "4bit", 0)
     with pytest.raises(ConfigError, match="QUANTIZE=8bit is unknown: choose 4bit"):
         check_quantize("dpo", "8bit", 32)
@@ -30,21 +27,3 @@ def test_dpo_takes_4_bit_weights_under_an_adapter_only() -> None:
 
 def test_a_run_on_full_weights_leaves_its_base_as_it_is(tmp_path: Path) -> None:
     assert quantised_base(tmp_path, tmp_path) is None
-
-
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed here")
-def test_where_bitsandbytes_is_missing_the_command_says_so_before_a_run_but_not_for_a_dry_one(repo_root: Path) -> None:
-    command = [
-        sys.executable,
-        "recipes/models/quantisation.py",
-        "--algorithm",
-        "dpo",
-        "--quantize",
-        "4bit",
-        "--lora-rank",
-        "8",
-    ]
-    run = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 2
-    assert "requirements/gpu.txt" in run.stderr
-    assert subprocess.run([*command, "--dry-run", "1"], cwd=repo_root, timeout=60).returncode == 0

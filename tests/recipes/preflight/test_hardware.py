@@ -251,7 +251,7 @@ def test_cuda_visible_devices_decides_how_many_gpus_count(
 
 def test_the_command_prints_name_and_count_within_a_second_without_torch(nvidia_smi: Callable[..., Path]) -> None:
     tool = nvidia_smi(KAGGLE_T4)
-    script = str(hardware.FOLDER.parents[1] / "recipes" / "hardware.py")
+    script = str(hardware.FOLDER.parents[1] / "recipes" / "preflight" / "hardware.py")
     environment = {**os.environ, "PATH": str(tool.parent)}
     command = [sys.executable, "-X", "importtime", script]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
 """The plan's arithmetic against what real models, TRL's loss and verl's own code hold, and against hand-worked sizes.
 
-Bytes are counted on the CPU (tests/recipes/live_bytes.py); 16 bits are bfloat16 with torch's autocast. CUDA's autocast
-computes log-softmax in fp32, the CPU's does not: the tests give it fp32.
+Bytes are counted on the CPU (tests/recipes/preflight/live_bytes.py); 16 bits are bfloat16 with torch's autocast. CUDA's
+autocast computes log-softmax in fp32, the CPU's does not: the tests give it fp32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
-from recipes.models.model_facts import ModelFacts, facts_of_config, model_facts
+from recipes.models.model_shape import ModelShape, model_shape, shape_of_config
 from recipes.preflight.compose import compose
 from recipes.preflight.memory_plan import (
     ACTIVATIONS,
@@ -45,7 +45,7 @@ from recipes.preflight.memory_plan import (
     weight_bytes,
 )
 from recipes.preflight.run_settings import GIB, EngineSettings, RunSettings, run_settings
-from tests.recipes.live_bytes import LiveBytes
+from tests.recipes.preflight.live_bytes import LiveBytes
 
 BFLOAT16 = 2
 QWEN = Qwen2Config(
@@ -84,8 +84,8 @@ def grpo() -> RunSettings:
 
 
 @pytest.fixture(scope="module")
-def half_a_billion() -> ModelFacts:
-    return model_facts("qwen2.5-0.5b")
+def half_a_billion() -> ModelShape:
+    return model_shape("qwen2.5-0.5b")
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_activations_are_what_a_model_keeps_for_its_backward_pass(
         states = hidden_states(model, engine, 2, 96)
         kept = counted.live - before
         del states
-    predicted, _ = activation_bytes(facts_of_config(config, name="small"), engine, 2 * 96)
+    predicted, _ = activation_bytes(shape_of_config(config, name="small"), engine, 2 * 96)
     assert predicted == pytest.approx(kept, rel=0.05)
 
 
@@ -155,9 +155,9 @@ def test_with_checkpointing_only_the_inputs_of_layers_are_kept(sft: RunSettings)
         kept = counted.live - before
         counted.restart_peak()
         states.sum().backward()
-        worked_on = counted.peak - before - gradient_bytes(facts_of_config(QWEN, name="small"), engine)
-    facts = facts_of_config(QWEN, name="small")
-    predicted_kept, predicted_layer = activation_bytes(facts, engine, 2 * 96)
+        worked_on = counted.peak - before - gradient_bytes(shape_of_config(QWEN, name="small"), engine)
+    shape = shape_of_config(QWEN, name="small")
+    predicted_kept, predicted_layer = activation_bytes(shape, engine, 2 * 96)
     assert predicted_kept == pytest.approx(kept, rel=0.1)
     # gradients of the layers that are still to come are not there yet: the peak lies below the sum
     assert worked_on < predicted_kept + predicted_layer
@@ -167,7 +167,7 @@ def test_with_checkpointing_only_the_inputs_of_layers_are_kept(sft: RunSettings)
 @pytest.mark.parametrize("lora_rank", [0, 8])
 def test_weights_gradients_and_moments_are_those_of_a_real_step(lora_rank: int, sft: RunSettings) -> None:
     engine = replace(sft.actor, lora_rank=lora_rank)
-    facts = facts_of_config(LLAMA, name="small")
+    shape = shape_of_config(LLAMA, name="small")
     model = real_model(LLAMA, engine)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)
@@ -176,11 +176,11 @@ def test_weights_gradients_and_moments_are_those_of_a_real_step(lora_rank: int, 
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
-    assert trained_parameters(facts, engine) == sum(parameter.numel() for parameter in trained)
-    assert gradient_bytes(facts, engine) == sum(parameter.grad.nbytes for parameter in trained)
-    assert optimizer_bytes(facts, engine) == sum(moment.nbytes for moment in moments)
+    assert trained_parameters(shape, engine) == sum(parameter.numel() for parameter in trained)
+    assert gradient_bytes(shape, engine) == sum(parameter.grad.nbytes for parameter in trained)
+    assert optimizer_bytes(shape, engine) == sum(moment.nbytes for moment in moments)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    assert weight_bytes(facts, engine) == sum(parameter.nbytes for parameter in (frozen or trained))
+    assert weight_bytes(shape, engine) == sum(parameter.nbytes for parameter in (frozen or trained))
 
 
 # ---------------------------------------------------------------------------------------------- against verl and TRL
@@ -257,8 +257,8 @@ def test_logits_are_what_verls_own_code_holds(
         value = loss()
         if trained:
             value.backward()
-    facts = SimpleNamespace(vocab=VOCAB)
-    predicted = logits_bytes(facts, engine, SEQUENCES * TOKENS, trained=trained)
+    shape = SimpleNamespace(vocab=VOCAB)
+    predicted = logits_bytes(shape, engine, SEQUENCES * TOKENS, trained=trained)
     assert predicted == pytest.approx(counted.peak - before, rel=0.08)
 
 
@@ -313,13 +313,18 @@ def test_an_update_takes_what_verls_own_engine_takes(tmp_path: Path, sft: RunSet
     ]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     subprocess.run(
-        [sys.executable, "tests/recipes/verl_engine_memory.py", tmp_path / "cases.json", tmp_path / "peaks.json"],
+        [
+            sys.executable,
+            "tests/recipes/preflight/verl_engine_memory.py",
+            tmp_path / "cases.json",
+            tmp_path / "peaks.json",
+        ],
         cwd=repo_root,
         env={**os.environ, "PYTHONPATH": str(repo_root)},
         check=True,
         timeout=280,
     )
-    facts = facts_of_config(Qwen2Config(**cases[0]["config"]), name="small")
+    shape = shape_of_config(Qwen2Config(**cases[0]["config"]), name="small")
     for case, peak in zip(ENGINE_CASES, json.loads((tmp_path / "peaks.json").read_text()), strict=True):
         engine = replace(
             sft.actor,
@@ -330,7 +335,7 @@ def test_an_update_takes_what_verls_own_engine_takes(tmp_path: Path, sft: RunSet
             micro_batch=2,
         )
         settings = replace(sft, actor=engine, batch_prompts=4, prompt_tokens=96)
-        phases = {phase.name: phase.total for phase in memory_plan(facts, settings).phases}
+        phases = {phase.name: phase.total for phase in memory_plan(shape, settings).phases}
         planned = max(phases["update"], phases["Adam step"])
         assert planned == pytest.approx(peak, rel=0.2), case
         assert planned > 0.9 * peak, case
@@ -339,7 +344,7 @@ def test_an_update_takes_what_verls_own_engine_takes(tmp_path: Path, sft: RunSet
 # ---------------------------------------------------------------------------------------------- hand-worked
 
 
-def test_full_fine_tuning_in_fp32_takes_sixteen_bytes_a_parameter(sft: RunSettings, half_a_billion: ModelFacts) -> None:
+def test_full_fine_tuning_in_fp32_takes_sixteen_bytes_a_parameter(sft: RunSettings, half_a_billion: ModelShape) -> None:
     update = {phase.name: phase for phase in memory_plan(half_a_billion, sft).phases}["update"]
     # 494,032,768 parameters (Qwen2.5 technical report): weights, gradients, two moments of Adam, 4 bytes each
     fixed = update.parts[GRADIENTS] + update.parts[OPTIMIZER] + weight_bytes(half_a_billion, sft.actor)
@@ -347,7 +352,7 @@ def test_full_fine_tuning_in_fp32_takes_sixteen_bytes_a_parameter(sft: RunSettin
 
 
 def test_a_tokens_keys_and_values_take_twelve_kilobytes_in_half_a_billion_parameters(
-    grpo: RunSettings, half_a_billion: ModelFacts
+    grpo: RunSettings, half_a_billion: ModelShape
 ) -> None:
     # 2 (key, value) × 24 layers × 2 heads × 64 numbers × 2 bytes
     assert kv_bytes_per_token(half_a_billion, grpo.rollout) == 12_288
@@ -356,7 +361,7 @@ def test_a_tokens_keys_and_values_take_twelve_kilobytes_in_half_a_billion_parame
     assert kv_bytes_per_token(half_a_billion, four_gpus) == 6_144
 
 
-def test_vllm_takes_its_share_awake_and_little_asleep(grpo: RunSettings, half_a_billion: ModelFacts) -> None:
+def test_vllm_takes_its_share_awake_and_little_asleep(grpo: RunSettings, half_a_billion: ModelShape) -> None:
     phases = {phase.name: phase for phase in memory_plan(half_a_billion, grpo).phases}
     share = grpo.rollout.memory_fraction * grpo.device.memory_bytes
     assert phases["generate"].parts[VLLM] == pytest.approx(share, rel=1e-6)
@@ -367,7 +372,7 @@ def test_vllm_takes_its_share_awake_and_little_asleep(grpo: RunSettings, half_a_
 
 
 def test_offloading_empties_the_gpu_for_vllm_and_fills_main_memory(
-    grpo: RunSettings, half_a_billion: ModelFacts
+    grpo: RunSettings, half_a_billion: ModelShape
 ) -> None:
     def with_offload(value: bool) -> RunSettings:
         return grpo.with_engines(lambda engine: replace(engine, param_offload=value, optimizer_offload=value))
@@ -380,7 +385,7 @@ def test_offloading_empties_the_gpu_for_vllm_and_fills_main_memory(
     assert totals[0] == totals[1]
 
 
-def test_memory_grows_with_what_is_asked_for(grpo: RunSettings, half_a_billion: ModelFacts) -> None:
+def test_memory_grows_with_what_is_asked_for(grpo: RunSettings, half_a_billion: ModelShape) -> None:
     def update(settings: RunSettings) -> int:
         return {phase.name: phase.total for phase in memory_plan(half_a_billion, settings).phases}["update"]
 
@@ -394,14 +399,14 @@ def test_memory_grows_with_what_is_asked_for(grpo: RunSettings, half_a_billion: 
     assert update(grpo.with_engines(lambda engine: replace(engine, fused_log_probs=True))) < base
 
 
-def test_a_critic_is_a_second_model_with_all_its_gradients(half_a_billion: ModelFacts) -> None:
+def test_a_critic_is_a_second_model_with_all_its_gradients(half_a_billion: ModelShape) -> None:
     ppo = memory_plan(half_a_billion, settings_of("ppo", hardware="a100_80g"))
     critic = {phase.name: phase for phase in ppo.phases}["critic"]
     assert critic.parts[OPTIMIZER] == 2 * 4 * half_a_billion.num_value_head_model
     assert LOGITS not in critic.parts and critic.parts[ACTIVATIONS] > 0
 
 
-def test_a_reference_is_free_under_lora_and_a_pass_through_main_memory_otherwise(half_a_billion: ModelFacts) -> None:
+def test_a_reference_is_free_under_lora_and_a_pass_through_main_memory_otherwise(half_a_billion: ModelShape) -> None:
     kl = "actor_rollout_ref.actor.use_kl_loss=true"
     lora = settings_of("grpo", kl)
     assert (lora.reference, lora.reference_engine) == ("adapter_off", None)
@@ -424,7 +429,7 @@ def test_each_decision_of_an_answer_is_a_sequence() -> None:
     assert settings.sequences_per_update == 256
 
 
-def test_four_bits_take_a_quarter_of_sixteen(half_a_billion: ModelFacts) -> None:
+def test_four_bits_take_a_quarter_of_sixteen(half_a_billion: ModelShape) -> None:
     plain = settings_of("dpo").actor
     packed = settings_of("dpo", "model.quantize=4bit").actor
     in_layers = 494_032_768 - 151_936 * 896
@@ -433,7 +438,7 @@ def test_four_bits_take_a_quarter_of_sixteen(half_a_billion: ModelFacts) -> None
     assert saved == pytest.approx(in_layers * (2 - 4.127 / 8), rel=0.01)
 
 
-def test_too_small_a_cache_is_a_problem_even_where_all_else_fits(grpo: RunSettings, half_a_billion: ModelFacts) -> None:
+def test_too_small_a_cache_is_a_problem_even_where_all_else_fits(grpo: RunSettings, half_a_billion: ModelShape) -> None:
     starved = replace(grpo, rollout=replace(grpo.rollout, memory_fraction=0.08))
     assert kv_cache_tokens(half_a_billion, starved) < 528
     plan = memory_plan(half_a_billion, starved)
@@ -441,7 +446,7 @@ def test_too_small_a_cache_is_a_problem_even_where_all_else_fits(grpo: RunSettin
     assert "less than one sequence of 528" in plan.problems[0]
 
 
-def test_main_memory_counts_where_it_is_known(grpo: RunSettings, half_a_billion: ModelFacts) -> None:
+def test_main_memory_counts_where_it_is_known(grpo: RunSettings, half_a_billion: ModelShape) -> None:
     assert memory_plan(half_a_billion, grpo).fits
     colab = replace(grpo, device=replace(grpo.device, host_bytes=6 * GIB))
     (problem,) = memory_plan(half_a_billion, colab).problems

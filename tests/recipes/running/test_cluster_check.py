@@ -51,7 +51,7 @@ def test_a_node_like_this_machine_has_no_problem() -> None:
 @pytest.mark.parametrize(
     ("differing", "message"),
     [
-        ({"python": "3.12.3"}, "Python 3.12.3, here 3.11.7: make its .venv with the same Python"),
+        ({"python": "3.12.3"}, "Python 3.12.3, here 3.11.7: make the .venv there with the same Python"),
         ({"packages": HERE.packages | {"ray": "2.0", "verl": None}}, "ray 2.0 (here 1.0), verl missing (here 1.0)"),
         ({"code": "", "root": ""}, "the project is not installed: run scripts/setup_env.sh"),
         ({"code": "abd"}, "other code in /repo"),
@@ -62,7 +62,7 @@ def test_a_node_like_this_machine_has_no_problem() -> None:
         ({"model": {}}, "no model in /m"),
         ({"model": {"config.json": "33", "model.safetensors": "45"}}, "another model in /m (model.safetensors)"),
         ({"sees_out": False}, "/r is not this machine's folder there, or not writable"),
-        ({"free_gib": 0.3}, "0.3 GiB of free disk: free some"),
+        ({"free_gib": 0.3}, "0.3 GiB of free disk, but a run needs 2 GiB: free some space"),
     ],
 )
 def test_each_difference_is_named_with_its_remedy(differing: dict[str, object], message: str) -> None:
@@ -88,7 +88,7 @@ def test_a_node_whose_name_stands_for_a_loopback_address_is_a_problem_to_others(
     alone, debian = WANTED, replace(WANTED, several_hosts=True)
     for loopback in ("127.0.1.1", "127.0.0.1"):
         (problem,) = problems_of(replace(HERE, gloo_ip=loopback), HERE, debian, STATES)
-        assert f"its name stands for {loopback}" in problem and "start its node by scripts/ray_cluster.sh" in problem
+        assert f"its name stands for {loopback}" in problem and "start its node with scripts/ray_cluster.sh" in problem
         assert problems_of(replace(HERE, gloo_ip=loopback), HERE, alone, STATES) == []
     assert problems_of(replace(HERE, gloo_ip="10.0.0.5"), HERE, debian, STATES) == []
 

@@ -19,7 +19,7 @@ def test_a_node_is_known_by_the_address_that_it_reaches_the_head_from() -> None:
 
 def test_a_head_without_a_way_to_the_internet_takes_its_only_address() -> None:
     assert choose({"127.0.0.1": "lo", "10.0.0.5": "eth0"}, None, None, None) == "10.0.0.5"
-    with pytest.raises(ConfigError, match=r"choose one by NODE_IP: 10\.0\.0\.5 \(eth0\), 192\.168\.1\.5 \(eth1\)"):
+    with pytest.raises(ConfigError, match=r"choose one with NODE_IP: 10\.0\.0\.5 \(eth0\), 192\.168\.1\.5 \(eth1\)"):
         choose(OWN, None, None, None)
 
 
@@ -27,19 +27,19 @@ def test_a_head_with_several_addresses_takes_the_one_towards_the_internet_and_na
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert choose(OWN, None, "10.0.0.5", None) == "10.0.0.5"
-    assert "(10.0.0.5 (eth0), 192.168.1.5 (eth1)) NODE_IP chooses another" in capsys.readouterr().err
+    assert "(10.0.0.5 (eth0), 192.168.1.5 (eth1)); NODE_IP chooses another" in capsys.readouterr().err
 
 
 def test_a_machine_without_a_network_can_only_be_a_cluster_of_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert choose({"127.0.0.1": "lo"}, None, None, None) == "127.0.0.1"
     assert "no other machine can join" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="no route to HEAD=10.0.0.9:6379: its addresses are none but the loopback's"):
+    with pytest.raises(ConfigError, match="no route to HEAD=10.0.0.9:6379. Its addresses: only the loopback address"):
         choose({"127.0.0.1": "lo"}, None, None, "10.0.0.9:6379")
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"NODE_IP=10\.0\.0\.6 is no address of this machine: choose one of 10\.0\.0\.5"
+        ConfigError, match=r"NODE_IP=10\.0\.0\.6 is not an address of this machine: choose one of 10\.0\.0\.5"
     ):
         choose(OWN, "10.0.0.6", "10.0.0.5", None)
 

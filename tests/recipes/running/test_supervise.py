@@ -162,7 +162,7 @@ def test_progress_shows_a_training_step_in_one_line() -> None:
 def test_progress_warns_of_a_policy_that_gives_one_answer_only() -> None:
     metrics = {"reward/score/mean": 0.25, "reward/answer_yes/mean": 0.01}
     assert "WARNING" not in str(progress_line(3, metrics | {"reward/one_sided_steps": 4}))
-    assert "WARNING: hardly any other answer" in str(progress_line(4, metrics | {"reward/one_sided_steps": 5}))
+    assert "WARNING: nearly all answers are the same" in str(progress_line(4, metrics | {"reward/one_sided_steps": 5}))
 
 
 def test_a_record_without_training_metrics_is_not_progress() -> None:

@@ -1,4 +1,4 @@
-"""The words that name language models, and servers that are not there."""
+"""The words that name language models, and servers that do not answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BASE_URL = "http://localhost:8000/v1"
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """model/, adapter/ made for it, and stray/ made for a model of the hub: as far as names of files tell."""
+    """The folders model/, adapter/ (made for model/) and stray/ (made for a model of the Hub), with empty weights."""
     monkeypatch.chdir(tmp_path)
     files = {
         "model": {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors": ""},
@@ -66,20 +66,20 @@ def test_with_a_server_the_word_names_one_of_its_models(word: str, choice: Serve
         ("llm:a", "write llm:NAME=MODEL"),
         ("llm:a=", "write llm:NAME=MODEL"),
         ("llm:=model", "letters, digits"),
-        ("llm:a/b=model", "'a/b' may have letters"),
+        ("llm:a/b=model", "'a/b' may only have letters"),
         ("llm:a=model+", "write llm:NAME=MODEL"),
-        ("llm:a=nowhere", "controller 'llm:a=nowhere': there is no model folder nowhere"),
-        ("llm:a=model+nowhere", "no adapter folder nowhere"),
-        ("llm:a=model+model", "has no adapter_config.json"),
-        ("llm:a=stray", "made for the model 'Qwen/Qwen3', which is no folder here: name its folder too"),
+        ("llm:a=nowhere", "controller 'llm:a=nowhere': the model folder nowhere does not exist"),
+        ("llm:a=model+nowhere", "the adapter folder nowhere does not exist"),
+        ("llm:a=model+model", "does not have adapter_config.json"),
+        ("llm:a=stray", "made for the model 'Qwen/Qwen3', which is not a local folder: name the model's folder"),
     ],
 )
-def test_a_word_that_names_no_model_is_refused_with_the_remedy(folders: Path, word: str, message: str) -> None:
+def test_a_word_that_does_not_name_a_model_is_refused_with_the_remedy(folders: Path, word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_model_choice(word)
 
 
-def test_what_a_model_is_follows_from_the_contents_of_its_files(folders: Path) -> None:
+def test_the_identity_of_a_model_follows_from_the_contents_of_its_files(folders: Path) -> None:
     choices = [parse_model_choice(word) for word in ("llm:a=model", "llm:b=model", "llm:a=adapter")]
     model, renamed, adapted = [choice.identity() for choice in choices]
     assert model == renamed != adapted
@@ -93,19 +93,19 @@ def unused_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_a_server_that_is_down_is_told_before_and_during_a_run() -> None:
+def test_a_server_that_is_down_is_reported_before_and_during_a_run() -> None:
     with ChatEndpoint(f"http://127.0.0.1:{unused_port()}/v1", "m") as endpoint:
         with pytest.raises(
             ConfigError, match=r"no server answers at http://127.0.0.1:\d+/v1 \(.*connect.*\): start it"
         ):
             endpoint.check()
-        with pytest.raises(EndpointError, match="stopped answering .*: see that it runs; the same command continues"):
+        with pytest.raises(EndpointError, match="stopped answering .*: check that it runs; to continue, run the same"):
             endpoint.ask([[{"role": "user", "content": "Extend?"}]] * 3)
 
 
 @pytest.mark.parametrize("base_url", ["localhost:8000/v1", "https://", "runs/demo"])
-def test_what_is_no_address_is_refused(base_url: str) -> None:
-    with pytest.raises(ConfigError, match="is no address of a server: write http://HOST:PORT/v1"):
+def test_a_base_url_that_is_not_an_address_is_refused(base_url: str) -> None:
+    with pytest.raises(ConfigError, match="is not the address of a server: write http://HOST:PORT/v1"):
         ChatEndpoint(base_url, "m")
 
 
@@ -129,7 +129,7 @@ def web_server(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_server_without_models_is_refused(web_server: str) -> None:
-    with ChatEndpoint(f"{web_server}/v1") as endpoint, pytest.raises(ConfigError, match="no server with OpenAI's API"):
+    with ChatEndpoint(f"{web_server}/v1") as endpoint, pytest.raises(ConfigError, match="does not have OpenAI's API"):
         endpoint.check()
     with ChatEndpoint(web_server) as endpoint, pytest.raises(ConfigError, match="does its address end with /v1"):
         endpoint.check()

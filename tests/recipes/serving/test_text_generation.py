@@ -104,7 +104,7 @@ def test_answers_are_cut_off_at_max_new_tokens(model_folder):
 
 @pytest.fixture(scope="module")
 def adapter_folder(model_folder, tmp_path_factory):
-    """A LoRA adapter with random, not small, weights."""
+    """A LoRA adapter with large random weights."""
     peft = pytest.importorskip("peft")
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     torch.manual_seed(3)
@@ -132,9 +132,9 @@ def test_model_with_adapter_answers_like_the_merged_model(model_folder, adapter_
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("config.json", r"has no config\.json"),
-        ("tokenizer.json", r"has no tokenizer\.json"),
-        ("model.safetensors", r"has no model\.safetensors"),
+        ("config.json", r"does not have config\.json"),
+        ("tokenizer.json", r"does not have tokenizer\.json"),
+        ("model.safetensors", r"does not have model\.safetensors"),
     ],
 )
 def test_incomplete_model_folder_is_refused_with_what_it_lacks(model_folder, tmp_path, file, message):
@@ -145,9 +145,9 @@ def test_incomplete_model_folder_is_refused_with_what_it_lacks(model_folder, tmp
 
 
 def test_missing_folders_are_named(model_folder, tmp_path):
-    with pytest.raises(ConfigError, match="no model folder .*nowhere"):
+    with pytest.raises(ConfigError, match="the model folder .*nowhere does not exist"):
         LocalModel(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="no adapter folder .*nowhere"):
+    with pytest.raises(ConfigError, match="the adapter folder .*nowhere does not exist"):
         LocalModel(model_folder, tmp_path / "nowhere")
 
 
@@ -157,7 +157,7 @@ def test_adapter_given_as_the_model_is_explained(adapter_folder):
 
 
 def test_model_given_as_the_adapter_is_explained(model_folder):
-    with pytest.raises(ConfigError, match=r"has no adapter_config\.json"):
+    with pytest.raises(ConfigError, match=r"does not have adapter_config\.json"):
         LocalModel(model_folder, model_folder)
 
 

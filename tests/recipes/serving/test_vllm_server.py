@@ -1,4 +1,4 @@
-"""A real vLLM, which serves a random tiny model and an adapter of it, asked as an evaluation asks it."""
+"""A real vLLM that serves a random tiny model and its adapter, asked as in an evaluation."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def conversation(queue_veh: int) -> Conversation:
 
 
 def without_broken_letters(texts: list[str | None]) -> list[str]:
-    """Random bytes are seldom UTF-8; vLLM leaves a letter out whose bytes are incomplete at the end."""
+    """Random bytes are rarely UTF-8; vLLM leaves out a letter whose bytes are incomplete at the end."""
     return [(text or "").replace("\N{REPLACEMENT CHARACTER}", "") for text in texts]
 
 
@@ -71,7 +71,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter_folder(model_folder: Path) -> Path:
-    """Of a rank that vLLM does not have, with random weights that change the answers."""
+    """An adapter of a rank that vLLM does not have, with random weights that change the answers."""
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     torch.manual_seed(3)
     config = peft.LoraConfig(r=5, lora_alpha=10, target_modules="all-linear", init_lora_weights=False)
@@ -87,7 +87,7 @@ def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def endpoint(model_folder: Path, adapter_folder: Path, log_file: Path) -> Iterator[ChatEndpoint]:
-    """The adapter under the name "tiny"; the model without it is "tiny-base"."""
+    """A server that has the adapter under the name "tiny", and the model without it as "tiny-base"."""
     with VllmServer(
         model_folder, adapter_folder, name="tiny", log_file=log_file, max_answer_tokens=MAX_ANSWER_TOKENS
     ) as endpoint:
@@ -171,7 +171,7 @@ def test_an_unknown_model_is_refused_with_the_served_ones(
     endpoint: ChatEndpoint, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(ConfigError, match="no model 'tinny': did you mean 'tiny'.*it serves tiny-base, tiny$"):
+    with pytest.raises(ConfigError, match="the model 'tinny': did you mean 'tiny'.*it serves tiny-base, tiny$"):
         checked(ServedModelChoice(name="x", base_url=endpoint.base_url, model_id="tinny"))
     with pytest.raises(ConfigError, match="serves tiny-base, tiny: name one with"):
         checked(ServedModelChoice(name="x", base_url=endpoint.base_url, model_id=None))
@@ -233,12 +233,12 @@ def test_an_evaluation_asks_a_running_server_and_reports_its_rubbish(
 
 
 def test_a_server_that_dies_in_the_middle_is_told_and_leaves_no_process(endpoint: ChatEndpoint) -> None:
-    """The last test that uses the server."""
+    """This must be the last test that uses the server."""
     servers = [child for child in psutil.Process().children(recursive=True) if "VLLM::" in "".join(child.cmdline())]
     assert servers
     for server in servers:
         server.kill()
-    with pytest.raises(EndpointError, match="its log .*vllm.log may tell why; the same command"):
+    with pytest.raises(EndpointError, match="its log .*vllm.log may say why; to continue, run the same command"):
         for _ in range(3):
             endpoint.ask(CONVERSATIONS)
 

@@ -88,13 +88,13 @@ def test_what_cannot_be_trained_with_several_decisions_is_named(override: str, m
 STAND_IN = """
 import time
 from pathlib import Path
-from tsc.replays.stretch import Played, Question
+from tsc.replays.stretch import Question, StretchProgress
 
 def play(request, settings, *, decisions, num_decisions):
     Path(request.dataset_dir, "played").open("a").write("x")
     if request.state_file == "hang":
         time.sleep(3600)
-    return Played(question=Question(prompt=({"role": "user", "content": str(decisions)},), time_s=0.0))
+    return StretchProgress(question=Question(prompt=({"role": "user", "content": str(decisions)},), time_s=0.0))
 """
 
 
@@ -142,7 +142,7 @@ def test_a_rollout_that_is_given_up_gives_its_worker_back(stretches: _Stretches,
         assert all(isinstance(each, asyncio.CancelledError) for each in done)
         begin = time.monotonic()
         found = await stretches.play(truth(tmp_path, "ok"), [])
-        assert found.played.question is not None
+        assert found.progress.question is not None
         return time.monotonic() - begin
 
     # what hangs is ended by its own time limit, and blocks nobody for longer

@@ -15,7 +15,7 @@ import transfer_queue
 from hydra import compose, initialize_config_dir
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from recipes.verl_plugins.replay_buffer import FastReplayBuffer, is_one_sided
+from recipes.verl_plugins.replay_buffer import FastReplayBuffer, is_one_sided, reward_part_metrics
 from tsc.errors import ReplayError
 
 
@@ -131,3 +131,12 @@ def test_a_policy_that_says_one_thing_is_not_asked_for_ever(repo_root: Path, mon
     ):
         buffer.sample(global_steps=1, partition_id="train", batch_size=2)
     assert asked == 6
+
+
+def test_parts_of_the_reward_are_averaged_and_rare_events_counted() -> None:
+    answers = [{"score": 1.0, "tie": 0.0, "failed": 1.0}, {"score": 0.0, "tie": 0.0, "failed": 1.0}]
+    assert reward_part_metrics(answers) == {"reward/score/mean": 0.5, "reward/tie/mean": 0.0, "reward/failed/sum": 2.0}
+
+
+def test_an_empty_batch_has_no_reward_metrics() -> None:
+    assert reward_part_metrics([]) == {}

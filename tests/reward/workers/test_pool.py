@@ -144,7 +144,7 @@ def test_what_no_retry_can_mend_is_raised_at_once_as_its_own_class(
     assert len(pool.worker_pids()) == 1  # the worker is sound and stays
 
 
-@pytest.mark.parametrize(("state", "cause"), [("fatal", "SUMO stopped"), ("nan", "costs that are no numbers")])
+@pytest.mark.parametrize(("state", "cause"), [("fatal", "SUMO stopped"), ("nan", "costs that are not numbers")])
 def test_an_error_of_the_replay_itself_is_named_and_not_retried(
     make_pool: MakePool, make_request: MakeRequest, state: str, cause: str
 ) -> None:

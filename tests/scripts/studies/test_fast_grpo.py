@@ -54,7 +54,7 @@ def prompt(queue_veh: int, red_veh: int) -> list[dict[str, str]]:
 
 
 def states_of(number: int) -> list[State]:
-    """Yes is better where more wait at the green than at the red; the gap is the difference."""
+    """Yes is better if more vehicles wait at the green than at the red; the gap is the difference."""
     draw = random.Random(3)
     states = []
     for _ in range(number):
@@ -95,7 +95,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(start: Path) -> Policy:
-    """With an adapter that does something: peft's own begins as no change."""
+    """A policy whose adapter changes the model: peft's own adapter begins without a change."""
     made = Policy(start, rank=4, alpha=8, seed=1)
     torch.manual_seed(1)
     for name, parameter in made.model.named_parameters():
@@ -105,7 +105,7 @@ def policy(start: Path) -> Policy:
 
 
 def plain_log_probs(policy: Policy, prompts: Sequence[list[int]], answers: torch.Tensor) -> torch.Tensor:
-    """One answer to each prompt, each read alone, without a cache, padding or shared beginnings."""
+    """Log-probabilities of one answer per prompt, each read alone, without cache, padding or shared beginnings."""
     rows = []
     for row, answer in zip(prompts, answers.tolist(), strict=True):
         logits = policy.model(input_ids=torch.tensor([row + answer])).logits[0, len(row) - 1 : -1]
@@ -217,9 +217,9 @@ def test_several_decisions_to_an_answer_share_the_score_of_what_they_lead_to(sta
         numbers = list(islice(prompt_order(states, training_pool(states, settings), settings, seed=1), 2))
         for answer in range(4):
             said = [parse_answer(text) for text, owner in zip(rollout.texts, owners, strict=True) if owner == answer]
-            stretch = source.play(truths[numbers[answer // 2]], said).played.stretch
+            stretch = source.play(truths[numbers[answer // 2]], said).progress.stretch
             assert stretch is not None and stretch.num_decisions == len(said) == 3
-            assert float(scores[answer]) == pytest.approx(score_stretch(said, stretch, load_settings())["score"])
+            assert float(scores[answer]) == pytest.approx(score_stretch(said, stretch, load_settings()).score)
     finally:
         source.close()
         trainer.close()
@@ -313,7 +313,7 @@ def test_in_balanced_data_the_majority_answer_earns_little_of_what_the_better_an
     outcomes = [state.outcomes for state in load_states(tmp_path / "train.parquet")]
 
     def mean_traffic(answer: Decision | None, reward: RewardSettings) -> float:
-        """Of a constant answer; None: of the better ones."""
+        """The score of a constant answer; None: of the better answers."""
         parts = [traffic_score(answer or of.better() or Decision.NO, of, reward) for of in outcomes]
         return sum(parts) / len(parts)
 
@@ -328,8 +328,8 @@ def test_in_balanced_data_the_majority_answer_earns_little_of_what_the_better_an
 def test_only_balanced_states_give_a_policy_that_ignores_them_nothing_for_a_constant_answer(
     balanced: bool, normalise_std: bool
 ) -> None:
-    """All groups alike, whatever the state: the advantages of "no", summed over states, pull nowhere where the states
-    are balanced, and towards "no" where it is the better answer in two of three."""
+    """All groups are sampled alike, whatever the state. Summed over states, the advantages of "no" are zero if the
+    states are balanced, and positive if "no" is the better answer in two of three."""
     gaps = [(90.0, 30.0), (40.0, 36.0), (200.0, 0.0)]
     states = [Outcomes(yes=a, no=b) for a, b in gaps] + [Outcomes(yes=b, no=a) for a, b in gaps]
     if not balanced:
@@ -348,8 +348,8 @@ def test_only_balanced_states_give_a_policy_that_ignores_them_nothing_for_a_cons
 
 
 def test_divided_by_the_groups_deviation_all_normalisations_are_the_sign() -> None:
-    """Two outcomes have one difference, which the deviation divides out; only an unreadable answer in the group brings
-    the size of the gap back."""
+    """Two outcomes have one difference, which the division by the deviation removes. Only an unreadable answer in the
+    group brings the size of the gap back."""
     group = [Answer(decision=decision, form=AnswerForm.EXACT) for decision in (Decision.YES, *[Decision.NO] * 3)]
     of = Outcomes(yes=80.0, no=100.0)
     found = {

@@ -1,4 +1,4 @@
-"""The shaping study: its variants, its table, and that a stopped study goes on."""
+"""The shaping study: its variants, its table, and that a stopped study continues."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("verl")
 
 from fast_grpo import GrpoSettings
+from recipes.preflight.compose import compose
 from reward.settings import load_settings
 from shaping_study import REFERENCES, VARIANTS, chosen_variants, result_table
 from tsc.errors import ConfigError
@@ -24,24 +25,13 @@ def test_every_variant_is_one_that_can_be_trained(variant: Any) -> None:
         load_settings(overrides=dict(GrpoSettings(**variant.changes).reward))
 
 
-def test_the_default_is_what_train_grpo_does_with_its_tiny_model(repo_root: Path) -> None:
-    knobs = (repo_root / "scripts/train_grpo.sh").read_text()
+def test_the_default_is_what_train_grpo_does_with_its_tiny_model() -> None:
     ours = GrpoSettings()
-    for knob, value in [
-        ("STEPS=${STEPS:-", ours.steps),
-        ("BATCH_PROMPTS=${BATCH_PROMPTS:-", ours.batch_prompts),
-        ("ROLLOUT_N=${ROLLOUT_N:-", ours.rollout_n),
-        ("LORA_RANK=${LORA_RANK:-", ours.lora_rank),
-        ("LORA_ALPHA=${LORA_ALPHA:-", ours.lora_alpha),
-        ("NORMALISE_STD=${NORMALISE_STD:-$(tiny_default ", ours.normalise_std),
-        ("TEMPERATURE=${TEMPERATURE:-", ours.temperature),
-        ("KL=${KL:-$(tiny_default ", ours.kl),
-        ("DECISIONS=${DECISIONS:-", ours.decisions),
-    ]:
-        text = knobs.partition(knob)[2].split("}")[0].split()[0]
-        assert text == str(value), knob
-    assert float(knobs.partition("LEARNING_RATE=${LEARNING_RATE:-$(tiny_default ")[2].split()[0]) == ours.learning_rate
-    assert "balance=$(tiny_default sft all)" in knobs  # the labels of SFT are balanced, GRPO's states are not
+    assert (ours.steps, ours.batch_prompts, ours.rollout_n, ours.decisions) == (40, 128, 4, 1)
+    assert (ours.lora_rank, ours.lora_alpha, ours.learning_rate, ours.kl) == (32, 64, 1e-3, 0.3)
+    assert (ours.normalise_std, ours.temperature) == (False, 1.0)
+    # the labels of the SFT are balanced, GRPO's states are not
+    assert compose("grpo", ["start=tiny"]).start.balance == "sft"
     assert not ours.balance
 
 
@@ -96,7 +86,7 @@ def test_a_study_ends_with_a_table_and_a_second_call_repeats_nothing(
         "--out",
         out,
     ]
-    # a model with random weights says nothing readable, which whole answers may
+    # a model with random weights never gives a readable answer; whole answers allow that
     study += ["--variants", "start", "format_graded", "--seeds", 1, "--steps", 1, "--hours", 701]
     first = call(*study, "--json", tmp_path / "rows.json")
     assert "| format_graded |" in first

@@ -20,8 +20,8 @@ Run = tuple[int, int]
 
 
 def _phases(files: SumoFiles, kind: str, folder: Path, seconds: int, timing: Timing) -> tuple[str, list[Run]]:
-    """Type of the program that runs, and the phases one after another with how long each was shown (s); the first and
-    the last, which are cut, are left out."""
+    """The type of the running program, and its phases in order with their durations (s), without the first and the
+    last phase, which are cut off."""
     plans = plan_files(kind, files, timing, seconds, folder)
     simulation = Simulation(replace(files, additional_files=(*files.additional_files, *plans)))
     phases = []
@@ -77,7 +77,7 @@ def test_actuated_control_runs_to_the_maximum_green_for_one_saturated_side_only(
 def test_what_lies_between_the_stages_stays_fixed_also_where_the_plan_has_bounds_there(
     files: SumoFiles, tmp_path: Path
 ) -> None:
-    """A sliver of 4 s with bounds of its own, as real plans have them, and an all-red of 2 s."""
+    """A sliver of 4 s with its own bounds, as in real plans, and an all-red of 2 s."""
     program = tmp_path / "program.add.xml"
     program.write_text(
         '<additional><tlLogic id="A0" type="static" programID="real" offset="0">'

@@ -20,7 +20,7 @@ TIMING = Timing()
 
 @pytest.fixture
 def actuated(files: SumoFiles, tmp_path: Path) -> SumoFiles:
-    """The four_way net with an actuated program of other bounds than ours."""
+    """The four_way net with an actuated program whose bounds differ from ours."""
     path = tmp_path / "actuated.add.xml"
     path.write_text(
         '<additional><tlLogic id="A0" type="actuated" programID="own" offset="0">'
@@ -47,7 +47,7 @@ def test_static_leaves_an_actuated_net_as_it_is(actuated: SumoFiles, tmp_path: P
 
 
 def _drive(files: SumoFiles, kind: str, folder: Path | None, seconds: int) -> list[int]:
-    """The phase after each second under a rule; folder None: without the plans that it needs."""
+    """The phase after each second under a rule. folder: None runs it without the plans that it needs."""
     plans = () if folder is None else _plan_files(kind, files, folder)
     control = SignalControl(Simulation(replace(files, additional_files=(*files.additional_files, *plans))), TIMING)
     control.start()
@@ -142,7 +142,7 @@ def test_a_static_program_with_bounds_that_sumo_ignores_needs_no_copy() -> None:
 
 
 def test_a_copy_of_a_program_with_several_ways_serves_every_stage_by_ways_it_has() -> None:
-    """From Grr over one yellow to rGr, over another to rrG; both lead back to Grr."""
+    """Grr leads over one yellow to rGr, and over another yellow to rrG; both lead back to Grr."""
     ways = (("Grr", 30, (1, 3)), ("yrr", 3, (2,)), ("rGr", 20, (5,)), ("yrr", 3, (4,)), ("rrG", 20, (6,)))
     plan = _plan("actuated", *ways, ("ryr", 3, (0,)), ("rry", 3, (0,)))
     assert _states(static_copy(plan)) == ["Grr", "yrr", "rGr", "ryr", "Grr", "yrr", "rrG", "rry"]

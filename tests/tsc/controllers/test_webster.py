@@ -1,4 +1,4 @@
-"""Webster's plans by SUMO's tlsCycleAdaptation, on the four_way net."""
+"""Webster's plans from SUMO's tlsCycleAdaptation, on the four_way net."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ def _durations_s(files: SumoFiles, folder: Path, timing: Timing) -> list[float]:
 
 
 def _with_trips(files: SumoFiles, folder: Path, *, top_period_s: int | None, right_period_s: int | None) -> SumoFiles:
-    """One hour of a vehicle every so many seconds straight on from the top, and from the right."""
+    """One hour with a vehicle every so many seconds, straight on from the top and from the right."""
     trips = [
         (second, f'<trip id="{entry}{second}" depart="{second}" from="{entry}0A0" to="A0{leave}0"/>')
         for entry, leave, period_s in (("top", "bottom", top_period_s), ("right", "left", right_period_s))
@@ -62,7 +62,7 @@ def _program(files: SumoFiles, folder: Path, phases: str) -> SumoFiles:
 
 
 def test_yellow_and_all_red_stay_those_of_the_running_program(files: SumoFiles, tmp_path: Path) -> None:
-    """The running program is not the one in the net file, which the tool would read by itself."""
+    """The running program is not the one in the net file, which the tool would read if we did not replace it."""
     phases = (
         '<phase duration="30" state="GGGGgrrrrrGGGGgrrrrr"/><phase duration="5" state="yyyyyrrrrryyyyyrrrrr"/>'
         '<phase duration="2" state="rrrrrrrrrrrrrrrrrrrr"/><phase duration="30" state="rrrrrGGGGgrrrrrGGGGg"/>'

@@ -1,4 +1,4 @@
-"""An episode's metrics beside SUMO's own statistics and beside counts of our own."""
+"""An episode's metrics, compared with SUMO's own statistics and with a second count."""
 
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
@@ -26,7 +26,7 @@ def _metrics(files: SumoFiles, end_s: int, warm_up_s: int = 0, is_static: bool =
 
 
 def _counted_anew(files: SumoFiles, warm_up_s: int, folder: Path) -> dict[str, Any]:
-    """The static plan, with every vehicle read in every second, and SUMO's statistics over the whole time."""
+    """Runs the static plan, reads every vehicle in every second, and reads SUMO's statistics over the whole time."""
     statistics = folder / "statistics.xml"
     simulation = Simulation(files, outputs=["--statistic-output", str(statistics), "--duration-log.statistics"])
     programs = controllable_programs(simulation)
@@ -86,7 +86,7 @@ def test_a_warm_up_counts_in_no_metric(files: SumoFiles, tmp_path: Path) -> None
 
 
 def test_trips_are_those_of_sumo_s_tripinfo(files: SumoFiles) -> None:
-    """With all demand in the first minute every trip ends, and SUMO's own means must be ours."""
+    """With all demand in the first minute every trip ends, and our means must equal SUMO's."""
     metrics = in_new_process(_metrics_and_statistics, files)
     ours, sumos = metrics
     assert ours["unfinished_veh"] == ours["not_inserted_veh"] == 0
@@ -121,7 +121,7 @@ def _one_second(files: SumoFiles, junction_id: str) -> tuple[int, float]:
 def test_vehicles_that_find_no_room_are_counted_and_delay_the_mean(
     repo_root: Path, short_scenario: Path, tmp_path: Path
 ) -> None:
-    """So much demand that it cannot enter; under the net's plan a queue blocks the entries."""
+    """The demand is so high that not all vehicles can enter: under the net's plan, a queue blocks the entries."""
     scenario = load_scenario(short_scenario)
     demand = scenario.demand.model_copy(update={"entries_veh_per_h": {"left0A0": [3600.0] * 4, "top0A0": [3600.0] * 4}})
     crowded = scenario.model_copy(update={"demand": demand})

@@ -1,4 +1,4 @@
-"""Episodes in worker processes, and a model that all of them ask together."""
+"""Episodes in worker processes that ask one model together."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def _without_clock(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def test_records_do_not_depend_on_the_number_of_workers_or_their_order(files: SumoFiles) -> None:
-    """A worker runs one episode after another; what ran before must not show."""
+    """A worker runs one episode after another; an earlier one must not influence a later one."""
     kinds = ("static", "actuated", "webster", "gap_out", "max_pressure", "random", "lookahead")
     jobs = [_job(files, kind) for kind in kinds]
     one_after_another = _without_clock(list(run_jobs(jobs, 1)))
@@ -53,7 +53,7 @@ def test_records_do_not_depend_on_the_number_of_workers_or_their_order(files: Su
 
 
 def test_waiting_episodes_share_one_batch(files: SumoFiles) -> None:
-    """Both episodes have the same demand and signals, so they ask in step."""
+    """Both episodes have the same demand and signals, so they ask at the same time."""
     batches = []
 
     def ask(conversations: list[Conversation]) -> list[Reply]:

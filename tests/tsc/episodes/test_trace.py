@@ -1,4 +1,4 @@
-"""What is read from the seconds of an episode."""
+"""The trace of an episode, and the greens counted from it."""
 
 import json
 from pathlib import Path

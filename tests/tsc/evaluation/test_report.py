@@ -17,10 +17,10 @@ import pytest
 from tests.tsc.sumo_process import in_new_process
 from tsc.cost.outcome import OutcomeSettings
 from tsc.episodes.runner import EpisodeJob, run_job
-from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
 from tsc.evaluation.figures import busiest_window, smoothed
 from tsc.evaluation.metrics import METRICS
 from tsc.evaluation.report import write_results
+from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.traces import decisions_file, load_trace, trace_file
 from tsc.junction.timing import Timing
 from tsc.sumo.running import SumoFiles
@@ -30,7 +30,7 @@ RULES = ("static", "max_pressure", "gap_out")
 END_S, WARM_UP_S = 300, 60
 HOSTILE = '</pre><script>alert(1)</script><img src=x onerror="alert(2)">\u202e{{ 7 * 7 }} & {% raw %} \ud800'
 
-SCENARIO = ScenarioFacts(
+SCENARIO = ReportedScenario(
     name="four_way",
     note="a note with <b>markup</b>",
     begin_s=0,
@@ -42,8 +42,8 @@ SCENARIO = ScenarioFacts(
 )
 
 
-def controller(name: str, kind: str = "") -> ControllerFacts:
-    return ControllerFacts(name=name, kind=kind or name, description=f"what {name} does", bounds="Keeps to both.")
+def controller(name: str, kind: str = "") -> ReportedController:
+    return ReportedController(name=name, kind=kind or name, description=f"what {name} does", bounds="Keeps to both.")
 
 
 def _run(out: Path, files: SumoFiles) -> list[dict[str, Any]]:
@@ -89,8 +89,7 @@ def decision(time_s: float, answer: str | None, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, files: SumoFiles) -> tuple[Path, list[dict[str, Any]]]:
-    """A folder with traces and decisions, and the records: three rules, and a model, which here does what gap_out
-    does."""
+    """A folder with traces and decisions, and the records: three rules, and a "model" that decides as gap_out does."""
     out = tmp_path_factory.mktemp("evaluation")
     episodes = in_new_process(_run, out, files)
     for record in [record for record in episodes if record["controller"] == "gap_out"]:
@@ -110,13 +109,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, files: SumoFiles) -> tupl
 
 @pytest.fixture(scope="module")
 def written(finished: tuple[Path, list[dict[str, Any]]]) -> tuple[Path, str]:
-    """The folder with a whole report, and what the console shows."""
+    """The folder with a complete report, and the text for the console."""
     return finished[0], write(*finished)
 
 
 @pytest.fixture
 def out(finished: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> Iterator[Path]:
-    """A copy, to break."""
+    """A copy that a test may break."""
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
     yield tmp_path
 
@@ -133,7 +132,7 @@ def write(out: Path, episodes: list[dict[str, Any]], **changes: Any) -> str:
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and the text. Fails where an element is closed that is not the open one."""
+    """The elements with their attributes, and the text. Fails if a closing tag does not match the open element."""
 
     VOID = ("meta", "img", "br")
 
@@ -165,7 +164,7 @@ def page_of(out: Path) -> Page:
 FIGURES = ("paired_differences", "queue_over_time", "cumulative_trips", "signal_timeline")
 
 
-def test_the_report_stands_alone_with_figures_that_also_lie_beside_it(
+def test_the_report_stands_alone_and_its_figures_are_also_files(
     written: tuple[Path, str],
 ) -> None:
     out, text = written
@@ -184,7 +183,7 @@ def test_the_report_stands_alone_with_figures_that_also_lie_beside_it(
     assert not re.search(r"url\(|@import|https?://", source)
     for metric in METRICS.values():
         assert metric.label in page.text and metric.definition in page.text
-    assert "webster does not apply here: its demand is not <known>" in page.text
+    assert "webster cannot run here: its demand is not <known>" in page.text
     assert "a note with <b>markup</b>" in page.text
     assert "python scripts/evaluate.py --out 'a <folder>'" in page.text
     for name in (*RULES, "model"):
@@ -201,8 +200,8 @@ def test_a_hostile_answer_is_shown_in_full_and_does_nothing(written: tuple[Path,
 def test_disagreements_are_counted_and_told_with_prompt_and_answer(written: tuple[Path, str]) -> None:
     text = " ".join(page_of(written[0]).text.split())
     assert "Of 3 decisions, 2 (66.7 %) were not the cheaper one; 0 were ties." in text
-    assert "Each of these cost 40.0 on average, all together 80" in text
-    assert "In 1 of them the fallback had decided" in text
+    assert "The disagreements cost 40.0 each on average, and 80 together." in text
+    assert "In 1 of them, the fallback decided instead of the model" in text
     # the costliest first; the beginning that the prompts share once
     assert text.index("1. 70 veh·s") < text.index("At 80.0") < text.index("2. 10 veh·s") < text.index("At 70.0")
     assert text.count("You run a signal.") == 1

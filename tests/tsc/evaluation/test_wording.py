@@ -4,12 +4,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
+from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.statistics import QUEUE, records, summarise
 from tsc.evaluation.wording import Summary, findings, printable, seed_numbers, signed, text_tables
 from tsc.junction.timing import Timing
 
-SCENARIO = ScenarioFacts(
+SCENARIO = ReportedScenario(
     name="four_way", note="", begin_s=0, end_s=3600, warm_up_s=300, timing=Timing(), junctions=["A0"]
 )
 SIX = [2.0, 2.2, 1.8, 2.4, 2.1, 1.9]
@@ -26,7 +26,9 @@ def summary_of(queues: dict[str, Sequence[float]]) -> Summary:
 
 
 def said(queues: dict[str, Sequence[float]], **kinds: str) -> str:
-    controllers = [ControllerFacts(name=name, kind=kinds.get(name, name), description="", bounds="") for name in queues]
+    controllers = [
+        ReportedController(name=name, kind=kinds.get(name, name), description="", bounds="") for name in queues
+    ]
     return " ".join(findings(summary_of(queues), SCENARIO, controllers, "max_pressure"))
 
 
@@ -68,8 +70,8 @@ def test_no_difference_is_claimed_from_few_seeds(num_seeds: int) -> None:
 
 def test_a_controller_alone_is_compared_with_nothing() -> None:
     assert said({"static": SIX}).startswith("static had a mean queue of 2.07 vehicles (95 % interval 1.8")
-    assert "nothing of max_pressure to compare it with" in said({"static": SIX})
-    assert said({}) == "No episode has been run."
+    assert "cannot be compared with max_pressure, which did not run" in said({"static": SIX})
+    assert said({}) == "No episode was run."
 
 
 def test_without_a_model_the_best_that_could_be_built_is_told_and_not_the_ceiling() -> None:
@@ -90,7 +92,7 @@ def test_the_console_table_fits_120_columns_and_names_every_controller() -> None
 
 
 def test_the_console_table_tells_of_what_did_not_run() -> None:
-    scenario = ScenarioFacts(
+    scenario = ReportedScenario(
         name="four_way",
         note="",
         begin_s=0,
@@ -101,7 +103,7 @@ def test_the_console_table_tells_of_what_did_not_run() -> None:
         not_applicable={"webster": "no demand"},
     )
     text = text_tables(Summary([]), [scenario], "max_pressure", {"four_way": []})
-    assert "four_way: no episode has been run\n  webster does not apply: no demand" in text
+    assert "four_way: no episode was run\n  webster cannot run here: no demand" in text
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def _restore(files: SumoFiles, folder: Path, wrong: dict[str, object]) -> tuple[
     for _ in range(80):
         control.advance(dict.fromkeys(control.due_junctions(), Decision.NO))
         straight.append(control.simulation.phase_index("A0"))
-    clocks["A0"].update(wrong)
+    clocks["A0"] = clocks["A0"].model_copy(update=wrong)
     restored = SignalControl(Simulation(files, state_file=folder / "state.xml.gz"), Timing())
     restored.restore(clocks)
     again = []

@@ -16,6 +16,7 @@ from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import SampleError
 from tsc.replays.embedded_files import FileEmbedder, UnpackedFiles
 from tsc.replays.request import ReplayRequest
+from tsc.sumo.sumo_input import SumoInput
 
 
 @pytest.fixture
@@ -34,7 +35,9 @@ def request_on_disk(tmp_path: Path) -> ReplayRequest:
         min_green_s=10,
         max_green_s=60,
         green_extension_s=5,
-        sumo={"net_file": "net.xml", "route_files": ["a.rou.xml"], "additional_files": ["det.add.xml"], "seed": 3},
+        sumo=SumoInput(
+            version="1.28.0", net_file="net.xml", route_files=("a.rou.xml",), additional_files=("det.add.xml",), seed=3
+        ),
     )
 
 
@@ -50,17 +53,17 @@ def test_unpacked_files_are_read_from_memory_when_the_folder_is_gone(
         (tmp_path / name).unlink()
     unpacked = UnpackedFiles().unpack(embedded)
     sumo = unpacked.sumo
-    paths = [str(unpacked.state_path), sumo["net_file"], *sumo["route_files"], *sumo["additional_files"]]
+    paths = [str(unpacked.state_path), sumo.net_file, *sumo.route_files, *sumo.additional_files]
     assert [Path(path).read_bytes() for path in paths] == [b"state", b"<net/>", b"<a/>", b"<d/>"]
     assert all(Path(path).is_file() and Path(path).stat().st_size for path in paths)
-    assert sumo["seed"] == 3
+    assert sumo.seed == 3
     # a fork of the simulation takes files that are open for writing for SUMO's outputs
     assert fcntl.fcntl(int(Path(paths[0]).name), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
 
 def test_what_travels_along_is_not_part_of_the_digest(request_on_disk: ReplayRequest) -> None:
     settings = OutcomeSettings()
-    request = replace(request_on_disk, sumo=request_on_disk.sumo | {"net_sha256": "0" * 64})
+    request = replace(request_on_disk, sumo=request_on_disk.sumo.model_copy(update={"net_sha256": "0" * 64}))
     assert FileEmbedder().embed(request).digest(settings, "1.28.0") == request.digest(settings, "1.28.0")
 
 
@@ -72,10 +75,10 @@ def test_a_request_without_embedded_files_stays_as_it_is(request_on_disk: Replay
 def test_errors_name_the_dataset_s_file_and_not_the_memory_file(request_on_disk: ReplayRequest) -> None:
     files = UnpackedFiles()
     unpacked = files.unpack(FileEmbedder().embed(request_on_disk))
-    message = f"SUMO cannot load state {unpacked.state_path}: no element in {unpacked.sumo['net_file']}1"
+    message = f"SUMO cannot load state {unpacked.state_path}: no element in {unpacked.sumo.net_file}1"
     told = files.original_names(message)
     assert f"state {request_on_disk.state_path} (embedded): " in told
-    assert told.endswith(f"{unpacked.sumo['net_file']}1")  # another file's name
+    assert told.endswith(f"{unpacked.sumo.net_file}1")  # another file's name
 
 
 def test_the_same_file_is_kept_once_and_the_least_recently_used_are_closed(request_on_disk: ReplayRequest) -> None:

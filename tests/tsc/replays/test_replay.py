@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -71,9 +70,11 @@ def test_a_state_that_does_not_hold_its_demand_is_replayed_with_the_route_files(
 ) -> None:
     request = _with_demand_to_be_read(small_dataset, requests[3], tmp_path)
     assert in_new_process(_ends, [request]) == [samples[3].outcomes and samples[3].outcomes.ends]
-    Path(request.dataset_dir, request.sumo["route_files"][0]).unlink()
+    Path(request.dataset_dir, request.sumo.route_files[0]).unlink()
     with pytest.raises(ScenarioError, match="demand"):
-        in_new_process(_ends, [dataclasses.replace(request, sumo={**request.sumo, "route_sha256": None})])
+        in_new_process(
+            _ends, [dataclasses.replace(request, sumo=request.sumo.model_copy(update={"route_sha256": None}))]
+        )
 
 
 def _ends_by_forks(requests: list[ReplayRequest]) -> list[dict[Decision, str]]:
@@ -137,14 +138,14 @@ def test_another_demand_is_found_by_its_digest(
     small_dataset: Path, requests: list[ReplayRequest], tmp_path: Path
 ) -> None:
     moved = dataclasses.replace(requests[0], dataset_dir=str(_copy(small_dataset, tmp_path)))
-    route_file = Path(moved.dataset_dir, moved.sumo["route_files"][0])
+    route_file = Path(moved.dataset_dir, moved.sumo.route_files[0])
     route_file.write_text(route_file.read_text().replace('depart="9"', 'depart="8"'))
     with pytest.raises(ScenarioError, match=r"demand\.rou\.xml is not the file"):
         in_new_process(_replay_all, [moved])
 
 
 def test_a_state_of_another_sumo_is_refused(requests: list[ReplayRequest]) -> None:
-    old = dataclasses.replace(requests[0], sumo={**requests[0].sumo, "version": "1.19.0"})
+    old = dataclasses.replace(requests[0], sumo=requests[0].sumo.model_copy(update={"version": "1.19.0"}))
     with pytest.raises(StateError, match=r"saved by SUMO 1\.19\.0"):
         in_new_process(_replay_all, [old])
 
@@ -155,8 +156,8 @@ def test_an_unknown_junction_is_named(requests: list[ReplayRequest]) -> None:
 
 
 def test_a_clock_of_another_state_is_rejected(requests: list[ReplayRequest]) -> None:
-    clocks: dict[str, Any] = json.loads(json.dumps(requests[0].clocks))
-    clocks["A0"]["stage"] = 1 - clocks["A0"]["stage"]
+    clock = requests[0].clocks["A0"]
+    clocks = {"A0": clock.model_copy(update={"stage": 1 - clock.stage})}
     with pytest.raises(ReplayError, match="do not belong together"):
         in_new_process(_replay_all, [dataclasses.replace(requests[0], clocks=clocks)])
 

@@ -13,7 +13,7 @@ from tests.tsc.sumo_process import in_new_process
 from tsc.cost.outcome import OutcomeSettings
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
-from tsc.replays.replay import checked_state, replay_continuations, sumo_files
+from tsc.replays.replay import checked_state, replay_continuations
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample
 from tsc.replays.saved_state import occupied_internal_lanes, with_junctions_last, with_right_of_way
@@ -48,7 +48,7 @@ print(json.dumps({"queue_veh_s": queue_veh_s, "places": places}))
 def _signals(request: ReplayRequest, decision: Decision, state_file: Path) -> tuple[list[str], tuple[str, ...]]:
     """The signal of every second after `decision`, under max-pressure, and the junction's incoming lanes. Writes the
     completed state to state_file."""
-    files = sumo_files(request.sumo, Path(request.dataset_dir))
+    files = request.sumo.files_in(Path(request.dataset_dir))
     text = checked_state(request)
     net = Simulation(files)
     next_lanes = {lane: net.next_lane(lane) or "" for lane in occupied_internal_lanes(text)}
@@ -89,9 +89,9 @@ def test_a_replay_is_what_a_sumo_process_does_under_the_same_signals(
     sumo = request.sumo
     command = [
         str(Path(sys.executable).with_name("sumo")),
-        "--net-file", str(small_dataset / sumo["net_file"]), "--load-state", str(tmp_path / "state.xml"),
-        "--route-files", ",".join(str(small_dataset / name) for name in sumo["route_files"]),
-        "--seed", str(sumo["seed"]), "--time-to-teleport", "-1", "--no-step-log", "--no-warnings",
+        "--net-file", str(small_dataset / sumo.net_file), "--load-state", str(tmp_path / "state.xml"),
+        "--route-files", ",".join(str(small_dataset / name) for name in sumo.route_files),
+        "--seed", str(sumo.seed), "--time-to-teleport", "-1", "--no-step-log", "--no-warnings",
     ]  # fmt: skip
     seen = _in_sumo_process(
         {"command": command, "signals": signals, "junction_id": request.junction_id, "lanes": list(lanes)}

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import SampleError
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample, find_dataset_files
@@ -32,8 +33,8 @@ def test_fields_beyond_the_contract_are_kept() -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"current_green_elapsed": 5}, "no decision point"),
-        ({"current_green_elapsed": 60}, "no decision point"),
+        ({"current_green_elapsed": 5}, "not a decision point"),
+        ({"current_green_elapsed": 60}, "not a decision point"),
         ({"max_green": 10}, "does not exceed"),
         ({"junction_id": ""}, "junction_id"),
         ({"prompt": []}, "prompt"),
@@ -108,3 +109,88 @@ def test_a_mark_tells_whether_the_replay_favours_the_label(verdict: str, is_fait
     assert sample.to_json()["replay"] == {"verdict": verdict}
     with pytest.raises(ValidationError, match="verdict"):
         Sample.model_validate({**MINIMAL, "replay": {"verdict": "good"}})
+
+
+OURS: dict[str, Any] = {
+    "schema_version": 1,
+    "id": "four_way-seed0001-t00300-A0",
+    "junction_id": "A0",
+    "prompt": [{"role": "user", "content": "Extend?"}],
+    "state_file": "states/t00300.xml.gz",
+    "state_sha256": "a" * 64,
+    "current_green_elapsed": 15.0,
+    "min_green": 10.0,
+    "max_green": 60.0,
+    "clocks": {
+        "A0": {"mode": "green", "stage": 0, "elapsed_green_s": 15.0, "phase_remaining_s": 0.0},
+        "B0": {"mode": "clearing", "stage": 1, "elapsed_green_s": 22.0, "phase_remaining_s": 2.0},
+    },
+    "sumo": {
+        "version": "1.28.0",
+        "net_file": "scenario/net.net.xml",
+        "route_files": ["demand.rou.xml"],
+        "net_sha256": "b" * 64,
+        "route_sha256": ["c" * 64],
+        "seed": 7,
+        "step_length_s": 1.0,
+        "time_to_teleport_s": -1.0,
+    },
+}
+FOREIGN: dict[str, Any] = {
+    **{key: OURS[key] for key in ("prompt", "state_file", "junction_id", "current_green_elapsed")},
+    "min_green": 10,
+    "max_green": 60,
+    "clocks": {"A0": {"mode": "green", "stage": 0, "elapsed_green_s": 15, "since": "t"}},
+    "sumo": {
+        "version": "1.28.0",
+        "net_file": "n.net.xml",
+        "route_files": ["a.rou.xml", "b.rou.xml"],
+        "additional_files": ["det.add.xml"],
+        "remark": "foreign",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "text", "digests"),
+    [
+        (
+            OURS,
+            '{"sample_id":"four_way-seed0001-t00300-A0","dataset_dir":"/data","junction_id":"A0",'
+            f'"state_file":"states/t00300.xml.gz","state_sha256":"{"a" * 64}","current_green_elapsed_s":15.0,'
+            '"min_green_s":10,"max_green_s":60,"green_extension_s":5,'
+            '"clocks":{"A0":{"mode":"green","stage":0,"elapsed_green_s":15.0,"phase_remaining_s":0.0},'
+            '"B0":{"mode":"clearing","stage":1,"elapsed_green_s":22.0,"phase_remaining_s":2.0}},'
+            '"sumo":{"version":"1.28.0","net_file":"scenario/net.net.xml","route_files":["demand.rou.xml"],'
+            f'"additional_files":[],"net_sha256":"{"b" * 64}","route_sha256":["{"c" * 64}"],"seed":7,'
+            '"step_length_s":1.0,"time_to_teleport_s":-1.0}}',
+            (
+                "72fdbe824e2391e6177365ed440cd0384fd91b31dd138934b77573319b402d67",
+                "a06862d823378aa252dadd4bcb6ef66dc0e7344925c099d7936798d1b3621df1",
+            ),
+        ),
+        (
+            FOREIGN,
+            '{"sample_id":"states/t00300.xml.gz","dataset_dir":"/data","junction_id":"A0",'
+            '"state_file":"states/t00300.xml.gz","state_sha256":null,"current_green_elapsed_s":15.0,'
+            '"min_green_s":10,"max_green_s":60,"green_extension_s":5,'
+            '"clocks":{"A0":{"mode":"green","stage":0,"elapsed_green_s":15.0,"phase_remaining_s":0.0,"since":"t"}},'
+            '"sumo":{"version":"1.28.0","net_file":"n.net.xml","route_files":["a.rou.xml","b.rou.xml"],'
+            '"additional_files":["det.add.xml"],"net_sha256":null,"route_sha256":null,"seed":0,'
+            '"step_length_s":1.0,"time_to_teleport_s":-1.0,"remark":"foreign"}}',
+            (
+                "12ab6c55e2bc0e1145935f865c50711cc85a538c8ff6d96666d120ff3e4d04dd",
+                "71646243cbb0d704c35dd5f0fecf80193d9d7f178eb5bf04bd2143a35fbe2fa5",
+            ),
+        ),
+    ],
+)
+def test_rows_and_kept_outcomes_of_earlier_versions_still_fit(
+    values: dict[str, Any], text: str, digests: tuple[str, str]
+) -> None:
+    """The text of a Parquet row and the keys of kept outcomes are what they were."""
+    request = ReplayRequest.from_sample(Sample.model_validate(values), Path("/data"))
+    assert json.dumps(request.to_json(), separators=(",", ":")) == text
+    assert ReplayRequest.from_json(json.loads(text)) == request
+    for settings, digest in zip((OutcomeSettings(), OutcomeSettings(terms=("switches",))), digests, strict=True):
+        assert request.digest(settings, "1.28.0") == digest

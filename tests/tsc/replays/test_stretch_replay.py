@@ -19,11 +19,12 @@ from tsc.junction.timing import Timing
 from tsc.replays.replay import replay
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample
-from tsc.replays.stretch import Played, Stretch
+from tsc.replays.stretch import Stretch, StretchProgress
 from tsc.replays.stretch_replay import play
 from tsc.rules.max_pressure import MaxPressure
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
+from tsc.sumo.sumo_input import SumoInput
 from tsc.sumo.version import installed_sumo_version
 
 ANSWERS = ["yes", "no", "no", "yes", "yes", "no"]
@@ -39,7 +40,7 @@ def requests(small_dataset: Path, samples: list[Sample]) -> list[ReplayRequest]:
     return [ReplayRequest.from_sample(sample, small_dataset) for sample in samples]
 
 
-def _play(request: ReplayRequest, decisions: Sequence[str | None], number: int, **settings: Any) -> Played:
+def _play(request: ReplayRequest, decisions: Sequence[str | None], number: int, **settings: Any) -> StretchProgress:
     return play(request, OutcomeSettings(**settings), decisions=decisions, num_decisions=number)
 
 
@@ -93,12 +94,12 @@ def _uninterrupted(
         max_green_s=60,
         green_extension_s=5,
         clocks=control.stored_clocks(),
-        sumo={
-            "version": installed_sumo_version(),
-            "net_file": str(files.net_file),
-            "route_files": [str(path) for path in files.route_files],
-            "seed": files.seed,
-        },
+        sumo=SumoInput(
+            version=installed_sumo_version(),
+            net_file=str(files.net_file),
+            route_files=tuple(map(str, files.route_files)),
+            seed=files.seed,
+        ),
     )
     left = list(answers)
     prompts = []
@@ -174,7 +175,7 @@ def test_the_nets_own_plan_decides_in_place_of_an_unreadable_answer(
     assert (at_35_s[None], at_40_s[None]) == (at_35_s["yes"], at_40_s["no"])
 
 
-def _played_by_forks(request: ReplayRequest) -> list[Played]:
+def _played_by_forks(request: ReplayRequest) -> list[StretchProgress]:
     import tsc.replays.replay
 
     as_small_net = [_play(request, ANSWERS[:made], 3) for made in range(4)]
@@ -188,7 +189,7 @@ def _played_by_forks(request: ReplayRequest) -> list[Played]:
 def test_a_large_net_is_forked_to_the_same_stretch(requests: list[ReplayRequest]) -> None:
     played = in_new_process(_played_by_forks, requests[4])
     assert [each.stretch is None for each in played] == [True, True, True, False]
-    assert [Played.from_dict(json.loads(json.dumps(each.as_dict()))) for each in played] == played
+    assert [StretchProgress.from_dict(json.loads(json.dumps(each.as_dict()))) for each in played] == played
 
 
 def test_a_stretch_ends_early_where_no_decision_point_comes_within_the_horizon(requests: list[ReplayRequest]) -> None:

@@ -1,4 +1,4 @@
-"""The controllers that decide by a rule, on the four_way net with vehicles that stand where a test puts them."""
+"""The controllers that decide by a rule, on the four_way net, with standing vehicles placed by the test."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +23,7 @@ DISTANCE_M = 10.0
 
 
 def _standing(files: SumoFiles, folder: Path, standing_veh: Mapping[str, int], first_m: float) -> SumoFiles:
-    """The net with vehicles that stand on the middle lane of the edges, one behind the other."""
+    """The net with vehicles that stand in a row on the middle lane of the edges."""
     vehicles = [
         f'<vehicle id="{edge}-{number}" depart="0" departLane="1" departPos="stop" departSpeed="0">'
         f'<route edges="{edge}"/><stop lane="{edge}_1" endPos="{first_m - number * DISTANCE_M}" duration="9999"/>'
@@ -37,7 +37,7 @@ def _standing(files: SumoFiles, folder: Path, standing_veh: Mapping[str, int], f
 
 
 def _decisions(files: SumoFiles, name: str, seconds: int, timing: Timing) -> list[Decision]:
-    """At the decision points of the first stage, which serves top and bottom, while its green is held."""
+    """The decisions at the decision points of the first stage, which serves top and bottom, while its green is held."""
     control = SignalControl(Simulation(files), timing)
     control.start()
     controller = rule_controller(name, seed=1, lookahead=OutcomeSettings())

@@ -1,4 +1,4 @@
-"""What is installed is told from the package's metadata, here from one made for the test."""
+"""The installed version is read from the package's metadata, here from metadata made for the test."""
 
 import subprocess
 import sys

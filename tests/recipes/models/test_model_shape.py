@@ -1,4 +1,4 @@
-"""Facts of models from their configs, against the models themselves, PEFT's own count, and the published figures."""
+"""Sizes of models from their configs, against the models themselves, PEFT's own count, and the published figures."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ from accelerate import init_empty_weights
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, LlamaConfig
 
-from recipes.models.model_facts import MODEL_CONFIGS, facts_of_config, known_models, model_facts
-from recipes.models.tiny_model import TinyModelSize, tiny_config
+from recipes.models.model_shape import MODEL_CONFIGS, known_models, model_shape, shape_of_config
+from recipes.models.tiny_config import TinyModelSize, tiny_config
 from tsc.errors import ConfigError
 
 MODELS = ("tiny", "smollm2", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b")
@@ -35,18 +35,17 @@ def config_of(name: str, repo_root: Path):
 )
 def test_the_parameters_in_all_are_the_published_ones(name: str, billions: str, repo_root: Path) -> None:
     digits = len(billions.split(".")[1])
-    assert f"{model_facts(name, root=repo_root).num_parameters / 1e9:.{digits}f}" == billions
+    assert f"{model_shape(name, root=repo_root).num_parameters / 1e9:.{digits}f}" == billions
 
 
 @pytest.mark.parametrize("name", ["tiny", "smollm2"])
 def test_the_count_equals_that_of_the_model_with_memory(name: str, repo_root: Path) -> None:
-    facts = model_facts(name, root=repo_root)
+    shape = model_shape(name, root=repo_root)
     model = AutoModelForCausalLM.from_config(config_of(name, repo_root), dtype=torch.float32)
-    assert facts.num_parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert facts.tied_embedding == (model.lm_head.weight is model.model.embed_tokens.weight)
-    assert facts.num_embedding == model.model.embed_tokens.weight.numel()
-    assert facts.num_layer == sum(parameter.numel() for parameter in model.model.layers[0].parameters())
-    assert facts.num_outside_layers == facts.num_parameters - facts.layers * facts.num_layer
+    assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.tied_embedding == (model.lm_head.weight is model.model.embed_tokens.weight)
+    assert shape.num_embedding == model.model.embed_tokens.weight.numel()
+    assert shape.num_layer == sum(parameter.numel() for parameter in model.model.layers[0].parameters())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -60,7 +59,7 @@ def test_lora_parameters_are_those_that_peft_trains(name: str, targets: str | tu
                 r=8, target_modules=targets if isinstance(targets, str) else list(targets), task_type="CAUSAL_LM"
             ),
         )
-    assert model_facts(name, root=repo_root).lora_parameters(8, targets) == model.get_nb_trainable_parameters()[0]
+    assert model_shape(name, root=repo_root).lora_parameters(8, targets) == model.get_nb_trainable_parameters()[0]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -70,37 +69,37 @@ def test_the_critic_is_the_model_with_a_head_of_one_output(name: str, repo_root:
     with init_empty_weights():
         critic = AutoModelForTokenClassification.from_config(config)
     expected = sum(parameter.numel() for parameter in critic.parameters())
-    assert model_facts(name, root=repo_root).num_value_head_model == expected
+    assert model_shape(name, root=repo_root).num_value_head_model == expected
 
 
 def test_lora_targets_that_a_model_lacks_are_named_with_those_it_has(repo_root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"LORA_TARGETS names wqkv, which tiny has not: choose .*q_proj"):
-        model_facts("tiny", root=repo_root).lora_parameters(8, ["q_proj", "wqkv"])
+    with pytest.raises(ConfigError, match=r"LORA_TARGETS names wqkv, which tiny does not have: choose .*q_proj"):
+        model_shape("tiny", root=repo_root).lora_parameters(8, ["q_proj", "wqkv"])
 
 
 def test_models_without_grouped_heads_have_as_many_kv_heads_as_heads() -> None:
     config = LlamaConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=99
     )
-    facts = facts_of_config(config, name="llama")
-    assert (facts.kv_heads, facts.head_dim, facts.kv_elements_per_token) == (4, 16, 2 * 2 * 64)
+    shape = shape_of_config(config, name="llama")
+    assert (shape.kv_heads, shape.head_dim) == (4, 16)
 
 
 def test_a_folder_with_a_config_is_a_model(tmp_path: Path, repo_root: Path) -> None:
     config = json.loads((repo_root / MODEL_CONFIGS / "qwen2.5-0.5b/config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
-    assert model_facts(str(tmp_path)).layers == 2
+    assert model_shape(str(tmp_path)).layers == 2
 
 
 def test_an_unknown_model_is_answered_with_those_there_are(repo_root: Path) -> None:
     with pytest.raises(ConfigError, match=r"no model 'qwen3'.*tiny, smollm2, qwen2.5-0.5b, qwen2.5-1.5b"):
-        model_facts("qwen3", root=repo_root)
+        model_shape("qwen3", root=repo_root)
 
 
 def test_an_adapter_in_a_models_place_is_told_apart(tmp_path: Path, repo_root: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="is a LoRA adapter: give the folder of its base model"):
-        model_facts(str(tmp_path), root=repo_root)
+        model_shape(str(tmp_path), root=repo_root)
 
 
 def test_the_known_models_come_by_size(repo_root: Path) -> None:

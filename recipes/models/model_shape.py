@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.models.tiny_model import TinyModelSize, tiny_config
+from recipes.models.tiny_config import TinyModelSize, tiny_config
 from tsc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ class LinearShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFacts:
+class ModelShape:
     """Sizes of a causal language model. Counts are parameters, not bytes.
 
-    num_parameters counts a head that is tied to the embedding once. num_embedding is one vocabulary × hidden matrix.
-    num_layer is one layer's. num_value_head_model is the model with a head of one output in the vocabulary's place, as
-    PPO's critic has it. linears are the linear layers of all decoder layers together, without the head.
+    num_parameters counts a head that is tied to the embedding once. num_embedding counts one vocabulary × hidden
+    matrix, num_layer one decoder layer. num_value_head_model counts the model with a head of one output in place of the
+    vocabulary's, as PPO's critic has it. linears are the linear layers of all decoder layers, without the head.
     """
 
     name: str
@@ -56,57 +56,46 @@ class ModelFacts:
     kv_heads: int
     head_dim: int
     vocab: int
-    max_positions: int
     linears: tuple[LinearShape, ...]
 
     @property
-    def num_outside_layers(self) -> int:
-        """Embedding, head and last norm."""
-        return self.num_parameters - self.layers * self.num_layer
-
-    @property
     def num_matmul_parameters(self) -> int:
-        """Parameters that every token is multiplied with: all but the embedding's table, the head included."""
+        """Parameters that every token is multiplied with: the layers and the head, without the embedding's table."""
         return self.layers * self.num_layer + self.num_embedding
-
-    @property
-    def kv_elements_per_token(self) -> int:
-        """Elements of the KV cache for one token: a key and a value in every layer."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
 
     def lora_parameters(self, rank: int, targets: str | Sequence[str] = ALL_LINEAR) -> int:
         """Parameters of a LoRA adapter: r · (in + out) for each matching linear layer (Hu et al. 2021, section 4.1).
 
-        targets: "all-linear" (all but the head, as PEFT takes it), or the last parts of the layers' names. Raises
-        ConfigError for a name that the model lacks, with those that it has.
+        targets: "all-linear" (every linear layer but the head, as PEFT takes it), or the last parts of the layers'
+        names. Raises ConfigError for a name that the model does not have, with the names that it has.
         """
-        return sum(rank * shape.count * (shape.num_in + shape.num_out) for shape in self.lora_linears(targets))
+        return sum(rank * linear.count * (linear.num_in + linear.num_out) for linear in self.lora_linears(targets))
 
     def lora_linears(self, targets: str | Sequence[str] = ALL_LINEAR) -> tuple[LinearShape, ...]:
         if targets == ALL_LINEAR:
             return self.linears
         wanted = [targets] if isinstance(targets, str) else list(targets)
-        known = {shape.name for shape in self.linears}
+        known = {linear.name for linear in self.linears}
         unknown = [name for name in wanted if name not in known]
         if unknown or not wanted:
             raise ConfigError(
-                f"LORA_TARGETS names {', '.join(unknown) or 'nothing'}, which {self.name} has not: "
+                f"LORA_TARGETS names {', '.join(unknown) or 'nothing'}, which {self.name} does not have: "
                 f"choose {ALL_LINEAR} or some of {', '.join(sorted(known))}"
             )
-        return tuple(shape for shape in self.linears if shape.name in wanted)
+        return tuple(linear for linear in self.linears if linear.name in wanted)
 
 
 @cache
-def model_facts(model: str, *, root: Path = Path(".")) -> ModelFacts:
-    """Facts of `model`: `tiny`, `smollm2`, a name in configs/models, or a folder with a config.json.
+def model_shape(model: str, *, root: Path = Path(".")) -> ModelShape:
+    """The shape of `model`: `tiny`, `smollm2`, a name in configs/models, or a folder with a config.json.
 
     root: the repository. Raises ConfigError for anything else.
     """
-    return facts_of_config(_config(model, root), name=model_title(model))
+    return shape_of_config(_config(model, root), name=model_title(model))
 
 
 def model_title(model: str) -> str:
-    """The name of a model as a reader wants it: the last part of a folder's path."""
+    """The name of a model for a reader: the last part of a folder's path."""
     return Path(model).name or model
 
 
@@ -116,7 +105,7 @@ def known_models(root: Path = Path(".")) -> list[str]:
     return [folder.name for folder in sorted(folders, key=_size_in_name)]
 
 
-def facts_of_config(config: PretrainedConfig, *, name: str) -> ModelFacts:
+def shape_of_config(config: PretrainedConfig, *, name: str) -> ModelShape:
     """Count the parameters of the model that `config` describes. Takes about a second for the first model."""
     from torch import nn
 
@@ -133,13 +122,13 @@ def facts_of_config(config: PretrainedConfig, *, name: str) -> ModelFacts:
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     hidden = int(config.hidden_size)
     heads = int(config.num_attention_heads)
-    return ModelFacts(
+    return ModelShape(
         name=name,
         num_parameters=num_parameters,
         num_embedding=embedding.weight.numel(),
         tied_embedding=tied,
         num_layer=sum(parameter.numel() for parameter in layers[0].parameters()),
-        # The head with a row per token goes (a tied one stays, as the embedding); one with one row and a bias comes.
+        # The head with a row per token goes (a tied one stays as the embedding); a head with one row and a bias comes.
         num_value_head_model=num_parameters - (0 if tied else embedding.weight.numel()) + hidden + 1,
         hidden=hidden,
         intermediate=int(getattr(config, "intermediate_size", 4 * hidden)),
@@ -148,7 +137,6 @@ def facts_of_config(config: PretrainedConfig, *, name: str) -> ModelFacts:
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
         vocab=int(config.vocab_size),
-        max_positions=int(config.max_position_embeddings),
         linears=tuple(
             LinearShape(name=layer, num_in=num_in, num_out=num_out, count=count)
             for (layer, num_in, num_out), count in linears.items()
@@ -164,8 +152,8 @@ def _on_meta_device(config: PretrainedConfig) -> Any:
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
-        raise ConfigError(f"the config is not of a causal language model that transformers knows: {error}") from error
-    # Moving to the meta device parts what was tied.
+        raise ConfigError(f"transformers does not know a causal language model with this config: {error}") from error
+    # Moving the model to the meta device unties its weights.
     model.tie_weights()
     return model
 
@@ -175,7 +163,7 @@ def _decoder_layers(model: nn.Module) -> nn.ModuleList:
 
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not lists:
-        raise ConfigError(f"{type(model).__name__} has no list of layers: it is no decoder that this plan understands")
+        raise ConfigError(f"{type(model).__name__} does not have a list of layers: the plan cannot count such a model")
     return max(lists, key=lambda module: sum(parameter.numel() for parameter in module.parameters()))
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from recipes.models.model_facts import model_facts
+from recipes.models.model_shape import model_shape
 from recipes.preflight.compose import compose
 from recipes.preflight.memory_plan import OVERHEAD, VLLM, memory_plan
 from recipes.preflight.run_settings import GIB, RunSettings, run_settings
@@ -61,7 +61,7 @@ def trainers_tensors_gib(model: str, settings: RunSettings) -> float:
     """At the fullest moment, without vLLM and CUDA's own: what torch.cuda.max_memory_allocated sees in the trainer."""
     return max(
         sum(size for part, size in phase.parts.items() if part not in (VLLM, OVERHEAD)) / GIB
-        for phase in memory_plan(model_facts(model), settings).phases
+        for phase in memory_plan(model_shape(model), settings).phases
     )
 
 
@@ -94,7 +94,7 @@ def test_published_peaks_of_an_update(
     [("qwen2.5-0.5b", 0.1, 116), ("qwen2.5-1.5b", 0.1, 128), ("qwen2.5-3b", 0.1, 62), ("qwen2.5-7b", 0.2, 16)],
 )
 def test_the_largest_batches_of_verls_tuning_table(model: str, memory_fraction: float, published: int) -> None:
-    facts = model_facts(model)
+    facts = model_shape(model)
     settings = verls_recipe(gpus=1, micro_batch=1, memory_fraction=memory_fraction, tensor_parallel=1)
 
     def largest(tokens: int) -> int:
@@ -113,7 +113,7 @@ def test_published_times_of_an_update_and_of_a_pass_forward() -> None:
     measured = {"qwen2.5-1.5b": (2, 32, 0.1, 312, 7.05, 2.9), "qwen2.5-7b": (8, 8, 0.2, 373, 7.07, 3.4)}
     for model, (gpus, micro_batch, fraction, tokens, update_s, passes_s) in measured.items():
         settings = verls_recipe(gpus=gpus, micro_batch=micro_batch, memory_fraction=fraction, tensor_parallel=2)
-        parts = step_time(model_facts(model), with_tokens(settings, tokens)).parts_s
+        parts = step_time(model_shape(model), with_tokens(settings, tokens)).parts_s
         assert 0.5 < parts["update"] / update_s < 2
         assert 0.3 < parts["log-probs"] / passes_s < 2
 
@@ -124,7 +124,7 @@ def test_published_times_of_a_generation() -> None:
     for model, (gpus, micro_batch, fraction, shortest_s, longest_s) in measured_s.items():
         settings = verls_recipe(gpus=gpus, micro_batch=micro_batch, memory_fraction=fraction, tensor_parallel=2)
         planned_s = [
-            step_time(model_facts(model), with_tokens(settings, 100 + answer)).parts_s["generate"]
+            step_time(model_shape(model), with_tokens(settings, 100 + answer)).parts_s["generate"]
             for answer in (700, 900)
         ]
         print(f"\n{model}: {planned_s[0]:.0f} to {planned_s[1]:.0f} s, measured {shortest_s} to {longest_s} s")

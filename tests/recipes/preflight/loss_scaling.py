@@ -1,6 +1,6 @@
 """Backward passes in float16 as verl's FSDP engine makes them, on the CPU with gloo; one process a worker.
 
-    python tests/recipes/loss_scaling.py FOLDER RANK WORKERS
+    python tests/recipes/preflight/loss_scaling.py FOLDER RANK WORKERS
 
 Writes FOLDER/<rank>.json: for a tiny loss without and with scaling, and one that overflows on the last worker, whether
 the optimiser moved the weights, the largest gradient and the scale afterwards.

@@ -1,6 +1,6 @@
 """Peak bytes of an update by verl's own FSDP2 engine, one process on the CPU, counted over all living tensors.
 
-python tests/recipes/verl_engine_memory.py CASES.json PEAKS.json; a case: config (a Qwen2Config), param_dtype,
+python tests/recipes/preflight/verl_engine_memory.py CASES.json PEAKS.json; a case: config (a Qwen2Config), param_dtype,
 packed, lora_rank, checkpointing, micro_batch, tokens. tests/recipes/preflight/test_memory_plan.py runs it in a process
 of its own, for verl chooses its platform when it is imported.
 """

@@ -1,0 +1,220 @@
+"""Says, before anything starts, whether a run fits its hardware, and what to change if it does not.
+
+The configuration is composed as verl would get it, overrides included. Nothing is downloaded and no GPU is needed. The
+plan is an estimate; docs/hardware.md says how far off it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipes.models.model_shape import MODEL_CONFIGS, ModelShape, model_shape
+from recipes.preflight.compose import compose
+from recipes.preflight.memory_plan import PARTS, MemoryPlan, gib, longest_fitting_tokens, memory_plan, usable_bytes
+from recipes.preflight.remedies import find_remedy
+from recipes.preflight.run_settings import RunSettings, run_settings
+from recipes.preflight.step_time import CPU_GFLOPS, FORWARD_SHARE, TRAINING_SHARE, step_time
+from tsc.files import REPO_ROOT, write_atomically
+
+FAMILY = "qwen2.5-"
+COLUMN = 14
+
+
+def show_plan(
+    algorithm: str, overrides: Sequence[str], *, model: str, ignore_fit: bool = False, out: Path | None = None
+) -> bool:
+    """Print what a run takes and whether it fits, then check its configuration. Returns whether the run may start.
+
+    overrides: Hydra's, with hardware=NAME among them. model: what model_shape takes. ignore_fit: the run may start
+    although it does not fit. out: a dry run's folder; the resolved configuration becomes its config.yaml. Raises
+    ConfigError. The check imports verl and vLLM (or TRL), which takes a quarter of a minute on two cores, so the plan
+    is printed before it.
+    """
+    from recipes.preflight.validate import validate
+
+    config = compose(algorithm, overrides)
+    may_start = print_plan(algorithm, config, model=model, ignore_fit=ignore_fit)
+    validate(algorithm, config)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        file = out / "config.yaml"
+        write_atomically(file, OmegaConf.to_yaml(config, resolve=True).encode())
+        print(f"dry run: the configuration is valid, and written to {file}")
+    return may_start
+
+
+def print_plan(algorithm: str, config: DictConfig, *, model: str, ignore_fit: bool = False) -> bool:
+    """The first half of show_plan: print what a run takes, and what to change if it does not fit.
+
+    Imports neither verl nor vLLM. Raises ConfigError.
+    """
+    settings = on_this_machine(run_settings(algorithm, config, hardware=config.hardware.name))
+    shape = model_shape(model, root=REPO_ROOT)
+    plan = memory_plan(shape, settings)
+    longest = settings.sequence_tokens if plan.fits else longest_fitting_tokens(shape, settings)
+    # Main memory yields a little, and a step of short sequences never comes near: the demo's have 69 of 528 tokens.
+    fits = plan.fits or (settings.device.is_cpu and 4 * longest >= settings.sequence_tokens)
+    lines = [report(shape, settings, plan, fits=fits, longest=longest)]
+    if not plan.fits:
+        lines += advice(algorithm, shape, settings)
+    lines.append(family_line(settings))
+    if not fits and ignore_fit:
+        lines.append("FIT=ignore: continuing all the same")
+    print("\n".join(lines), flush=True)
+    return fits or ignore_fit
+
+
+def report(shape: ModelShape, settings: RunSettings, plan: MemoryPlan, *, fits: bool, longest: int) -> str:
+    """The plan as text: what runs, the table, the verdict. longest: the tokens up to which sequences fit."""
+    lines = [*_title(shape, settings), "", *_table(settings, plan), ""]
+    lines.append(f"main memory  {gib(plan.host_bytes)} GiB: {_list_of(plan.host_parts)}")
+    if settings.rollout is not None and plan.kv_tokens is not None:
+        at_once = plan.kv_tokens // settings.sequence_tokens
+        lines.append(f"KV cache     {plan.kv_tokens:,} tokens: {at_once:,} of the longest sequences at a time")
+    lines.extend([*_time(shape, settings), ""])
+    if plan.fits:
+        lines.append(f"FITS: {_margin(settings, plan)}")
+        return "\n".join(lines)
+    shorter = f"as long as no sequence has more than about {longest} tokens"
+    lines.append(f"FITS {shorter}" if fits else "DOES NOT FIT")
+    lines.extend(f"  {problem}" for problem in plan.problems)
+    if longest and not fits:
+        lines.append(f"  (it would, {shorter})")
+    return "\n".join(lines)
+
+
+def advice(algorithm: str, shape: ModelShape, settings: RunSettings) -> list[str]:
+    """What to type to make the run fit; more GPUs or a smaller model if other settings alone are not enough."""
+    script = f"scripts/train_{algorithm}.sh"
+    remedy = find_remedy(shape, settings)
+    if remedy is not None:
+        return ["To make it fit, add to your command:", f"  {remedy.command(script)}"]
+    lines = [f"No change of the settings alone is enough on {_where(settings)}."]
+    remedy = find_remedy(shape, settings, more_gpus=True)
+    if remedy is not None:
+        lines += ["To make it fit, take more GPUs:", f"  {remedy.command(script)}"]
+    for smaller in reversed(_family()):
+        if smaller.num_parameters < shape.num_parameters:
+            remedy = find_remedy(smaller, settings)
+            if remedy is not None:
+                command = f"MODEL_PATH=/path/to/{smaller.name} {remedy.command(script)}"
+                return [*lines, "To make it fit, take a smaller model:", f"  {command}"]
+    return lines
+
+
+def family_line(settings: RunSettings) -> str:
+    """Which sizes of Qwen2.5 these settings and this hardware carry."""
+    answers = []
+    for shape in _family():
+        remedy = find_remedy(shape, settings)
+        answer = "no" if remedy is None else f"with {' '.join(remedy.words)}" if remedy.words else "yes"
+        answers.append(f"{shape.name.removeprefix(FAMILY).upper()} {answer}")
+    return f"Qwen2.5 on {_where(settings)}: {'; '.join(answers)}"
+
+
+def on_this_machine(settings: RunSettings) -> RunSettings:
+    """The settings with this machine's main memory, if the run would be here: on a CPU, or with an NVIDIA driver."""
+    device = settings.device
+    if not device.is_cpu and shutil.which("nvidia-smi") is None:
+        return settings
+    host_bytes = device.memory_bytes if device.is_cpu and device.memory_bytes else machine_memory_bytes()
+    return replace(settings, device=replace(device, host_bytes=host_bytes))
+
+
+def machine_memory_bytes() -> int:
+    """Main memory of this machine, or what its container may use of it."""
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    sizes = [1024 * int(meminfo["MemTotal"].split()[0])]
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        sizes.append(int(text))
+    return min(sizes)
+
+
+def _family() -> list[ModelShape]:
+    """The sizes of Qwen2.5 in configs/models, smallest first."""
+    folders = (REPO_ROOT / MODEL_CONFIGS).glob(f"{FAMILY}*/config.json")
+    models = [model_shape(file.parent.name, root=REPO_ROOT) for file in folders]
+    return sorted(models, key=lambda model: model.num_parameters)
+
+
+# ---------------------------------------------------------------------------------------------- text
+
+
+def _title(shape: ModelShape, settings: RunSettings) -> list[str]:
+    engine = settings.actor
+    trained = "all weights" if engine.full else f"LoRA of rank {engine.lora_rank}"
+    base = ", base in 4 bits" if engine.quantised else ""
+    dtype = "fp32" if engine.compute_bytes == 4 else "16 bits"
+    samples = {"dpo": "pairs", "sft": "chats"}.get(settings.algorithm, f"prompts × {settings.answers} answers")
+    if settings.rollout is not None and settings.sequences_per_sample > 1:
+        samples += f" × {settings.sequences_per_sample} decisions"
+    together = f"{settings.pass_tokens(engine):,} tokens" if engine.token_budget else f"{engine.micro_batch} sequences"
+    return [
+        f"{settings.algorithm.upper()} of {shape.name} ({_count(shape.num_parameters)} parameters; {trained}{base}; "
+        f"computed in {dtype}) on {_where(settings)}",
+        f"a step: {settings.batch_prompts} {samples}; a sequence has at most {settings.sequence_tokens} tokens; "
+        f"{together} in a pass",
+    ]
+
+
+def _where(settings: RunSettings) -> str:
+    if settings.device.is_cpu:
+        return settings.device.title
+    where = f"{settings.devices_per_node} × {settings.device.title}"
+    return f"{settings.num_nodes} machines with {where} each" if settings.num_nodes > 1 else where
+
+
+def _table(settings: RunSettings, plan: MemoryPlan) -> list[str]:
+    names = [part for part in (*PARTS, "actor at rest") if any(part in phase.parts for phase in plan.phases)]
+    width = max(len(name) for name in (*names, "GiB per GPU")) + 2
+    unit = "GiB" if settings.device.is_cpu else "GiB per GPU"
+    lines = [f"{unit:<{width}}" + "".join(f"{phase.name:>{COLUMN}}" for phase in plan.phases)]
+    for name in names:
+        cells = (f"{gib(phase.parts[name]) if name in phase.parts else '–':>{COLUMN}}" for phase in plan.phases)
+        lines.append(f"{name:<{width}}" + "".join(cells))
+    lines.append(f"{'in all':<{width}}" + "".join(f"{gib(phase.total):>{COLUMN}}" for phase in plan.phases))
+    if settings.device.memory_bytes and not settings.device.is_cpu:
+        usable = gib(usable_bytes(settings.device.memory_bytes))
+        lines.append(f"{'usable':<{width}}" + "".join(f"{usable:>{COLUMN}}" for _ in plan.phases))
+    return lines
+
+
+def _margin(settings: RunSettings, plan: MemoryPlan) -> str:
+    if settings.device.is_cpu:
+        return f"{gib(plan.host_bytes)} of {gib(usable_bytes(settings.device.host_bytes))} GiB main memory"
+    fullest = plan.fullest
+    usable = usable_bytes(settings.device.memory_bytes)
+    return f"at most {gib(fullest.total)} of {gib(usable)} GiB per GPU ({fullest.name})"
+
+
+def _time(shape: ModelShape, settings: RunSettings) -> list[str]:
+    time = step_time(shape, settings)
+    parts = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in time.parts_s.items())
+    peak = settings.device.peak_tflops
+    assumed = (
+        f"{CPU_GFLOPS} GFLOP/s"
+        if peak is None
+        else f"{100 * FORWARD_SHARE:g} % of {peak:g} TFLOP/s forward, {100 * TRAINING_SHARE:g} % in training"
+    )
+    return [
+        f"a step       at most {time.tokens:,} tokens, very roughly {_seconds(time.total_s)}: {parts}",
+        f"             (with all sequences at their longest, and {assumed})",
+    ]
+
+
+def _list_of(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {gib(size)}" for name, size in parts.items())
+
+
+def _count(count: int) -> str:
+    return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

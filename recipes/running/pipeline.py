@@ -1,0 +1,650 @@
+"""Everything that scripts/train_*.sh do, from nothing to a trained model beside the classical controllers.
+
+    python recipes/running/pipeline.py ALGORITHM [--sft OVERRIDE… --] OVERRIDE…
+
+ALGORITHM is grpo, gspo, ppo, sft or dpo, and names the recipe: recipes/ALGORITHM.yaml. An override is Hydra's; those
+after --sft are for the SFT that comes first. The knobs that are not keys of a recipe come from the environment
+(recipes/running/run.py). A stage that is complete is skipped, so the same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from recipes.models.model_folder import check_model_folder
+from recipes.models.quantisation import check_quantize
+from recipes.preflight.check_run import (
+    WORKER,
+    adapter_modules,
+    check_decisions,
+    check_numbers,
+    check_parquet,
+    prompts_of_update,
+)
+from recipes.preflight.compose import POLICY_GRADIENT, compose
+from recipes.preflight.hardware import RAY_CPUS_BESIDE, RAY_CPUS_PER_DEVICE, detect, load_hardware
+from recipes.running.environment import WORKER_VARIABLES, log_environment, ray_token, run_environment
+from recipes.running.run import SMOLLM2, SMOLLM2_FOLDER, Run
+from recipes.running.stages import Interrupted, Stages, raise_on_signals, say, skipped
+from tsc.errors import ConfigError, run_main
+from tsc.files import REPO_ROOT
+
+TITLES = {"grpo": "GRPO", "gspo": "GSPO", "ppo": "PPO", "sft": "SFT", "dpo": "DPO"}
+# A KV cache for a few answers of a given model at a time; the CPU profile's serves a tiny one.
+GIVEN_MODEL_KV_CACHE_BYTES = 1 << 30
+# A Unix socket's path has at most 107 characters, and Ray's are long below its folder.
+LONGEST_TEMPORARY_FOLDER = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training of the launch: the one asked for, or the SFT before it.
+
+    derived, asked: overrides that the launch sets itself, and the user's, which win. config: composed of the user's.
+    start: the model that it starts from. planned_model: what the memory plan counts instead, where the start is still
+    to be made.
+    """
+
+    algorithm: str
+    derived: tuple[str, ...]
+    asked: tuple[str, ...]
+    config: DictConfig
+    start: Path
+    planned_model: str
+    folder: Path
+
+    def overrides(self, *now: str) -> list[str]:
+        """All overrides; `now` are the launch's, too, and known late."""
+        return [*self.derived, *now, *self.asked]
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.algorithm]
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def done_steps(self) -> int:
+        tracker = self.checkpoints / "latest_checkpointed_iteration.txt"
+        return int(tracker.read_text()) if tracker.is_file() else 0
+
+    @property
+    def steps(self) -> int:
+        return int(self.config.trainer.total_training_steps)
+
+
+class Pipeline:
+    """The stages of one launch. Constructed after all that can be checked at once was checked."""
+
+    def __init__(self, run: Run, overrides: Sequence[str], sft_overrides: Sequence[str], given: dict[str, str]) -> None:
+        self.run = run
+        self.asked = tuple(overrides)
+        self.given_threads = "OMP_NUM_THREADS" in given
+        self.stages = Stages({**given, **run_environment(run.hardware, given)})
+        os.environ.update(self.stages.environment)  # for what this process itself loads
+        self.base, self.planned_model = self._find_model()
+        self._asked_for = self._composed(run.algorithm, self.asked)
+        self.sft = self._sft(sft_overrides)
+        self.main = self._training() if run.algorithm != "sft" or self.sft is None else self.sft
+
+    # ------------------------------------------------------------------------------------------ what to do
+
+    @property
+    def is_tiny(self) -> bool:
+        return not self.run.model_path
+
+    @property
+    def hub_name(self) -> str | None:
+        """OWNER/NAME of a model that has to come from the hub."""
+        name = self.run.model_path
+        if not name or name == SMOLLM2 or Path(name).is_dir() or Path("configs/models", name).is_dir():
+            return None
+        return name
+
+    def _find_model(self) -> tuple[Path, str]:
+        """The folder that training starts from, and the model that the plan counts. Raises ConfigError."""
+        name = self.run.model_path
+        if self.is_tiny:
+            return self.run.out / "tiny", "tiny"
+        if name == SMOLLM2:
+            return SMOLLM2_FOLDER, SMOLLM2
+        if Path(name).is_dir():
+            if not self.run.dry_run:
+                check_model_folder(Path(name))
+            return Path(name), name
+        if self.hub_name is None:
+            if not self.run.dry_run:
+                raise ConfigError(
+                    f"MODEL_PATH={name} has no weights, it is for DRY_RUN=1: give a model's folder, or OWNER/NAME on "
+                    "the Hugging Face Hub"
+                )
+            return Path(name), name
+        from recipes.models.hub_model import fetch  # a folder needs none of it
+
+        folder = fetch(name, only_config=True)
+        return folder, str(folder)
+
+    def _start(self, all_weights: bool) -> str:
+        """The file of recipes/start. all_weights: not an adapter of them is trained."""
+        if self.is_tiny:
+            return "tiny"
+        if self.run.model_path == SMOLLM2:
+            return "smollm2"
+        return "given_full" if all_weights else "given"
+
+    def _hardware(self) -> list[str]:
+        overrides = [f"hardware={self.run.hardware}"]
+        if self.run.n_gpus is not None:
+            cpus = RAY_CPUS_PER_DEVICE * self.run.n_gpus + RAY_CPUS_BESIDE
+            overrides += [f"hardware.num_devices={self.run.n_gpus}", f"hardware.ray_num_cpus={cpus}"]
+        return overrides
+
+    def _composed(self, algorithm: str, asked: Sequence[str]) -> tuple[list[str], DictConfig]:
+        """Overrides that choose hardware and start, and the configuration, its numbers checked. Raises ConfigError."""
+        all_weights = any(override.endswith("lora_rank=0") for override in asked)
+        chosen = [*self._hardware(), f"start={self._start(all_weights)}"]
+        config = compose(algorithm, [*chosen, *asked])
+        check_numbers(algorithm, config)
+        model = _model(config)
+        check_quantize(algorithm, model.get("quantize") or os.environ.get("QUANTIZE", ""), model.lora_rank)
+        return chosen, config
+
+    def _training(self) -> Training:
+        """The training asked for. Raises ConfigError."""
+        algorithm, run = self.run.algorithm, self.run
+        chosen, config = self._asked_for
+        start = self.sft.folder / "merged" if self.sft else self.base
+        data = run.trained / "pairs" if algorithm == "dpo" else run.parquet
+        derived = [
+            *chosen,
+            f"{'model' if algorithm == 'dpo' else f'{WORKER}.model'}.path={_hydra(str(start))}",
+            f"data.train_files={_hydra(str(data / 'train.parquet'))}",
+            f"data.val_files={_hydra(str(data / 'val.parquet'))}",
+        ]
+        if algorithm in POLICY_GRADIENT:
+            derived += self._policy_overrides(config)
+        return self._made(algorithm, config, derived, self.asked, start)
+
+    def _policy_overrides(self, config: DictConfig) -> list[str]:
+        """Of verl's keys those that follow from several knobs."""
+        decisions = config.knobs.decisions
+        found = [f"{WORKER}.actor.ppo_mini_batch_size={prompts_of_update(config)}"]
+        if config[WORKER].actor.kl_loss_coef == 0:
+            found.append(f"{WORKER}.actor.use_kl_loss=False")
+        if decisions != 1:
+            if config.algorithm.adv_estimator != "grpo":
+                raise ConfigError(
+                    f"ADVANTAGE={config.algorithm.adv_estimator} would treat the {decisions} decisions of one answer "
+                    f"as {decisions} answers: choose ADVANTAGE=grpo, or DECISIONS=1"
+                )
+            agent = f"{WORKER}.rollout.agent"
+            found += [
+                f"{agent}.agent_loop_config_path=recipes/agent_loops.yaml",
+                f"{agent}.default_agent_loop=consecutive_decisions",
+                f"{WORKER}.rollout.multi_turn.max_assistant_turns={decisions}",
+                f"{WORKER}.actor._target_=recipes.verl_plugins.decision_loop.DecisionActorConfig",
+                f"+{WORKER}.actor.decisions={decisions}",
+            ]
+        if not self.is_tiny and self.run.hardware == "cpu":
+            found.append(f"hardware.kv_cache_memory_bytes={GIVEN_MODEL_KV_CACHE_BYTES}")
+        return found
+
+    def _sft(self, sft_asked: Sequence[str]) -> Training | None:
+        """The SFT asked for, or the one before the training asked for; None for none. Raises ConfigError."""
+        run, asked = self.run, self.asked
+        shared: list[str] = []
+        if run.algorithm != "sft":
+            _, main = self._asked_for
+            if not (main.start.sft if run.sft == "auto" else run.sft == "yes"):
+                return None
+            model, asked = _model(main), tuple(sft_asked)
+            # what the two trainings have in common
+            shared = [
+                f"shared.lora_rank={model.lora_rank}",
+                f"shared.lora_alpha={model.lora_alpha}",
+                f"shared.lora_targets={_hydra(adapter_modules(model.target_modules))}",
+                f"shared.project_name={_hydra(main.trainer.project_name)}",
+                f"hardware.micro_batch_size={main.hardware.micro_batch_size}",
+            ]
+        derived, config = self._composed("sft", [*shared, *asked]) if shared else self._asked_for
+        # A pass holds no more chats than a step gives each worker.
+        batch, devices = config.data.train_batch_size, config.hardware.num_devices
+        derived = [
+            *derived,
+            *shared,
+            f"data.train_files={_hydra(str(run.parquet / 'sft_train.parquet'))}",
+            f"model.path={_hydra(str(self.base))}",
+            f"data.micro_batch_size_per_gpu={min(config.hardware.micro_batch_size, max(batch // devices, 1))}",
+        ]
+        return self._made("sft", config, derived, asked, self.base)
+
+    def _made(
+        self, algorithm: str, config: DictConfig, derived: Sequence[str], asked: Sequence[str], start: Path
+    ) -> Training:
+        folder = self.run.out / algorithm
+        where = str((folder / "checkpoints").resolve())
+        derived = [
+            *derived,
+            f"trainer.default_local_dir={_hydra(where)}",
+            f"trainer.experiment_name={_hydra(f'{self.run.run_name}-{algorithm}')}",
+        ]
+        modules = adapter_modules(_model(config).target_modules)
+        if isinstance(modules, str):  # a list of this one word would name a module
+            asked = [*asked, f"{f'{WORKER}.model' if WORKER in config else 'model'}.target_modules={modules}"]
+        return Training(
+            algorithm=algorithm,
+            derived=tuple(derived),
+            asked=tuple(asked),
+            config=config,
+            start=start,
+            planned_model=self.planned_model,
+            folder=folder,
+        )
+
+    # ------------------------------------------------------------------------------------------ before it starts
+
+    def check(self) -> None:
+        """Whether it fits and verl takes it, with the plan for a user to read; in a dry run that is all.
+
+        In a process of its own: what verl and vLLM load stays out of this one, which lives as long as the run.
+        """
+        trainings = [training for training in dict.fromkeys((self.sft, self.main)) if training is not None]
+        texts = []
+        for each in trainings:
+            values: dict[str, Any] = {"algorithm": each.algorithm, "model": each.planned_model}
+            values["overrides"] = each.overrides()
+            if self.run.dry_run:
+                values["out"] = str(each.folder / "dry_run")
+            texts.append(json.dumps(values))
+        options = ["--ignore-fit"] if self.run.fit == "ignore" else []
+        command = [sys.executable, "recipes/preflight/check_run.py", *options, *texts]
+        done = subprocess.run(command, env=self.stages.environment)
+        if done.returncode != 0:
+            raise SystemExit(done.returncode)
+
+    def check_cluster(self, *options: object) -> None:
+        """That the nodes of the cluster have what this machine has, and that there are enough of them."""
+        num_nodes = self.num_nodes
+        if self.run.ray_address:
+            command = [sys.executable, "recipes/running/cluster_check.py", "--address", self.run.ray_address]
+            command += ["--hardware", self.run.hardware, "--nodes", str(num_nodes)]
+            if self.run.n_gpus is not None:
+                command += ["--gpus-per-node", str(self.run.n_gpus)]
+            environment = self.stages.environment | ray_token(self.stages.environment)
+            done = subprocess.run([*command, *map(str, options)], env=environment)
+            if done.returncode != 0:
+                raise SystemExit(done.returncode)
+        elif num_nodes > 1:
+            raise ConfigError(
+                f"NNODES={num_nodes} takes a Ray cluster: start one (bash scripts/ray_cluster.sh head), then name it "
+                "by RAY_ADDRESS=IP:PORT"
+            )
+
+    @property
+    def num_nodes(self) -> int:
+        return int(self.main.config.trainer.get("nnodes") or 1)
+
+    # ------------------------------------------------------------------------------------------ stages
+
+    def make_data(self) -> None:
+        """States with the outcomes of both answers, in verl's format."""
+        run = self.run
+        if run.dataset is None:
+            return
+        if not run.data:
+            with self.stages.stage(f"Data: states of {run.scenario} with the outcome of both answers", run.dataset):
+                self.stages.python(
+                    "data_tools/generate_dataset.py", "--scenario", run.scenario, "--out", run.dataset,
+                    "--episodes", run.episodes, "--workers", run.num_workers, "--resume",
+                )  # fmt: skip
+        if (run.parquet / "train.parquet").is_file():
+            skipped("Parquet", run.parquet)
+            return
+        with self.stages.stage("Parquet: verl's format", run.parquet):
+            self.stages.python(
+                "data_tools/json_to_parquet.py", "--input", run.dataset, "--output", run.parquet,
+                "--balance", self.main.config.start.balance, "--sft-fraction", 1,
+            )  # fmt: skip
+
+    def check_data(self) -> None:
+        """Raises ConfigError."""
+        config = self.main.config
+        if self.run.algorithm != "sft":
+            file = self.run.parquet / "train.parquet"
+            check_parquet(file, "train", config.data.train_batch_size)
+            if self.run.algorithm in POLICY_GRADIENT:
+                check_decisions(config.knobs.decisions, file)
+
+    def make_start_model(self) -> None:
+        if self.is_tiny:
+            # The tokenizer learns from the chats, so a model belongs to its data.
+            if (self.base / "config.json").is_file():
+                skipped("Model", self.base)
+                return
+            with self.stages.stage("Model: a tiny one with random weights", self.base):
+                texts = self.run.parquet / "sft_train.parquet"
+                self.stages.python("recipes/models/tiny_model.py", "--texts", texts, "--out", self.base)
+        elif self.run.model_path == SMOLLM2:
+            with self.stages.stage("Model: SmolLM2-135M-Instruct", self.base):
+                self.stages.python("recipes/models/smollm2.py", "--out", self.base)
+        elif self.hub_name is not None:
+            with self.stages.stage(f"Model: {self.hub_name} from the Hugging Face Hub", self.base):
+                self.stages.python("recipes/models/hub_model.py", "--name", self.hub_name)
+            check_model_folder(self.base)
+        # from here on models are local folders, so nothing needs the hub
+        self.stages.environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+    def teach(self) -> None:
+        """The SFT, where there is one: the answer format, and the better answers."""
+        sft = self.sft
+        if sft is None:
+            return
+        file = self.run.parquet / "sft_train.parquet"
+        batch = sft.config.data.train_batch_size
+        steps = check_parquet(file, "sft", batch) // batch * sft.config.trainer.total_epochs
+        if (sft.folder / "exported_step").is_file():
+            skipped("SFT", f"model in {sft.folder / 'merged'}")
+            return
+        val_file = self.run.parquet / "sft_val.parquet"
+        now = [
+            f"data.val_files={_hydra(str(val_file)) if val_file.is_file() else 'null'}",
+            # The steps end the training. Resumed exactly at an epoch's end, verl passes over one epoch without a step.
+            f"trainer.total_training_steps={steps}",
+            f"trainer.total_epochs={sft.config.trainer.total_epochs + 2}",
+        ]
+        title = f"SFT of {self.run.model_path or self.base}: {steps} steps on {file} (log: {sft.folder / 'train.log'})"
+        with self.stages.stage(title, f"model in {sft.folder / 'merged'}"):
+            self._torchrun(sft, ["-m", "verl.trainer.sft_trainer", *_recipe("sft")], now)
+            self._remove_older_checkpoints(sft)
+            self._export(sft, "")
+
+    def train_policy(self) -> None:
+        """verl's policy gradients, up to STEPS."""
+        main, config = self.main, self.main.config
+        if main.done_steps >= main.steps:
+            skipped(main.title, f"{main.done_steps} steps in {main.checkpoints}")
+            return
+        title = (
+            f"{main.title} of {main.start}: steps {main.done_steps + 1} to {main.steps} of "
+            f"{config.data.train_batch_size} prompts × {config[WORKER].rollout.n} answers "
+            f"(log: {main.folder / 'train.log'})"
+        )
+        with self.stages.stage(title, f"checkpoints in {main.checkpoints}"):
+            train, val = (self.run.parquet / f"{name}.parquet" for name in ("train", "val"))
+            if self.run.ray_address:
+                self.check_cluster(
+                    "--train", train, "--out", self.run.out, "--checkpoints", main.checkpoints, "--model", main.start
+                )
+            environment = self._environment_of(main)
+            # verl reads the file even where it is told not to validate
+            now = [self._loggers(), f"data.val_files={_hydra(str((val if val.is_file() else train).resolve()))}"]
+            with self._ray(environment) as (driver, ray):
+                if self.run.ray_address:
+                    # another node's working folder may be another one
+                    now.append(f"data.train_files={_hydra(str(train.resolve()))}")
+                    if main.start.is_dir():
+                        now.append(f"{WORKER}.model.path={_hydra(str(main.start.resolve()))}")
+                command = [*driver, "-u", "-m", "verl.trainer.main_ppo", *_recipe(main.algorithm)]
+                command += main.overrides(*now, *ray)
+                self.stages.run(
+                    command,
+                    name=f"verl ({main.title})",
+                    log=main.folder / "train.log",
+                    watch_workers=True,
+                    environment=environment,
+                )
+            self._remove_older_checkpoints(main)
+
+    def train_on_pairs(self) -> None:
+        """TRL's DPO, up to STEPS."""
+        main, config = self.main, self.main.config
+        if main.done_steps >= main.steps:
+            skipped(main.title, f"{main.done_steps} steps in {main.checkpoints}")
+            return
+        pairs = main.folder / "pairs"
+        sources = [self.run.parquet / "train.parquet", REPO_ROOT / "configs" / "reward.yaml"]
+        if not _is_newer(pairs / "train.parquet", sources):
+            title = f"Pairs: the better and the worse answer to each state of {self.run.parquet}"
+            with self.stages.stage(title, pairs):
+                self.stages.python("recipes/dpo/preference_pairs.py", "--input", self.run.parquet, "--output", pairs)
+        title = (
+            f"DPO of {main.start}: steps {main.done_steps + 1} to {main.steps} of {config.data.train_batch_size} pairs "
+            f"(log: {main.folder / 'train.log'})"
+        )
+        with self.stages.stage(title, f"checkpoints in {main.checkpoints}"):
+            self._torchrun(main, ["recipes/dpo/train_dpo.py"], [])
+
+    def merge(self) -> None:
+        """Adapter and merged model of the last checkpoint."""
+        main = self.main
+        exported = main.folder / "exported_step"
+        if exported.is_file() and exported.read_text().strip() == str(main.done_steps):
+            skipped("Merge", main.folder / "merged")
+            return
+        with self.stages.stage("Merge: the adapter, and the model with it folded in", main.folder / "merged"):
+            self._export(main, "actor")
+            (self.run.out / "results.json").unlink(missing_ok=True)
+
+    def evaluate(self) -> None:
+        """The trained model beside the one it started from and the classical controllers."""
+        run = self.run
+        if run.eval_seeds == 0:
+            return
+        results = run.out / "results.json"
+        with self.stages.stage(f"Evaluation on {run.eval_seeds} unseen hours", results):
+            models = [
+                f"llm:{'sft' if self.sft else 'start'}={self.main.start}",
+                f"llm:{run.algorithm}={self.main.folder / 'merged'}",
+            ]
+            self.stages.python(
+                "scripts/evaluate.py", "--scenarios", run.scenario, "--seeds", run.eval_seeds, "--workers",
+                run.num_workers, "--out", run.out / "eval", "--controllers", *run.eval_controllers.split(), *models,
+            )  # fmt: skip
+            shutil.copyfile(run.out / "eval" / "results.json", results)
+
+    def say_where(self) -> None:
+        main, run = self.main, self.run
+        say(f"\nFinished in {self.stages.total_time()}.")
+        say(f"model     {main.folder / 'merged'}")
+        if (main.folder / "adapter").is_dir():
+            say(f"adapter   {main.folder / 'adapter'}, for {main.start}")
+        if run.eval_seeds and run.algorithm != "sft":
+            say(f"results   {run.out / 'results.json'}")
+        say(f"metrics   {main.folder / 'metrics'}/*.jsonl; tensorboard --logdir {run.out}")
+        offline = [each.folder for each in dict.fromkeys((self.sft, main)) if each and _logged_offline(each.folder)]
+        if offline:
+            folders = " ".join(f"{folder}/wandb/offline-run-*" for folder in offline)
+            say(f"wandb     offline; to send: .venv/bin/wandb sync {folders}")
+
+    def stages_in_order(self) -> None:
+        self.make_data()
+        self.check_data()
+        self.make_start_model()
+        self.teach()
+        if self.run.algorithm == "sft":
+            return
+        if self.run.algorithm == "dpo":
+            self.train_on_pairs()
+        else:
+            self.train_policy()
+        self.merge()
+        self.evaluate()
+
+    # ------------------------------------------------------------------------------------------ parts of stages
+
+    def _environment_of(self, training: Training) -> dict[str, str]:
+        name = f"{self.run.run_name}-{training.algorithm}"
+        found = log_environment(training.folder, name, self.run.wandb)
+        if training.algorithm == "ppo":
+            # Every process of the run has to know the critic's loader.
+            modules = self.stages.environment.get("VERL_USE_EXTERNAL_MODULES")
+            found["VERL_USE_EXTERNAL_MODULES"] = ",".join(filter(None, [modules, "recipes.verl_plugins.value_model"]))
+        if self.is_tiny and not self.given_threads and training.algorithm != "sft":
+            # The passes of a tiny model are over before a second thread has joined: 4.6 s an update with one, 7.6 s
+            # with two.
+            found["OMP_NUM_THREADS"] = "1"
+        return found
+
+    def _loggers(self) -> str:
+        return f"trainer.logger=[console,file,tensorboard{'' if self.run.wandb == 'off' else ',wandb'}]"
+
+    def _torchrun(self, training: Training, program: Sequence[str], now: Sequence[str]) -> None:
+        num_devices = training.config.hardware.num_devices
+        training.folder.mkdir(parents=True, exist_ok=True)
+        command = ["torchrun", "--standalone", "--local-addr=127.0.0.1", "--nnodes=1"]
+        command += [f"--nproc_per_node={num_devices}", *program, *training.overrides(*now, self._loggers())]
+        self.stages.run(
+            command,
+            name=f"{'TRL' if training.algorithm == 'dpo' else 'verl'} ({training.title})",
+            log=training.folder / "train.log",
+            environment=self._environment_of(training),
+        )
+
+    def _export(self, training: Training, part: str) -> None:
+        self.stages.python(
+            "scripts/export_model.py", "--checkpoints", training.checkpoints, "--part", part,
+            "--base", training.start, "--out", training.folder,
+        )  # fmt: skip
+
+    def _remove_older_checkpoints(self, training: Training) -> None:
+        if not any("ckpt_to_keep=" in override for override in self.asked):
+            remove_older_checkpoints(training.checkpoints)
+
+    @contextmanager
+    def _ray(self, environment: dict[str, str]) -> Iterator[tuple[list[str], list[str]]]:
+        """The start of the driver's command line, and overrides: a Ray of this run's own, or the cluster."""
+        init, address = "ray_kwargs.ray_init", self.run.ray_address
+        if not address:
+            parent = tempfile.gettempdir()
+            parent = parent if len(parent) <= LONGEST_TEMPORARY_FOLDER else "/tmp"
+            with tempfile.TemporaryDirectory(prefix="tsc-ray.", dir=parent, ignore_cleanup_errors=True) as folder:
+                yield [sys.executable], [f"{init}._temp_dir={folder}"]
+            return
+        environment |= ray_token(self.stages.environment)
+        # verl spreads these over the nodes, and the profile says how many one has
+        profile = load_hardware(self.run.hardware)
+        overrides = [
+            f"{init}.address='{address}'",
+            *(f"{init}.{name}=null" for name in ("num_cpus", "num_gpus", "object_store_memory")),
+            f"reward.num_workers={self.num_nodes * profile.num_reward_workers}",
+            f"{WORKER}.rollout.agent.num_workers={self.num_nodes * profile.num_agent_workers}",
+        ]
+        whole = self.stages.environment | environment
+        for name in WORKER_VARIABLES:
+            if whole.get(name):
+                overrides.append(f"+{init}.runtime_env.env_vars.{name}={_quoted(whole[name])}")
+        yield [sys.executable, "recipes/running/cluster_run.py", "--address", address, "--", sys.executable], overrides
+
+
+def remove_older_checkpoints(folder: Path) -> None:
+    """Leave the last checkpoint. verl counts what it keeps within a process, and so leaves the one that a resumed
+    training began from. Where `folder` does not say which is the last, checkpoints lie elsewhere, and nothing goes."""
+    tracker = folder / "latest_checkpointed_iteration.txt"
+    if not tracker.is_file():
+        return
+    last = f"global_step_{tracker.read_text().strip()}"
+    for older in folder.glob("global_step_*"):
+        if older.name != last:
+            shutil.rmtree(older)
+
+
+def _model(config: DictConfig) -> DictConfig:
+    found = config[WORKER].model if WORKER in config else config.model
+    assert isinstance(found, DictConfig)
+    return found
+
+
+def _recipe(algorithm: str) -> list[str]:
+    return ["--config-path", str(REPO_ROOT / "recipes"), "--config-name", algorithm]
+
+
+def _hydra(value: str | list[str]) -> str:
+    """A value as Hydra's overrides read it; quoted where a character of it means something there."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_hydra, value))}]"
+    return value if re.fullmatch(r"[A-Za-z_./][\w./-]*", value) else _quoted(value)
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _is_newer(file: Path, sources: Sequence[Path]) -> bool:
+    return file.is_file() and all(file.stat().st_mtime > source.stat().st_mtime for source in sources)
+
+
+def _logged_offline(folder: Path) -> bool:
+    return any((folder / "wandb").glob("offline-run-*"))
+
+
+def _with_hardware(run: Run) -> Run:
+    """The run with its profile and number of GPUs found, where HARDWARE=auto asks for that. Raises ConfigError."""
+    if run.hardware == "auto":
+        detected = detect()
+        for remark in detected.remarks:
+            print(f"note: {remark}", file=sys.stderr)
+        return run.model_copy(update={"hardware": detected.name, "n_gpus": run.n_gpus or detected.count})
+    profile = load_hardware(run.hardware)
+    if profile.device == "cuda" and not run.dry_run and shutil.which("nvidia-smi") is None:
+        raise ConfigError(
+            f"HARDWARE={run.hardware} needs an NVIDIA GPU, and nvidia-smi finds none here: choose cpu, or look with "
+            "DRY_RUN=1"
+        )
+    return run
+
+
+def _environment_without_knobs() -> dict[str, str]:
+    """What the stages inherit. RAY_ADDRESS above all must not reach them: whatever starts a Ray would join that one."""
+    knobs = {name.upper() for name in Run.model_fields} | {"WANDB_PROJECT"}
+    found = {name: value for name, value in os.environ.items() if name not in knobs}
+    # without byte code the dozen processes of a run compile torch and vLLM a dozen times
+    found.pop("PYTHONDONTWRITEBYTECODE", None)
+    found["PATH"] = os.pathsep.join([str(REPO_ROOT / ".venv" / "bin"), found.get("PATH", "")])
+    return found
+
+
+def main() -> int:
+    os.chdir(REPO_ROOT)
+    raise_on_signals()
+    words = sys.argv[1:]
+    if not words or words[0] not in TITLES:
+        raise ConfigError(f"name the algorithm first: {', '.join(TITLES)}")
+    algorithm, rest = words[0], words[1:]
+    sft: list[str] = []
+    if rest[:1] == ["--sft"]:
+        end = rest.index("--")
+        sft, rest = rest[1:end], rest[end + 1 :]
+    try:
+        run = _with_hardware(Run.from_environment(algorithm, os.environ))
+        run.check_files()
+        pipeline = Pipeline(run, rest, sft, _environment_without_knobs())
+        pipeline.check()
+        if run.dry_run:
+            return 0
+        pipeline.check_cluster()
+        pipeline.stages_in_order()
+        pipeline.say_where()
+    except Interrupted as interrupted:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return interrupted.status
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

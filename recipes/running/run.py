@@ -1,0 +1,131 @@
+"""What a launcher was asked for: the knobs of scripts/train_*.sh that are not keys of a training's configuration.
+
+The launchers export the knobs of their config blocks. An empty knob has its default, which stands in recipes/run.yaml.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tsc.errors import ConfigError
+from tsc.files import REPO_ROOT
+from tsc.yaml_file import read_yaml
+
+FILE = REPO_ROOT / "recipes" / "run.yaml"
+SMOLLM2 = "smollm2"
+SMOLLM2_FOLDER = Path("models/smollm2")
+
+Algorithm = Literal["grpo", "gspo", "ppo", "sft", "dpo"]
+
+
+class Run(BaseModel):
+    """One launch. Each field is the knob of its name in capitals; recipes/run.yaml has the defaults.
+
+    model_path: folder, OWNER/NAME on the Hugging Face Hub, smollm2, a name in configs/models (dry runs); empty: tiny.
+    data: dataset (file or folder) or folder with train.parquet; empty: made from the scenario.
+    n_gpus: of each machine; None: all that hardware=auto finds, else the profile's.
+    workers: processes for simulation; None: one for each core.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    algorithm: Algorithm
+    model_path: str
+    data: str
+    scenario: str
+    episodes: int = Field(ge=1)
+    hardware: str
+    n_gpus: int | None = Field(ge=1)
+    ray_address: str
+    dry_run: bool
+    fit: Literal["check", "ignore"]
+    sft: Literal["yes", "no", "auto"]
+    eval_seeds: int = Field(ge=0)
+    eval_controllers: str
+    run_name: str = Field(min_length=1)
+    runs: str = Field(min_length=1)
+    workers: int | None = Field(ge=1)
+    wandb: Literal["auto", "online", "offline", "off"]
+
+    @classmethod
+    def from_environment(cls, algorithm: str, environment: Mapping[str, str]) -> Run:
+        """Raises ConfigError that names the knob, its value and what is allowed."""
+        defaults: Any = read_yaml(FILE)
+        asked = {name: environment[name.upper()] for name in defaults if environment.get(name.upper())}
+        try:
+            return cls(algorithm=algorithm, **(defaults | asked))
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            told = fault["msg"].replace("Input should be", "choose")
+            raise ConfigError(f"{str(fault['loc'][0]).upper()}={fault['input']} is unknown: {told}") from error
+
+    @property
+    def out(self) -> Path:
+        """Where everything of this run's name lies."""
+        return Path(self.runs, self.run_name)
+
+    @property
+    def trained(self) -> Path:
+        """Where everything of this training lies."""
+        return self.out / self.algorithm
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.trained / "checkpoints"
+
+    @property
+    def num_workers(self) -> int:
+        return self.workers or len(os.sched_getaffinity(0))
+
+    @property
+    def dataset(self) -> Path | None:
+        """The dataset to convert; None where DATA holds Parquet files."""
+        if self.has_parquet:
+            return None
+        return Path(self.data) if self.data else Path("data", Path(self.scenario).stem)
+
+    @property
+    def has_parquet(self) -> bool:
+        needed = "sft_train.parquet" if self.algorithm == "sft" else "train.parquet"
+        return bool(self.data) and Path(self.data, needed).is_file()
+
+    @property
+    def parquet(self) -> Path:
+        if self.has_parquet:
+            return Path(self.data)
+        return self.out / "parquet" if self.data else Path("data", Path(self.scenario).stem, "parquet")
+
+    def check_files(self) -> None:
+        """That what the knobs name is there, and what is to be written can be. Raises ConfigError."""
+        if not Path(self.scenario).is_file():
+            raise ConfigError(
+                f"SCENARIO={self.scenario} does not exist: give a file like configs/scenarios/four_way.yaml"
+            )
+        if self.data and not Path(self.data).exists():
+            raise ConfigError(
+                f"DATA={self.data} does not exist: give a dataset, a folder with train.parquet, or nothing"
+            )
+        folders = [self.out]
+        if not self.data and not (self.parquet / "train.parquet").is_file():
+            folders.append(self.parquet.parent)
+        if self.model_path == SMOLLM2 and not SMOLLM2_FOLDER.is_dir():
+            folders.append(SMOLLM2_FOLDER)
+        for folder in folders:
+            check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """That this user can make files in `folder`, or in what there is of its path. Raises ConfigError."""
+    above = folder
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(
+            f"user {os.getuid()} cannot write in {above}, where {folder} is to lie: give that user the rights (for an "
+            "image: on the host, see docs/docker.md), or choose another folder"
+        )

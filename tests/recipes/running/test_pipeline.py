@@ -1,0 +1,248 @@
+"""What a launch makes of its knobs, and its parts that need no training."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from recipes.preflight.compose import ALGORITHMS, compose
+from recipes.running.pipeline import Pipeline, Training, remove_older_checkpoints
+from recipes.running.run import FILE, Run, check_writable
+from recipes.running.stages import Stages
+from tsc.errors import ConfigError
+from tsc.files import REPO_ROOT
+from tsc.yaml_file import read_yaml
+
+MODEL = "actor_rollout_ref.model"
+KNOB = re.compile(r"^([A-Z_]+)=\$\{\1:-\} +# (?:\[([^\]]*)\])?")
+KEY = re.compile(r"^    \$\{([A-Z_]+):\+\"([\w.]+)=\[?\$\1\]?\"\}")
+
+
+@functools.cache
+def composed(algorithm: str, *overrides: str) -> DictConfig:
+    return compose(algorithm, overrides)
+
+
+def pipeline(algorithm: str, *overrides: str, sft: tuple[str, ...] = (), **knobs: str) -> Pipeline:
+    run = Run.from_environment(algorithm, {"HARDWARE": "cpu", "DRY_RUN": "1"} | knobs)
+    return Pipeline(run, overrides, sft, {})
+
+
+def value(training: Training, key: str) -> object:
+    """What verl is given: composed of all overrides, as verl's own process composes it."""
+    return OmegaConf.select(composed(training.algorithm, *training.overrides()), key)
+
+
+# ---------------------------------------------------------------------------------------------- one source for a knob
+
+
+def launcher(algorithm: str) -> list[str]:
+    return (REPO_ROOT / "scripts" / f"train_{algorithm}.sh").read_text().splitlines()
+
+
+def printed_defaults(algorithm: str) -> Iterator[tuple[str, str]]:
+    """Knob and what stands in brackets behind it."""
+    for line in launcher(algorithm):
+        if (match := KNOB.match(line)) and match[2]:
+            yield match[1], match[2]
+
+
+def keys(algorithm: str) -> dict[str, tuple[str, str]]:
+    """By knob, the recipe and the key that it sets."""
+    recipe, found = algorithm, {}
+    for line in launcher(algorithm):
+        if line == "sft=(":
+            recipe = "sft"
+        if match := KEY.match(line):
+            found[match[1]] = (recipe, match[2])
+    return found
+
+
+def same(printed: str, composed: object) -> bool:
+    if isinstance(composed, int | float) and not isinstance(composed, bool):
+        return float(printed) == composed
+    return printed == str(composed)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_default_that_a_config_block_prints_is_the_recipes(algorithm: str) -> None:
+    around, recipe_keys = read_yaml(FILE), keys(algorithm)
+    assert isinstance(around, dict)
+    printed = dict(printed_defaults(algorithm))
+    assert len(printed) >= 14
+    for knob, text in printed.items():
+        if knob not in recipe_keys:
+            assert text == str(around[knob.lower()]), knob
+            continue
+        recipe, key = recipe_keys[knob]
+        texts = text.split(", ") if ", " in text else [text, text]
+        for start, expected in zip(("tiny", "given"), texts, strict=True):
+            found = OmegaConf.select(composed(recipe, f"start={start}"), key)
+            assert same(expected, found), f"{knob}: {expected} is printed, {start} has {found}"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_no_launcher_holds_a_default_and_every_knob_goes_somewhere(algorithm: str) -> None:
+    assigned = [
+        line for line in launcher(algorithm) if re.match(r"^[A-Z_]+=", line) and not line.startswith("PROFILE=")
+    ]
+    assert [line for line in assigned if not KNOB.match(line)] == []
+    knobs = {line.partition("=")[0] for line in assigned}
+    assert knobs == (knobs & {name.upper() for name in Run.model_fields}) | keys(algorithm).keys()
+
+
+def test_each_default_stands_once() -> None:
+    """A value of recipes/shared.yaml, start/*.yaml and run.yaml does not stand in another recipe as well."""
+    texts = {file: file.read_text() for file in sorted((REPO_ROOT / "recipes").glob("*.yaml"))}
+    owned = ("lora_rank", "lora_alpha", "save_freq", "test_freq", "project_name", "kl_loss_coef", "beta", "lr")
+    for name in owned:
+        stands = [
+            f"{file.name}: {line.strip()}"
+            for file, text in texts.items()
+            if file.name != "shared.yaml"
+            for line in text.splitlines()
+            if re.match(rf"\s*{name}: (?!\$)", line)
+        ]
+        allowed = {"save_freq": ["sft.yaml: save_freq: 100"], "test_freq": ["sft.yaml: test_freq: 100"]}
+        assert [line for line in stands if line not in [*allowed.get(name, []), "ppo.yaml: lora_rank: 0"]] == []
+
+
+def test_a_value_changed_in_the_yaml_reaches_verl_without_touching_a_script(tmp_path: Path) -> None:
+    for folder in ("recipes", "scripts", "configs", "tsc", "reward"):
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
+        subprocess.run(["cp", "-r", str(REPO_ROOT / folder), str(tmp_path / folder)], check=True)
+    shared = tmp_path / "recipes/shared.yaml"
+    shared.write_text(shared.read_text().replace("lora_rank: 32", "lora_rank: 8"))
+    program = (
+        "from recipes.running.pipeline import Pipeline, Run; from recipes.preflight.compose import compose\n"
+        "run = Run.from_environment('grpo', {'HARDWARE': 'cpu', 'DRY_RUN': '1'})\n"
+        "main = Pipeline(run, [], [], {}).main\n"
+        "print(compose('grpo', main.overrides()).actor_rollout_ref.model.lora_rank)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "8\n"
+
+
+# ---------------------------------------------------------------------------------------------- what knobs become
+
+
+def test_an_override_of_the_user_wins_over_what_the_launch_derives() -> None:
+    key = "actor_rollout_ref.actor.ppo_mini_batch_size"
+    assert value(pipeline("grpo").main, key) == 128
+    assert value(pipeline("grpo", "knobs.updates=2").main, key) == 64
+    assert value(pipeline("grpo", f"{key}=32").main, key) == 32
+    assert value(pipeline("gspo", "data.train_batch_size=64").main, key) == 16
+
+
+def test_no_kl_means_no_pass_of_the_reference() -> None:
+    key = "actor_rollout_ref.actor.use_kl_loss"
+    assert value(pipeline("grpo").main, key) is True
+    assert value(pipeline("grpo", "actor_rollout_ref.actor.kl_loss_coef=0").main, key) is False
+
+
+def test_the_word_all_linear_stays_a_word_and_names_are_a_list() -> None:
+    assert (
+        value(pipeline("grpo", f"{MODEL}.target_modules=[all-linear]").main, f"{MODEL}.target_modules") == "all-linear"
+    )
+    found = pipeline("grpo", f"{MODEL}.target_modules=[q_proj,v_proj]")
+    assert value(found.main, f"{MODEL}.target_modules") == ["q_proj", "v_proj"]
+    assert found.sft is not None
+    assert value(found.sft, "model.target_modules") == ["q_proj", "v_proj"]
+
+
+def test_the_sft_of_a_given_model_trains_the_adapter_that_grpo_will_train(tmp_path: Path) -> None:
+    def sft(*overrides: str) -> tuple[object, object]:
+        made = pipeline("grpo", *overrides, MODEL_PATH="qwen2.5-0.5b", SFT="yes", RUNS=str(tmp_path)).sft
+        assert made is not None
+        return value(made, "model.lora_rank"), value(made, "optim.lr")
+
+    assert sft() == (32, 2e-4)
+    assert sft(f"{MODEL}.lora_rank=8") == (8, 2e-4)
+    assert sft(f"{MODEL}.lora_rank=0") == (0, 2e-5)
+    tiny = pipeline("grpo").sft
+    assert tiny is not None
+    assert (value(tiny, "model.lora_rank"), value(tiny, "optim.lr")) == (0, 1e-3)
+    assert pipeline("grpo", MODEL_PATH="qwen2.5-0.5b").sft is None
+    assert pipeline("grpo", SFT="no").sft is None
+
+
+def test_overrides_after_sft_are_the_sfts_alone() -> None:
+    made = pipeline("grpo", sft=("optim.lr=0.5", "data.train_batch_size=8"))
+    assert made.sft is not None
+    assert value(made.sft, "optim.lr") == 0.5
+    # a pass has no more chats than a step
+    assert value(made.sft, "data.micro_batch_size_per_gpu") == 8
+    assert value(made.main, "data.train_batch_size") == 128
+
+
+def test_several_decisions_need_grpos_advantage() -> None:
+    found = pipeline("grpo", "knobs.decisions=3").main
+    assert value(found, "actor_rollout_ref.rollout.multi_turn.max_assistant_turns") == 3
+    assert value(found, "actor_rollout_ref.actor.ppo_mini_batch_size") == 3 * 128
+    with pytest.raises(ConfigError, match="the 3 decisions of one answer as 3 answers: choose ADVANTAGE=grpo"):
+        pipeline("grpo", "knobs.decisions=3", "algorithm.adv_estimator=rloo")
+
+
+def test_paths_with_blanks_and_quotes_reach_verl_as_they_are(tmp_path: Path) -> None:
+    runs = tmp_path / "my runs, 'old'"
+    made = pipeline("grpo", RUNS=str(runs))
+    assert value(made.main, "trainer.default_local_dir") == str(runs / "demo/grpo/checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"SFT": "maybe"}, "SFT=maybe is unknown: choose 'yes', 'no' or 'auto'"),
+        ({"EPISODES": "0"}, "EPISODES=0 is unknown: choose greater than or equal to 1"),
+        ({"FIT": "no"}, "FIT=no is unknown: choose 'check' or 'ignore'"),
+        ({"DRY_RUN": "perhaps"}, "DRY_RUN=perhaps is unknown"),
+    ],
+)
+def test_a_wrong_knob_is_named_with_what_it_may_be(knobs: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Run.from_environment("grpo", knobs)
+
+
+def test_an_empty_knob_has_its_default() -> None:
+    assert Run.from_environment("grpo", {"EPISODES": ""}) == Run.from_environment("grpo", {})
+
+
+# ---------------------------------------------------------------------------------------------- parts of stages
+
+
+def test_the_checkpoint_that_a_resumed_training_began_from_goes(tmp_path: Path) -> None:
+    for step in (4, 8, 12):
+        (tmp_path / f"global_step_{step}/actor").mkdir(parents=True)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("12")
+    remove_older_checkpoints(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("global_step_*")) == ["global_step_12"]
+
+
+def test_checkpoints_elsewhere_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "global_step_4").mkdir()
+    remove_older_checkpoints(tmp_path)
+    assert (tmp_path / "global_step_4").is_dir()
+
+
+def test_a_file_where_a_folder_is_to_lie_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    check_writable(tmp_path / "runs/demo")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot write in .*file, where .*file/demo is to lie"):
+        check_writable(tmp_path / "file/demo")
+
+
+def test_a_failed_stage_ends_the_launch_with_its_status(tmp_path: Path) -> None:
+    stages = Stages(os.environ)
+    with pytest.raises(SystemExit) as ended:
+        stages.run(["bash", "-c", "exit 3"], name="the stage")
+    assert ended.value.code == 3

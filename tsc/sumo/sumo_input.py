@@ -1,0 +1,69 @@
+"""What SUMO was started with, as a sample and a replay request name it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tsc.files import sha256_of
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.version import installed_sumo_version
+
+
+class SumoInput(BaseModel):
+    """File names are relative to the folder of the dataset file. The digests are SHA-256, None where unknown. Fields
+    of other generators are kept."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
+
+    version: str
+    net_file: str
+    route_files: tuple[str, ...]
+    additional_files: tuple[str, ...] = ()
+    net_sha256: str | None = None
+    route_sha256: tuple[str, ...] | None = None
+    seed: int = 0
+    step_length_s: float = Field(default=1.0, gt=0)
+    time_to_teleport_s: float = -1.0
+
+    @model_validator(mode="after")
+    def _one_digest_a_route_file(self) -> SumoInput:
+        if self.route_sha256 is not None and len(self.route_sha256) != len(self.route_files):
+            raise ValueError(
+                f"route_sha256 has {len(self.route_sha256)} digests for {len(self.route_files)} route_files"
+            )
+        return self
+
+    @classmethod
+    def of(cls, files: SumoFiles, folder: Path) -> SumoInput:
+        """Describes `files` for a dataset in `folder`, with their digests and the installed SUMO's version."""
+        return cls(
+            version=installed_sumo_version(),
+            net_file=name_in_dataset(files.net_file, folder),
+            route_files=tuple(name_in_dataset(path, folder) for path in files.route_files),
+            additional_files=tuple(name_in_dataset(path, folder) for path in files.additional_files),
+            net_sha256=sha256_of(files.net_file),
+            route_sha256=tuple(map(sha256_of, files.route_files)),
+            seed=files.seed,
+            step_length_s=files.step_length_s,
+            time_to_teleport_s=files.time_to_teleport_s,
+        )
+
+    def files_in(self, folder: Path) -> SumoFiles:
+        """What a simulation is started from, where `folder` is the folder of the dataset file."""
+        return SumoFiles(
+            net_file=folder / self.net_file,
+            route_files=tuple(folder / name for name in self.route_files),
+            additional_files=tuple(folder / name for name in self.additional_files),
+            seed=self.seed,
+            step_length_s=self.step_length_s,
+            time_to_teleport_s=self.time_to_teleport_s,
+        )
+
+
+def name_in_dataset(file: Path, dataset_dir: Path) -> str:
+    """How samples name a file: relative to dataset_dir if it is below it, so that the dataset can be moved, else by its
+    absolute path."""
+    file, dataset_dir = file.resolve(), dataset_dir.resolve()
+    return str(file.relative_to(dataset_dir)) if file.is_relative_to(dataset_dir) else str(file)
