@@ -22,6 +22,7 @@ import pytest
 from data_tools import json_to_parquet, verify_states
 from data_tools.state_causes import CAUSES, has_low_precision
 from tsc.errors import ConfigError, SampleError
+from tsc.files import folder_lock
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 Sample = dict[str, Any]
@@ -401,10 +402,10 @@ def test_a_dataset_that_changed_meanwhile_is_not_marked(copy: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_marks_wait_for_nobody_who_writes_the_dataset(copy: Path) -> None:
-    with folder_lock(copy, "the dataset"):
-        with pytest.raises(ConfigError, match=f"cannot write marks to {copy}: process {os.getpid()} on "):
-            verify_states.main(["--data", str(copy), "--mark"])
+def test_marks_are_refused_while_someone_writes_the_dataset(copy: Path) -> None:
+    refusal = pytest.raises(ConfigError, match=f"cannot write marks to {copy}: process {os.getpid()} on ")
+    with folder_lock(copy, "the dataset"), refusal:
+        verify_states.main(["--data", str(copy), "--mark"])
 
 
 def test_a_full_disk_leaves_the_old_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
