@@ -22,6 +22,7 @@ import pytest
 from data_tools import json_to_parquet, verify_states
 from data_tools.state_causes import CAUSES, has_low_precision
 from tsc.errors import ConfigError, SampleError
+from tsc.files import folder_lock
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 Sample = dict[str, Any]
@@ -399,6 +400,12 @@ def test_a_dataset_that_changed_meanwhile_is_not_marked(copy: Path) -> None:
     with pytest.raises(SampleError, match="has changed while its states were replayed"):
         verify_states.write_marks(path, {0: {"verdict": "identical"}}, sha256="0" * 64)
     assert path.read_bytes() == before
+
+
+def test_marks_are_refused_while_someone_writes_the_dataset(copy: Path) -> None:
+    refusal = pytest.raises(ConfigError, match=f"cannot write marks to {copy}: process {os.getpid()} on ")
+    with folder_lock(copy, "the dataset"), refusal:
+        verify_states.main(["--data", str(copy), "--mark"])
 
 
 def test_a_full_disk_leaves_the_old_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
