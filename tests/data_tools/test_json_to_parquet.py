@@ -485,7 +485,7 @@ def test_a_state_file_that_is_no_state_is_refused(write_dataset, out, capsys):
     path = write_dataset(change=only_required)
     (path.parent / "states/e000/t00200.xml").write_text("hello")
     (line,) = refusal(path, out, capsys, "--sumocfg", str(write_sumocfg(path.parent / "demo.sumocfg")))
-    assert ": sample 1: state_file is 'states/e000/t00200.xml': no SUMO state" in line
+    assert ": sample 1: state_file is 'states/e000/t00200.xml': is not a SUMO state" in line
 
 
 def test_a_sumocfg_that_names_a_missing_file_is_refused(write_dataset, out):
