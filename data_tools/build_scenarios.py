@@ -1,4 +1,4 @@
-"""Build the SUMO net, demand and sumocfg of one or more scenarios, or of all members of a family.
+"""Build the SUMO net, demand and sumocfg of scenarios, or of all members of a family.
 
 Example:
     python data_tools/build_scenarios.py configs/scenarios/four_way.yaml --out data/scenarios
@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tsc.errors import run_main
+from tsc.errors import ConfigError, run_main
+from tsc.files import folder_lock
+from tsc.scenarios.by_word import is_scenario_file
 from tsc.scenarios.family import load_scenarios
 from tsc.scenarios.scenario import Scenario, ScenarioFiles, build_demand, build_net, build_sumocfg
 
 
 def members_table(scenarios: list[Scenario]) -> list[str]:
-    """What the junctions of a family are; one value an approach where these differ. Demand: of the busiest period."""
+    """The lines of a table of a family's junctions. A cell has one value per approach if these differ, else one for
+    all. The demand is that of the busiest period."""
 
     def each(values: list[object]) -> str:
         return " ".join(map(str, values if len(set(values)) > 1 else values[:1]))
@@ -62,12 +65,24 @@ def members_table(scenarios: list[Scenario]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="configs/scenarios/*.yaml")
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="configs/scenarios/*.yaml")
     parser.add_argument("--out", type=Path, default=Path("data/scenarios"), help="folder (default: %(default)s)")
     parser.add_argument("--split", choices=("train", "validation", "evaluation"), default="train")
     parser.add_argument("--episodes", type=int, default=1, help="demands to draw, one seed each (default: %(default)s)")
     arguments = parser.parse_args()
-    for scenarios in [load_scenarios(path) for path in arguments.configs]:
+    for word in arguments.configs:
+        if not is_scenario_file(word):
+            raise ConfigError(
+                f"{word} is not a scenario or family file (.yaml), so there is nothing to build: its net and demand "
+                "exist already"
+            )
+    with folder_lock(arguments.out, "scenarios"):
+        build(arguments)
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Build everything below `arguments.out`, whose lock the caller holds, and print what was built."""
+    for scenarios in [load_scenarios(Path(word)) for word in arguments.configs]:
         for scenario in scenarios:
             folder = arguments.out / scenario.name
             net_file = folder / f"{scenario.name}.net.xml"

@@ -1,7 +1,7 @@
-"""Which samples train and which validate, without leakage.
+"""Decides which samples train and which validate, without leakage.
 
-Neighbouring decisions are near-copies, so that a split by row would validate on what was trained. A group is one time
-block of one episode of one scenario; groups that share a saved state are joined. A group is never torn.
+Neighbouring decisions are nearly copies of each other, so a split by row would validate on trained samples. A group is
+one time block of one episode of one scenario. Groups that share a saved state are joined. A group is never split.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from tsc.errors import SampleError
 from tsc.replays.sample import Sample
 
 Group = tuple[str, str, int]
-"""(scenario, episode, time block); the block is -1 where the time is unknown, so that the episode stays whole."""
+"""(scenario, episode, time block). The block is -1 if the time is unknown, so that the episode stays whole."""
 
 TRAIN, VAL = "train", "val"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """What a split needs to know of a sample.
+    """What a split needs to know about a sample.
 
-    episode: as of `episode_key`. state: names the saved state, the same for all samples on it. side: `train` or `val`
-    where the dataset has chosen already.
+    episode: the name that `episode_key` gives.
+    state: the name of the saved state, which all samples of that state share.
+    side: `train` or `val` if the dataset has chosen already, else None.
     """
 
     scenario: str
@@ -38,8 +39,10 @@ class Placed:
 
 
 def episode_key(sample: Sample) -> str:
-    """Names the simulation run that a sample comes from: its episode number, and the seed and demand it ran with,
-    since numbers may start anew for validation or in another dataset."""
+    """Return a name of the simulation run that a sample comes from: episode number, seed and demand.
+
+    The number is not enough, because numbers may start again for validation or in another dataset.
+    """
     if sample.sumo is None:
         return str(sample.episode)
     demand = sample.sumo.route_sha256 if sample.sumo.route_sha256 is not None else sample.sumo.route_files
@@ -54,7 +57,7 @@ def describe(group: Group, block_s: float) -> str:
 
 
 def joined_groups(samples: Iterable[Placed], block_s: float) -> list[Group]:
-    """The group of each sample, in order. Groups that share a state carry the name of the smallest of them."""
+    """Return the group of each sample, in order. Groups that share a state get the name of the smallest of them."""
     parent: dict[Group, Group] = {}
     group_of_state: dict[str, Group] = {}
 
@@ -75,8 +78,10 @@ def joined_groups(samples: Iterable[Placed], block_s: float) -> list[Group]:
 
 
 def chosen_groups(groups: Iterable[Group], fraction: float, *, seed: int, purpose: str) -> set[Group]:
-    """round(fraction · number of groups) of the groups, drawn by a hash of seed, purpose and group: at least one where
-    fraction > 0, and not all where fraction < 1 and there are two or more."""
+    """Draw round(fraction · number of groups) of the groups, by a hash of seed, purpose and group.
+
+    Draws at least one if fraction > 0, and not all if fraction < 1 and there are two or more.
+    """
     unique = set(groups)
     number = round(fraction * len(unique))
     if fraction > 0:
@@ -90,16 +95,16 @@ def chosen_groups(groups: Iterable[Group], fraction: float, *, seed: int, purpos
 def split(
     samples: Sequence[Placed], groups: Sequence[Group], *, val_fraction: float, seed: int, block_s: float
 ) -> list[str]:
-    """`train` or `val` for each sample. `groups` comes from joined_groups of the same samples.
+    """Return `train` or `val` for each sample. `groups` comes from joined_groups of the same samples.
 
-    A group that the dataset has placed stays where it is; the others are drawn. Raises SampleError where the dataset
-    itself has one group on both sides, or where validation is wanted and one side would be empty.
+    A group that the dataset has placed stays where it is, and the others are drawn. Raises SampleError if the dataset
+    itself has one group on both sides, or if validation is wanted and one side would be empty.
     """
     side_of: dict[Group, str] = {}
     for sample, group in zip(samples, groups, strict=True):
         if sample.side is not None and side_of.setdefault(group, sample.side) != sample.side:
             raise SampleError(
-                f"the dataset's own `split` puts near-copies on both sides ({describe(group, block_s)}): "
+                f"the dataset's own `split` puts one group on both sides ({describe(group, block_s)}): "
                 "pass --resplit to split by time block instead, or a smaller --block-s"
             )
     free = [group for group in dict.fromkeys(groups) if group not in side_of]
@@ -115,7 +120,7 @@ def split(
             else f"choose a smaller --block-s than {block_s:g}, generate more episodes"
         )
         raise SampleError(
-            f"nothing is left for {' and '.join(sorted(missing))}: the samples form {len(set(groups))} group(s) that "
-            f"must not be torn: {remedy}, or pass --val-fraction 0 to go without validation"
+            f"nothing is left for {' and '.join(sorted(missing))}: the samples form {len(set(groups))} group(s), which "
+            f"must stay whole: {remedy}, or pass --val-fraction 0 to train without validation"
         )
     return sides

@@ -1,11 +1,16 @@
 """Run SUMO episodes, save states at decision points, and label both answers by forking the live simulation.
 
-Example:
+Examples:
     python data_tools/generate_dataset.py --scenario configs/scenarios/four_way.yaml --out data/four_way \\
         --episodes 12 --validation-episodes 1 --workers 2
+    python data_tools/generate_dataset.py --scenario mine.sumocfg --out data/mine --episodes 4
 
-Writes OUT/grpo_dataset.json, OUT/scenario/ (the net) and OUT/episodes/ (demand, states, samples of each episode).
-The same arguments give the same bytes, whatever the number of workers.
+Writes OUT/grpo_dataset.json, OUT/scenario/ (what is built once for a scenario) and OUT/episodes/ (demand, states,
+samples of each episode). The same arguments give the same bytes, whatever the number of workers.
+
+The episodes of a scenario or family file differ by their vehicles. Those of a .sumocfg file, resco:NAME and sumo:NAME
+have the same vehicles, and the seed draws how drivers behave. Their samples name SUMO's files by absolute paths, so
+these files have to stay where they are.
 """
 
 from __future__ import annotations
@@ -16,12 +21,12 @@ import multiprocessing
 import os
 import random
 import shutil
+import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, Literal
@@ -32,25 +37,27 @@ from tqdm import tqdm
 from tsc.cost.continuation import continuations_by_fork, outcomes_of
 from tsc.cost.outcome import OutcomeSettings, load_outcome_settings
 from tsc.errors import ConfigError, TscError, run_main
-from tsc.files import REPO_ROOT, sha256_of, write_atomically
+from tsc.files import REPO_ROOT, folder_lock, sha256_of, write_atomically
 from tsc.junction.decision import Decision
 from tsc.junction.observation import observe
 from tsc.junction.prompt import PROMPT_VERSION, messages
 from tsc.junction.signal_control import SignalControl
+from tsc.processes import die_with_parent
 from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION, Message, Sample, SampleOutcomes
 from tsc.rules.controller import Controller
 from tsc.rules.random_choice import Random
 from tsc.rules.tail import tail_controller
-from tsc.scenarios.family import load_scenarios
-from tsc.scenarios.scenario import Scenario, build_demand, build_net
+from tsc.scenarios.by_word import WORDS_HELP, traffic_scenarios
+from tsc.scenarios.opening import controlled_junctions
+from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
 from tsc.sumo.sumo_input import SumoInput
 from tsc.sumo.version import installed_sumo_version
 from tsc.yaml_file import load_yaml
 
-# Of SUMO's own random numbers (how drivers dawdle). The same for all episodes, which differ by their demand, so that a
-# replay worker can keep one simulation for the states of all of them.
+# The seed of SUMO's own random numbers (how drivers dawdle) in episodes that differ by their vehicles. All of them have
+# this one, so that a replay worker can keep one simulation for their states.
 SUMO_SEED = 1
 
 CONFIGS = REPO_ROOT / "configs"
@@ -76,11 +83,14 @@ class DatasetConfig(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One episode to run; everything a worker process needs."""
+    """One episode to run, with everything that a worker process needs.
 
-    scenario: Scenario
+    split: None means that json_to_parquet draws it.
+    """
+
+    scenario: TrafficScenario
     number: int
-    split: Literal["train", "val"] | None  # None: json_to_parquet is to draw it
+    split: Literal["train", "val"] | None
     seed: int
     out: Path
     config: DatasetConfig
@@ -92,40 +102,34 @@ class Episode:
 
     @property
     def samples_file(self) -> Path:
-        """Written last: an episode that has it is complete."""
+        """It is written last: an episode that has it is complete."""
         return self.folder / "samples.jsonl"
-
-    @property
-    def net_file(self) -> Path:
-        return self.out / "scenario" / f"{self.scenario.name}.net.xml"
 
 
 _decisions_done: Synchronized[int]
 _seconds_done: Synchronized[int]
-_parent_id: int
 
 
 def _prepare_worker(decisions: Synchronized[int], seconds: Synchronized[int], parent_id: int) -> None:
-    global _decisions_done, _seconds_done, _parent_id
-    _decisions_done, _seconds_done, _parent_id = decisions, seconds, parent_id
+    global _decisions_done, _seconds_done
+    die_with_parent(parent_id)
+    _decisions_done, _seconds_done = decisions, seconds
 
 
 def _count_second(decisions: int) -> None:
-    """Report progress, and end this worker when its parent was killed and so nobody waits for the episode."""
-    if os.getppid() != _parent_id:
-        os._exit(1)
+    """Report the progress of one simulated second to the parent."""
     with _decisions_done.get_lock():
         _decisions_done.value += decisions
         _seconds_done.value += 1
 
 
 def run_episode(episode: Episode) -> None:
-    """Run one episode in this process and write its folder; the samples file comes last."""
+    """Run one episode in this process and write its folder, with the samples file last."""
     shutil.rmtree(episode.folder, ignore_errors=True)
     (episode.folder / "states").mkdir(parents=True)
-    route_file = episode.folder / "demand.rou.xml"
-    build_demand(episode.scenario, episode.net_file, episode.seed, route_file)
-    files = SumoFiles(net_file=episode.net_file, route_files=(route_file,), seed=SUMO_SEED)
+    files = episode.scenario.files(episode.seed, demand_file=episode.folder / "demand.rou.xml")
+    if episode.scenario.draws_vehicles:
+        files = replace(files, seed=SUMO_SEED)
     lines = [json.dumps(sample.to_json(), separators=(",", ":")) for sample in _samples(episode, files)]
     write_atomically(episode.samples_file, "".join(f"{line}\n" for line in lines).encode())
 
@@ -141,13 +145,14 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     control = SignalControl(simulation, episode.scenario.timing)
     control.start()
     behaviour = ""
-    for second in range(episode.scenario.duration_s):
-        if second % config.behaviour_block_s == 0:
+    begin_s, end_s = episode.scenario.begin_s, episode.scenario.end_s
+    for second in range(begin_s, end_s):
+        if (second - begin_s) % config.behaviour_block_s == 0:
             (behaviour,) = behaviour_draw.choices(list(config.behaviours), weights=list(config.behaviours.values()))
         due = control.due_junctions()
         chosen = [name for name in due if sample_draw.random() < config.sample_share]
         # the horizon of every sample lies within the episode
-        if not config.warm_up_s <= second <= episode.scenario.duration_s - episode.outcome.horizon_s:
+        if not begin_s + config.warm_up_s <= second <= end_s - episode.outcome.horizon_s:
             chosen = []
         to_label = due if behaviour == "lookahead" else chosen
         continuations = {name: continuations_by_fork(control, name, episode.outcome) for name in to_label}
@@ -199,16 +204,19 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
 
 
 def plan_episodes(
-    scenarios: list[Scenario], arguments: argparse.Namespace, config: DatasetConfig, outcome: OutcomeSettings
+    scenarios: list[TrafficScenario], arguments: argparse.Namespace, config: DatasetConfig, outcome: OutcomeSettings
 ) -> list[Episode]:
-    """Training and validation episodes of every scenario, in the order of the dataset."""
+    """The training and validation episodes of every scenario, in the order of the dataset.
+
+    Raises ScenarioError if a scenario does not have seeds for so many episodes.
+    """
     counts = (("train", "train", arguments.episodes), ("validation", "val", arguments.validation_episodes))
     return [
         Episode(
             scenario=scenario,
             number=number,
             split=split if arguments.validation_episodes else None,  # type: ignore[arg-type]
-            seed=scenario.seeds.episode_seed(seeds, number),  # type: ignore[arg-type]
+            seed=scenario.episode_seed(seeds, number),  # type: ignore[arg-type]
             out=arguments.out,
             config=config,
             outcome=outcome,
@@ -219,29 +227,42 @@ def plan_episodes(
     ]
 
 
-def prepare_folder(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Write the settings beside the episodes, or check that a folder to resume was begun under the same.
+def check_replayable(scenario: TrafficScenario) -> None:
+    """Raises ConfigError or ScenarioError if saved states of SUMO's own files could not be made or replayed."""
+    if scenario.draws_vehicles:  # of a scenario file, where every key is checked
+        return
+    options = scenario.files(scenario.episode_seed("train", 0)).more_options
+    if options:
+        raise ConfigError(
+            f"scenario {scenario.name} sets SUMO's {' '.join(options)}, which the replay of a saved state does not set "
+            "yet: take the option out of the sumocfg, or choose a scenario without it"
+        )
+    controlled_junctions(scenario)
 
-    Raises ConfigError.
+
+def prepare_folder(out: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Write the settings to the folder, or check that an earlier run had the same settings.
+
+    Raises ConfigError if the folder already holds a dataset that is not to be resumed, or one with other settings.
     """
     path = out / "generation.json"
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     if path.exists():
         if not resume:
-            raise ConfigError(f"{out} already holds a dataset: continue it with --resume, or choose another --out")
+            raise ConfigError(f"{out} already has a dataset: continue it with --resume, or choose another --out")
         begun = json.loads(path.read_text())
         differing = sorted(key for key in settings.keys() | begun.keys() if settings.get(key) != begun.get(key))
         if differing:
             raise ConfigError(
-                f"{out} was begun with another {', '.join(differing)} (see {path}): choose another --out, or delete it"
+                f"the dataset in {out} has other settings ({', '.join(differing)}; see {path}): choose another --out, "
+                "or delete this one"
             )
         return
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode())
 
 
 def run_episodes(episodes: list[Episode], workers: int) -> None:
-    """Run what is not complete yet, each episode in a process of its own. Raises what an episode raises."""
+    """Run each episode in its own process. Raises what an episode raises."""
     context = multiprocessing.get_context("spawn")
     decisions, seconds = context.Value("l", 0), context.Value("l", 0)
     total_s = sum(episode.scenario.duration_s for episode in episodes)
@@ -278,13 +299,13 @@ def _raise_failure(future: Future[None], episode: Episode) -> None:
         future.result()
     except BrokenProcessPool as error:
         raise TscError(
-            f"a worker died, perhaps in episode {episode.folder.name} (out of memory or killed): "
+            f"a worker died, perhaps in episode {episode.folder.name} (out of memory, or killed): "
             "run the same command with --resume"
         ) from error
 
 
 def write_dataset(episodes: list[Episode], out: Path) -> int:
-    """Join the episodes' samples into OUT/grpo_dataset.json, in order. Returns the number of samples."""
+    """Join the samples of the episodes, in their order, into OUT/grpo_dataset.json. Returns the number of samples."""
     path = out / DATASET_NAMES[0]
     temporary = out / ".grpo_dataset.json.tmp"
     count = 0
@@ -311,55 +332,66 @@ def _at_least(lowest: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--scenario", type=Path, action="append", required=True, help="a scenario or family file; repeatable"
-    )
+    parser.add_argument("--scenario", action="append", required=True, help=f"{WORDS_HELP}; repeatable")
     parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
     parser.add_argument(
-        "--episodes", type=_at_least(1), default=12, help="of each scenario, for training (default: %(default)s)"
+        "--episodes", type=_at_least(1), default=12, help="training episodes per scenario (default: %(default)s)"
     )
     parser.add_argument(
         "--validation-episodes",
         type=_at_least(0),
         default=1,
-        help="of each scenario; 0: json_to_parquet splits the training episodes by time block (default: %(default)s)",
+        help="validation episodes per scenario; 0: json_to_parquet splits the training episodes by time block "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--workers", type=_at_least(1), default=multiprocessing.cpu_count(), help="default: all cores")
+    parser.add_argument(
+        "--workers", type=_at_least(1), default=multiprocessing.cpu_count(), help="processes (default: cores)"
+    )
     parser.add_argument("--config", type=Path, default=CONFIGS / "dataset.yaml", help="behaviours and sampling")
-    parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="its section `outcome` is used")
+    parser.add_argument(
+        "--reward",
+        type=Path,
+        default=CONFIGS / "reward.yaml",
+        help="the file whose section `outcome` says how long a replay runs and what it measures",
+    )
     parser.add_argument("--resume", action="store_true", help="continue an earlier run of the same command")
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
 
-    scenarios = [scenario for path in arguments.scenario for scenario in load_scenarios(path)]
-    names = Counter(scenario.name for scenario in scenarios)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise ConfigError(f"two scenarios have the same name: {', '.join(twice)}")
     config = load_yaml(arguments.config, DatasetConfig)
     outcome = load_outcome_settings(arguments.reward)
-    episodes = plan_episodes(scenarios, arguments, config, outcome)
-    settings = {
-        "scenarios": [scenario.model_dump(mode="json") for scenario in scenarios],
-        "episodes": arguments.episodes,
-        "validation_episodes": arguments.validation_episodes,
-        "config": config.model_dump(mode="json"),
-        "outcome": outcome.as_dict(),
-        "prompt_version": PROMPT_VERSION,
-        "sumo_version": installed_sumo_version(),
-    }
-    prepare_folder(arguments.out, settings, arguments.resume)
-    for episode in episodes:
-        if not episode.net_file.exists():
-            build_net(episode.scenario, episode.net_file)
-    missing = [episode for episode in episodes if not episode.samples_file.exists()]
-    if len(missing) < len(episodes):
-        print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")
-    if missing:
-        run_episodes(missing, min(arguments.workers, len(missing)))
-    elif (arguments.out / DATASET_NAMES[0]).exists():
-        return
-    count = write_dataset(episodes, arguments.out)
-    print(f"{count} samples of {len(episodes)} episodes in {arguments.out / DATASET_NAMES[0]}")
+    # the faults of scenarios show here, before anything is written into --out
+    with tempfile.TemporaryDirectory(prefix="tsc-scenarios-") as scratch:
+        scenarios = traffic_scenarios(arguments.scenario, Path(scratch))
+        plan_episodes(scenarios, arguments, config, outcome)
+        for scenario in scenarios:
+            check_replayable(scenario)
+        settings = {
+            "scenarios": [scenario.definition() for scenario in scenarios],
+            "episodes": arguments.episodes,
+            "validation_episodes": arguments.validation_episodes,
+            "config": config.model_dump(mode="json"),
+            "outcome": outcome.as_dict(),
+            "prompt_version": PROMPT_VERSION,
+            "sumo_version": installed_sumo_version(),
+        }
+    with folder_lock(arguments.out, "the dataset"):
+        prepare_folder(arguments.out, settings, arguments.resume)
+        scenarios = traffic_scenarios(arguments.scenario, arguments.out / "scenario")
+        for scenario in scenarios:
+            scenario.prepare()
+            if scenario.note:
+                print(f"scenario {scenario.name}: {scenario.note}")
+        episodes = plan_episodes(scenarios, arguments, config, outcome)
+        missing = [episode for episode in episodes if not episode.samples_file.exists()]
+        if len(missing) < len(episodes):
+            print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")
+        if missing:
+            run_episodes(missing, min(arguments.workers, len(missing)))
+        elif (arguments.out / DATASET_NAMES[0]).exists():
+            return
+        count = write_dataset(episodes, arguments.out)
+        print(f"{count} samples of {len(episodes)} episodes in {arguments.out / DATASET_NAMES[0]}")
 
 
 if __name__ == "__main__":

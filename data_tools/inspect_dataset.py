@@ -1,7 +1,8 @@
-"""Look at a dataset of decision points: what is in it, or one sample as a person reads it.
+"""Show what a dataset of decision points contains, or one sample in readable form.
 
-python data_tools/inspect_dataset.py --input data/four_way
-python data_tools/inspect_dataset.py --input data/four_way --index 17
+Examples:
+    python data_tools/inspect_dataset.py --input data/four_way
+    python data_tools/inspect_dataset.py --input data/four_way --index 17
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _BAR_CHARS = 40
 
 @dataclass
 class Figures:
-    """What the summary tells, gathered sample by sample."""
+    """The figures of the summary, collected sample by sample."""
 
     episodes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     junctions: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -71,7 +72,7 @@ class Figures:
 
 
 def answer_of(sample: Sample) -> str:
-    """yes, no, tie, or unlabelled."""
+    """Return yes, no, tie, or unlabelled."""
     if sample.outcomes is not None:
         better = sample.outcomes.outcomes.better()
         return better.value if better is not None else "tie"
@@ -86,7 +87,7 @@ def described_settings(sample: Sample) -> str:
 
 
 def gather(files: Sequence[Path]) -> Figures:
-    """Samples that break the contract are counted, not shown: json_to_parquet names each of them."""
+    """Collect the figures of all samples. Those that break the contract are only counted."""
     figures = Figures()
     for file in files:
         for item in read_objects(file):
@@ -138,7 +139,7 @@ def summary_lines(figures: Figures, tokenizer: Any | None) -> Iterator[str]:
 
 
 def find_sample(files: Sequence[Path], *, index: int | None, sample_id: str | None) -> tuple[Path, int, Any]:
-    """File, index and raw object of the one sample that is asked for. Raises SampleError where there is none."""
+    """Return file, index and raw object of the sample that is asked for. Raises SampleError if it is not found."""
     if index is not None and len(files) > 1:
         raise SampleError(
             f"--index counts within a file, but there are {len(files)}: name one with --input, or use --id: "
@@ -253,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(line)
         sys.stdout.flush()
     except BrokenPipeError:
-        # `| head` has read enough; Python would complain once more on closing its standard output
+        # `| head` has read enough. Python would report the error again when it closes its standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,16 +1,20 @@
 """Convert datasets of decision points (JSON) to the Parquet files that verl trains on.
 
+Example:
     python data_tools/json_to_parquet.py --input data/four_way --output data/four_way/parquet
 
-writes to the output folder
-    train.parquet, val.parquet          for GRPO: a prompt, and in `ground_truth` what the reward needs to judge it
+Writes to the output folder:
+    train.parquet, val.parquet          for GRPO: the prompt, and `ground_truth`, which the reward needs
     sft_train.parquet, sft_val.parquet  for SFT: the prompt with the better answer
     summary.json                        the figures that are printed
-Every sample is checked, with the files it names, before anything is written. Faults are listed with file, sample and
-field, and end the conversion with status 2; `--on-error skip` leaves faulty samples out and says how many.
-Fields beyond those that training needs stay in the dataset; `extra_info.sample_id` leads back to them.
-Rewards replay the saved states, so every machine that computes rewards needs them: in a folder that all share, or with
-`--embed-states` inside `ground_truth` (docs/cluster_replays.md).
+A folder that has train.parquet is complete, and all its files come from the same conversion.
+
+Every sample is checked, with the files that it names, before anything is written. A fault ends the conversion with
+status 2 and is listed with its file, sample and field. `--on-error skip` leaves faulty samples out instead, and says
+how many they are.
+Fields that training does not need stay in the dataset. `extra_info.sample_id` says which sample a row comes from.
+Rewards replay the saved states, so every machine that computes rewards needs them: in a folder that all machines share,
+or inside `ground_truth` (`--embed-states`; see docs/cluster_replays.md).
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ from data_tools.dataset_checks import CheckedSample, DatasetChecker
 from data_tools.dataset_split import TRAIN, VAL, Group, Placed, chosen_groups, episode_key, joined_groups, split
 from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
 from tsc.errors import ConfigError, SampleError, run_main
+from tsc.files import folder_lock
 from tsc.junction.decision import Decision
 from tsc.replays.embedded_files import MAX_SCENARIO_BYTES, FileEmbedder
 from tsc.replays.request import ReplayRequest
@@ -52,8 +57,10 @@ SUMMARY_FILE = "summary.json"
 MAX_PRINTED_FAULTS = 50
 _UNFINISHED = ".unfinished-"
 _ROW_GROUP = 10_000
-# with embedded states, so that few of them are in memory at once
+# Embedded states are large: a small row group keeps few of them in memory at once.
 _EMBEDDED_ROW_GROUP = 256
+# These files are placed last, in this order: whoever finds one of them also finds the files that belong to it.
+_PLACED_LAST = ("sft_train.parquet", "train.parquet")
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 GRPO_SCHEMA = pa.schema(
@@ -70,15 +77,15 @@ SFT_SCHEMA = pa.schema([("messages", _MESSAGES)])
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is kept of a sample once it is checked."""
+    """The part of a checked sample that training needs."""
 
     sample_id: str
     prompt: list[dict[str, str]]
     ground_truth: str
     placed: Placed
-    answer: Decision | None  # the better one; None on a tie, or where the outcomes are unknown
+    answer: Decision | None  # the better one; None on a tie, or if the outcomes are unknown
     is_tie: bool
-    is_faithful: bool | None  # as verify_states has marked the sample; None where it has not
+    is_faithful: bool | None  # the mark of verify_states; None for a sample without a mark
 
     def grpo(self, index: int, side: str) -> dict[str, Any]:
         return {
@@ -90,7 +97,7 @@ class Row:
         }
 
     def with_files(self, embedder: FileEmbedder) -> Row:
-        """The same row with the files that its replay needs. Raises SampleError where one cannot be read."""
+        """Return the row with the files that its replay needs. Raises SampleError if a file cannot be read."""
         truth = json.loads(self.ground_truth)
         truth["request"] = embedder.embed(ReplayRequest.from_json(truth["request"])).to_json()
         return replace(self, ground_truth=_json_text(truth))
@@ -115,7 +122,7 @@ def row_of(checked: CheckedSample) -> Row:
     }
     return Row(
         sample_id=request.sample_id,
-        # the system message is the same for all: keep it once
+        # All samples have the same system message, which is kept once.
         prompt=[{"role": message.role, "content": sys.intern(message.content)} for message in sample.prompt],
         ground_truth=_json_text(truth),
         placed=Placed(
@@ -132,7 +139,7 @@ def row_of(checked: CheckedSample) -> Row:
 
 
 def read_rows(files: Sequence[Path], root: Path, checker: DatasetChecker) -> list[list[Row]]:
-    """The good rows of each file; the faults of the others are in `checker`."""
+    """Return the rows of each file that have no fault. `checker` collects the faults of the others."""
     rows = []
     with tqdm(unit=" samples", desc="checking", disable=None) as progress:
         for file in files:
@@ -146,7 +153,7 @@ def read_rows(files: Sequence[Path], root: Path, checker: DatasetChecker) -> lis
 
 
 def with_valid_split(rows: Sequence[Row], *, resplit: bool) -> list[Row]:
-    """The rows of one file. Their own split counts only where every one of them has it."""
+    """Return the rows of one file. Their own split is kept only if every row has one, and `resplit` is false."""
     if not resplit and all(row.placed.side is not None for row in rows):
         return list(rows)
     return [replace(row, placed=replace(row.placed, side=None)) for row in rows]
@@ -154,15 +161,22 @@ def with_valid_split(rows: Sequence[Row], *, resplit: bool) -> list[Row]:
 
 @contextlib.contextmanager
 def written_together(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files move to `folder` when the block ends well: no half a file ever lies there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary folder. When the block ends without an error, its files replace those of `folder`.
+
+    A kill leaves only whole files. It never leaves old files beside new ones: all old files are removed, those of
+    _PLACED_LAST first, before the first new one is placed. The caller holds the lock of `folder`.
+    """
     for left_by_a_kill in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
     try:
         yield temporary
-        for file in sorted(temporary.iterdir()):
-            os.replace(file, folder / file.name)
+        names = sorted(file.name for file in temporary.iterdir())
+        names.sort(key=lambda name: _PLACED_LAST.index(name) if name in _PLACED_LAST else -1)
+        for name in reversed(names):
+            (folder / name).unlink(missing_ok=True)
+        for name in names:
+            os.replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -178,8 +192,13 @@ def write_parquet(
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """Rows with the side of each, the groups whose labels SFT gets, the rows of the more frequent answer that are one
-    too many, and whether GRPO's training does without them as SFT does."""
+    """The rows, and which file each of them goes to.
+
+    sides, groups: of each row.
+    sft_groups: the training groups whose labels SFT gets.
+    surplus: numbers of the training rows that SFT leaves out, so that both answers are equally frequent.
+    balance_grpo: whether GRPO's training leaves out the surplus, too.
+    """
 
     rows: list[Row]
     sides: list[str]
@@ -216,10 +235,10 @@ class Conversion:
 
 
 def surplus_of_majority(rows: Sequence[Row], sides: Sequence[str], *, seed: int) -> set[int]:
-    """Training rows to leave out so that "yes" and "no" are the better answer equally often; drawn by hash.
+    """Draw, by hash, the training rows to leave out so that "yes" and "no" are the better answer equally often.
 
-    Where one answer is better in two of three states, a policy gains at once by always giving it, and stops exploring
-    before it has learnt when not to. Imitation of such labels starts it there.
+    If one answer is better in two of three states, a policy gains at once by always giving it. It then stops exploring
+    before it learns when the other answer is better. Imitation of such labels makes it start there.
     """
     with_answer: dict[Decision, list[int]] = {decision: [] for decision in Decision}
     for i, (row, side) in enumerate(zip(rows, sides, strict=True)):
@@ -330,14 +349,14 @@ def print_summary(summary: dict[str, Any], folder: Path, tokenizer: Any | None) 
             f"{counts['ties_left_out']:,} ties left out"
         )
     if summary["ties_left_out"]:
-        print("  ties: both answers cost the same, so no answer earns a reward; --ties keep keeps them for GRPO")
+        print("  ties: both answers cost the same, so neither earns a reward; --ties keep keeps them for GRPO")
     if summary["unfaithful_left_out"]:
         print(
-            f"  replays: {summary['unfaithful_left_out']:,} samples left out whose states, as verify_states has marked "
-            "them, cannot be replayed or favour another answer than the label"
+            f"  replays: {summary['unfaithful_left_out']:,} samples left out: verify_states has marked that their "
+            "states cannot be replayed, or that the replay favours another answer than the label"
         )
     if summary["surplus_left_out"]:
-        print(f"  balanced: {summary['surplus_left_out']:,} samples of the more frequent answer left out")
+        print(f"  balanced: {summary['surplus_left_out']:,} samples with the more frequent answer left out")
     tokens = summary["prompt_tokens"]
     print(
         f"  prompt tokens: min {tokens['min']:g}, median {tokens['median']:g}, p95 {tokens['p95']:g}, "
@@ -346,7 +365,7 @@ def print_summary(summary: dict[str, Any], folder: Path, tokenizer: Any | None) 
     if "embedded" in summary:
         print_embedded(summary["embedded"])
     if not summary["files"]["sft_train.parquet"]["samples"]:
-        print("  sft_train.parquet is empty: no sample for it has a better answer, so SFT has nothing to learn from")
+        print("  sft_train.parquet is empty: none of its samples has a better answer, so SFT has nothing to learn from")
     print(f"  written to {folder}")
 
 
@@ -354,20 +373,23 @@ def print_embedded(embedded: dict[str, Any]) -> None:
     num_rows = max(1, embedded["states"])
     state_kb, scenario_kb = (embedded[key] / num_rows / 1e3 for key in ("state_chars", "scenario_chars"))
     print(
-        f"  embedded in {embedded['states']:,} rows: a state, {state_kb:.1f} kB of text each, and nets and routes, "
-        f"{scenario_kb:.1f} kB each; train.parquet and val.parquet take {embedded['parquet_bytes'] / 1e6:.1f} MB"
+        f"  embedded in {embedded['states']:,} rows: a state ({state_kb:.1f} kB of text per row) and nets and routes "
+        f"({scenario_kb:.1f} kB per row); train.parquet and val.parquet take {embedded['parquet_bytes'] / 1e6:.1f} MB"
     )
     left_out = embedded["left_out"]
     if left_out:
         print(
-            f"  not embedded, as a row would have more than {MAX_SCENARIO_BYTES // 1024} KiB of them (compressed): "
+            f"  not embedded, because a row would have over {MAX_SCENARIO_BYTES // 1024} KiB (compressed) of them: "
             f"{len(left_out):,} nets and routes, which every machine needs at this path: {', '.join(left_out[:3])}"
             f"{', … (all in ' + SUMMARY_FILE + ')' if len(left_out) > 3 else ''}"
         )
 
 
 def report_faults(checker: DatasetChecker, folder: Path, *, skipping: bool) -> None:
-    """Print the first faults and write all of them to errors.txt, whose absence means that there was none."""
+    """Print the first faults and write all of them to errors.txt. Without faults there is no such file.
+
+    Raises SampleError if there are faults and they are not to be skipped.
+    """
     path = folder / ERRORS_FILE
     if not checker.faults:
         path.unlink(missing_ok=True)
@@ -380,21 +402,21 @@ def report_faults(checker: DatasetChecker, folder: Path, *, skipping: bool) -> N
     hidden = len(checker.faults) - MAX_PRINTED_FAULTS
     if hidden > 0:
         print(f"… and {hidden:,} more", file=sys.stderr)
-    verdict = "left out" if skipping else "nothing was converted: mend them, or leave them out with --on-error skip"
+    verdict = "left out" if skipping else "nothing was converted: correct them, or leave them out with --on-error skip"
     message = f"{checker.num_faulty:,} of {checker.num_read:,} samples have faults, listed in {path}: {verdict}"
     if not skipping:
         raise SampleError(message)
     print(f"warning: {message}", file=sys.stderr)
 
 
-def convert(options: argparse.Namespace) -> None:
+def convert(files: Sequence[Path], options: argparse.Namespace) -> None:
+    """Convert the dataset files to the folder `options.output`, whose lock the caller holds."""
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     started = time.monotonic()
     sumocfg = read_sumocfg(options.sumocfg) if options.sumocfg else None
     checker = DatasetChecker(
         installed_sumo=installed_sumo_version(), check_states=options.check_states, sumocfg=sumocfg
     )
-    files = find_dataset_files(options.input)
     rows_of_files = read_rows(files, options.input, checker)
     report_faults(checker, options.output, skipping=options.on_error == "skip")
     split_is_given = False
@@ -405,7 +427,7 @@ def convert(options: argparse.Namespace) -> None:
         kept = sum(row.placed.side is not None for row in of_file)
         split_is_given |= kept > 0
         if num_placed > kept and not options.resplit:
-            print(f"note: {file}: {num_placed:,} of {len(of_file):,} samples have a split; none of them counts")
+            print(f"note: {file}: only {num_placed:,} of {len(of_file):,} samples have a split, so none is used")
         rows.extend(of_file)
     num_unfaithful = 0
     if options.replays == "drop":
@@ -424,7 +446,7 @@ def convert(options: argparse.Namespace) -> None:
     if not rows:
         raise SampleError(
             f"{options.input} has no sample to train on: {checker.num_read:,} read, {checker.num_faulty:,} faulty, "
-            f"{num_unfaithful:,} not replayed as labelled, {ties_left_out.total():,} ties"
+            f"{num_unfaithful:,} do not replay as labelled, {ties_left_out.total():,} ties"
         )
     conversion = arrange(
         rows,
@@ -451,9 +473,9 @@ def convert(options: argparse.Namespace) -> None:
     how = "as the dataset says" if split_is_given else f"by time blocks of {options.block_s:g} s"
     print(f"  split {how}; no group (scenario, episode, time block) is on both sides")
     if sumocfg is not None:
-        print(f"  {checker.num_with_sumocfg:,} samples named no SUMO files and got those of {sumocfg.path}")
+        print(f"  {checker.num_with_sumocfg:,} samples did not name SUMO files and got those of {sumocfg.path}")
         if sumocfg.options_not_replayed:
-            print(f"  note: replays do not set these of its options: {', '.join(sumocfg.options_not_replayed)}")
+            print(f"  note: replays ignore these of its options: {', '.join(sumocfg.options_not_replayed)}")
     print_summary(summary, options.output, tokenizer)
 
 
@@ -474,64 +496,64 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="PATH",
-        help="a dataset (JSON array or JSON Lines), or a folder with grpo_dataset.json(l) in it or below",
+        help="a dataset (JSON array or JSON Lines), or a folder that contains grpo_dataset.json(l), also in subfolders",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the Parquet files")
     parser.add_argument(
         "--on-error",
         choices=("fail", "skip"),
         default="fail",
-        help="faulty samples: write nothing (fail, the default), or leave them out and say how many (skip)",
+        help="if samples are faulty, write nothing (fail, the default), or leave them out and say how many (skip)",
     )
     parser.add_argument(
         "--val-fraction",
         type=_fraction,
         default=0.1,
         metavar="F",
-        help="share of the groups that validate, where the dataset has no split of its own; 0: none (default 0.1)",
+        help="share of the groups that validate, if the dataset does not have its own split; 0: none (default 0.1)",
     )
     parser.add_argument(
         "--sft-fraction",
         type=_fraction,
         default=0.5,
         metavar="F",
-        help="share of the training groups whose better answers go to sft_train.parquet; GRPO gets all (default 0.5)",
+        help="share of the training groups whose better answers go to sft_train.parquet (default 0.5); GRPO gets all",
     )
     parser.add_argument(
         "--block-s",
         type=float,
         default=600,
         metavar="S",
-        help="length of a time block in seconds: samples of one block of an episode stay together (default 600)",
+        help="length of a time block in seconds (default 600); samples of one block of an episode stay together",
     )
     parser.add_argument("--resplit", action="store_true", help="ignore the dataset's own `split`")
-    parser.add_argument("--seed", type=int, default=0, help="draws the groups for val and SFT (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the groups for validation and SFT (default 0)")
     parser.add_argument(
         "--ties",
         choices=("drop", "keep"),
         default="drop",
-        help="samples whose answers cost the same: leave them out (default), or keep them for GRPO; SFT never has them",
+        help="samples whose answers cost the same: leave them out (default), or keep them for GRPO; SFT never gets any",
     )
     parser.add_argument(
         "--replays",
         choices=("keep", "drop"),
         default="keep",
-        help="samples that verify_states --mark found not to replay, or to favour another answer than the label: keep "
-        "them (default), or leave them out; unmarked ones are kept",
+        help="samples that do not replay, or whose replay favours another answer than the label, as verify_states "
+        "--mark found: keep them (default), or leave them out; samples without a mark are kept",
     )
     parser.add_argument(
         "--balance",
         nargs="?",
         const="all",
         choices=("all", "sft"),
-        help="leave samples out until each answer is the better one equally often: of train.parquet and "
-        "sft_train.parquet (all, the default), or of sft_train.parquet alone (sft)",
+        help="leave samples out until each answer is the better one equally often: in train.parquet and "
+        "sft_train.parquet (all, the default), or only in sft_train.parquet (sft)",
     )
     parser.add_argument(
         "--sumocfg",
         type=Path,
         metavar="FILE",
-        help="the scenario of samples that name no SUMO files (datasets of other generators)",
+        help="the scenario for samples that do not name SUMO files (datasets of other generators)",
     )
     parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="a model's folder: count prompt tokens instead of estimating them"
@@ -539,14 +561,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--embed-states",
         action="store_true",
-        help="put the saved states, with net and routes where these are small, into train.parquet and val.parquet, for "
+        help="put the saved states into train.parquet and val.parquet, with net and routes if they are small, for "
         "machines that do not share the dataset's folder",
     )
     parser.add_argument(
         "--check-states",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="check that every state file is there and has the digest that the sample gives",
+        help="check that every state file exists and has the digest that the sample gives",
     )
     return parser
 
@@ -559,7 +581,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError("--embed-states must not carry unchecked states to other machines: drop --no-check-states")
     if options.val_fraction == 1:
         raise ConfigError("--val-fraction is 1: nothing would be left to train on; choose less than 1")
-    convert(options)
+    files = find_dataset_files(options.input)
+    with folder_lock(options.output, "Parquet files"):
+        convert(files, options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How many tokens prompts have: counted with a tokenizer, or estimated from their characters and called so."""
+"""The number of tokens in prompts: counted with a tokenizer, or estimated from their characters."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tsc.errors import ConfigError
 
 Messages = Sequence[dict[str, str]]
 
-# SmolLM2-135M on this project's prompts, which are half numbers, each digit a token of its own
+# Measured with SmolLM2-135M on this project's prompts. Half of their text is numbers, and each digit is a token.
 CHARS_A_TOKEN = 2.6
-_TOKENS_A_MESSAGE = 4  # the chat template's marks around a message, in ChatML
+_TOKENS_A_MESSAGE = 4  # the chat template's marks around a message (ChatML)
 _BATCH = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantiles:
-    """Of what is said beside it, each a value that occurs (nearest rank)."""
+    """Quantiles by nearest rank, so that each of them is one of the values."""
 
     minimum: float
     median: float
@@ -34,7 +34,7 @@ class Quantiles:
 
 
 def quantiles(values: Sequence[float]) -> Quantiles:
-    """Raises ValueError where there are no values."""
+    """Return the quantiles of the values. Raises ValueError if there are no values."""
     if not values:
         raise ValueError("no values")
     ordered = sorted(values)
@@ -46,9 +46,9 @@ def quantiles(values: Sequence[float]) -> Quantiles:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a model's folder. Raises ConfigError where there is none, or none with a chat template."""
+    """Return the tokenizer of a model's folder. Raises ConfigError if it is missing or lacks a chat template."""
     if not folder.is_dir():
-        raise ConfigError(f"--tokenizer {folder}: no such folder: name one that holds a tokenizer.json")
+        raise ConfigError(f"--tokenizer {folder}: no such folder: give a folder with a tokenizer.json")
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -58,12 +58,12 @@ def load_tokenizer(folder: Path) -> Any:
     except (OSError, ValueError) as error:
         raise ConfigError(f"--tokenizer {folder}: cannot be loaded: {error}") from error
     if not tokenizer.chat_template:
-        raise ConfigError(f"--tokenizer {folder}: has no chat template, so prompts of messages have no length")
+        raise ConfigError(f"--tokenizer {folder}: has no chat template: give the folder of a chat model")
     return tokenizer
 
 
 def prompt_tokens(prompts: Sequence[Messages], tokenizer: Any | None) -> list[int]:
-    """Tokens of each prompt with the generation prompt; estimated where tokenizer is None."""
+    """Return the tokens of each prompt, with the generation prompt. They are estimated if tokenizer is None."""
     if tokenizer is None:
         return [
             round(sum(len(message["content"]) / CHARS_A_TOKEN + _TOKENS_A_MESSAGE for message in messages))

@@ -1,21 +1,22 @@
-"""Replay the saved states of a dataset, and tell how well that agrees with its labels.
+"""Replay the saved states of a dataset, and report how well the replays agree with the labels.
 
+Examples:
     python data_tools/verify_states.py --data data/four_way
     python data_tools/verify_states.py --data data --sample 300 --workers 2 --json replays.json
 
-For each scenario, of the states that were replayed:
-    identical continuation  at the end of the horizon, after either answer, every vehicle is where the label's was
-    identical outcomes      both answers cost to the last bit what the label says
-    same better answer      the same answer is cheaper, or both tie as in the label
-    gap error               how far cost(yes) - cost(no) of the replay lies from that of the label
-A state that cannot be replayed counts as different, and is named with its cause. So is one that was replayed another
-way. docs/replays.md explains the causes. Samples without outcomes are replayed twice, which has to end the same.
+Reports for each scenario, as shares of the states that were replayed:
+    identical continuation  after either answer, every vehicle ends the horizon where the label's vehicle did
+    identical outcomes      both answers cost what the label says, to the last bit
+    same better answer      the same answer is cheaper, or both answers tie, as in the label
+    gap error               the difference between replay and label in cost(yes) - cost(no)
+A state that cannot be replayed counts as different. Every state that differs is listed with its cause, which
+docs/replays.md explains. A sample without outcomes is replayed twice, and both replays have to end the same.
 
---mark writes the verdict into each sample that was replayed; `json_to_parquet.py --replays drop` leaves out those that
-cannot be replayed or have another better answer.
+--mark writes the verdict into each sample that was replayed. `json_to_parquet.py --replays drop` then leaves out the
+samples that cannot be replayed or have another better answer.
 
-Exit status: 0; 1 where a scenario has fewer than 99.5 % same better answers, fewer than 95 % identical outcomes, or
-unlabelled states that do not replay the same twice; 2 where the data cannot be read.
+Exit status 1: a scenario has fewer than 99.5 % same better answers, fewer than 95 % identical outcomes, or unlabelled
+states whose two replays differ. Exit status 2: the data cannot be read, or another process writes to its folder.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import signal
 import time
 import traceback
@@ -45,8 +47,9 @@ from tsc.cost.continuation import outcomes_of
 from tsc.cost.measures import unit_of
 from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ConfigError, SampleError, TscError, run_main
-from tsc.files import sha256_of, write_atomically
+from tsc.files import folder_lock, sha256_of, write_atomically
 from tsc.junction.decision import Decision
+from tsc.processes import die_with_parent
 from tsc.replays.replay import completed, replay_continuations
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample, find_dataset_files
@@ -58,14 +61,18 @@ from tsc.sumo.version import installed_sumo_version
 SAME_ANSWER_MUST_REACH = 0.995
 SAME_OUTCOMES_MUST_REACH = 0.95
 MAX_PRINTED_STATES = 20
-# far beyond any replay: what takes longer hangs
+# No replay takes nearly as long: one that does has hung.
 _TIME_LIMIT_S = 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A sample to verify. outcomes, ends: its label; None where it has none. as_saved: decimal places, where the state
-    is to be loaded as SUMO would have written it; None to complete it as a replay does."""
+    """A sample to verify.
+
+    outcomes, ends: the label; None if the sample does not have one.
+    as_saved: load the state as SUMO would have written it with so many decimal places. None: complete the state, as a
+        replay does.
+    """
 
     file: Path
     index: int
@@ -83,8 +90,13 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """verdict: see tsc.replays.sample.ReplayMark. same_end, same_outcomes, same_answer: None where the sample does not
-    tell. gap_error: in the unit of the measure. message: of the error, where there was one."""
+    """How a replay agrees with its label.
+
+    verdict: see tsc.replays.sample.ReplayMark.
+    same_end, same_outcomes, same_answer: None if the sample does not have what is compared.
+    gap_error: in the unit of the measure.
+    message: the error's message, empty if there was no error.
+    """
 
     verdict: str
     same_end: bool | None = None
@@ -103,7 +115,7 @@ class Verification:
 
 
 def verify(job: Job) -> Verification:
-    """Replay one state. What keeps it from being replayed is part of the answer."""
+    """Replay one state. If it cannot be replayed, the returned verification says why."""
     try:
         continuations = replay_continuations(job.request, job.settings, job.prepare)
         if job.outcomes is None:
@@ -146,9 +158,10 @@ def failed(job: Job, message: str) -> Verification:
     )
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, parent_id: int) -> None:
     """Answer jobs until the other end is closed."""
-    # Ctrl-C reaches every process of the terminal; the parent decides
+    die_with_parent(parent_id)
+    # Ctrl-C reaches every process of the terminal, and the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         try:
@@ -158,30 +171,30 @@ def _serve(connection: Connection) -> None:
         signal.alarm(_TIME_LIMIT_S)
         try:
             answer: Verification | str = verify(job)
-        except Exception:  # a defect of ours, which the parent raises
+        except Exception:  # a defect of this program, which the parent raises
             answer = traceback.format_exc()
         signal.alarm(0)
         connection.send(answer)
 
 
 class _Worker:
-    """A process of its own for libsumo, which has one simulation a process."""
+    """A process for replays. libsumo can have only one simulation per process."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
         self._process.start()
         theirs.close()
         self.job: Job | None = None
 
     def begin(self, job: Job) -> None:
         self.job = job
-        with contextlib.suppress(BrokenPipeError):  # killed while it was idle; answer() tells
+        with contextlib.suppress(BrokenPipeError):  # it was killed while it was idle, which answer() reports
             self.connection.send(job)
 
     def answer(self) -> Verification:
-        """Of the job that was begun; a process that died over it is an answer too."""
+        """Return the verification of the job that was begun. If the process died, the verification says so."""
         assert self.job is not None
         try:
             answer: Verification | str = self.connection.recv()
@@ -204,7 +217,7 @@ class _Worker:
 
 
 def verify_all(jobs: Sequence[Job], num_workers: int) -> Iterator[tuple[int, Verification]]:
-    """(number of the job, verification), as they come. A worker that dies is replaced."""
+    """Yield (number of the job, verification) in the order of completion. A worker that dies is replaced."""
     workers = [_Worker() for _ in range(min(num_workers, len(jobs)))]
     waiting = iter(enumerate(jobs))
     running: dict[Connection, tuple[int, _Worker]] = {}
@@ -222,7 +235,7 @@ def verify_all(jobs: Sequence[Job], num_workers: int) -> Iterator[tuple[int, Ver
             for connection in wait(list(running)):
                 number, worker = running.pop(connection)  # type: ignore[call-overload]
                 yield number, worker.answer()
-                if worker.job is not None:  # it died over it
+                if worker.job is not None:  # it died
                     worker.close()
                     workers[workers.index(worker)] = worker = _Worker()
                 begin(worker)
@@ -235,7 +248,7 @@ def verify_all(jobs: Sequence[Job], num_workers: int) -> Iterator[tuple[int, Ver
 
 
 def read_jobs(files: Sequence[Path], sumocfg: SumoConfig | None) -> list[Job]:
-    """Raises SampleError at the first sample that breaks the contract."""
+    """Return a job for every sample of the files. Raises SampleError at the first sample that breaks the contract."""
     jobs = []
     for file in files:
         folder = file.resolve().parent
@@ -253,7 +266,7 @@ def read_jobs(files: Sequence[Path], sumocfg: SumoConfig | None) -> list[Job]:
                 ) from error
             jobs.append(_job(sample, file, index, folder, sumocfg))
     if not jobs:
-        raise SampleError(f"{', '.join(map(str, files))} has no sample")
+        raise SampleError(f"{', '.join(map(str, files))} does not contain any sample")
     return jobs
 
 
@@ -275,7 +288,7 @@ def _job(sample: Sample, file: Path, index: int, folder: Path, sumocfg: SumoConf
 
 
 def chosen(jobs: Sequence[Job], num_a_scenario: int | None, seed: int) -> list[Job]:
-    """num_a_scenario jobs of each scenario (all where it has fewer), drawn by hash, in the dataset's order."""
+    """Draw num_a_scenario jobs of each scenario by hash, or all if it has fewer. Return them in the dataset's order."""
     if num_a_scenario is None:
         return list(jobs)
 
@@ -299,16 +312,20 @@ def by_scenario(jobs: Iterable[Job]) -> dict[str, list[Job]]:
 
 
 def _share(values: Iterable[bool | None]) -> float | None:
-    """Of those that are not None; None where there is none."""
+    """Return the share of true values among those that are not None, or None if all are None."""
     told = [value for value in values if value is not None]
     return sum(told) / len(told) if told else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Of one scenario. Shares lie in [0, 1] and are None where no sample tells; a state that could not be replayed
-    counts as different. gap errors: in `unit`, over the states that were replayed; None where there are none, or where
-    samples were labelled by different measures."""
+    """The figures of one scenario.
+
+    Shares lie in [0, 1] and are None if no sample has what is compared. A state that could not be replayed counts as
+    different.
+    mean_gap_error, max_gap_error: in `unit`, over the states that were replayed. None if no state was replayed, or if
+        samples were labelled by different measures.
+    """
 
     scenario: str
     num_states: int
@@ -348,7 +365,7 @@ def figures_of(scenario: str, results: Sequence[tuple[Job, Verification]]) -> Fi
 
 
 def _percent(share: float | None) -> str:
-    # rounded down: 100.0 % says that none is missing
+    # Shares are rounded down, so 100.0 % means all.
     return "not told" if share is None else f"{math.floor(1000 * share) / 10:.1f} %"
 
 
@@ -357,7 +374,7 @@ def _number(value: float | None) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; the first column to the left, the others to the right."""
+    """Return the lines of a Markdown table with the first column aligned left and the others aligned right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(row: Sequence[str]) -> str:
@@ -394,8 +411,10 @@ def table(figures: Sequence[Figures]) -> str:
 
 
 def causes_report(results: Sequence[tuple[Job, Verification]]) -> str:
-    """The states that differ or cannot be replayed, with their causes; then each cause with its remedy. Empty where
-    there is nothing to tell."""
+    """List the states that differ or cannot be replayed with their causes, then each cause with its remedy.
+
+    Empty if no state differs.
+    """
     told = [(job, each) for job, each in results if each.cause is not None]
     if not told:
         return ""
@@ -445,13 +464,15 @@ def json_rows(figures: Sequence[Figures], results: Sequence[tuple[Job, Verificat
 
 
 def write_marks(file: Path, marks: dict[int, dict[str, Any]], *, sha256: str) -> None:
-    """Put `replay` into the samples, by their index in the file; everything else stays. The file is replaced as a
-    whole. Raises SampleError where it is not the file any more that was read."""
+    """Set `replay` in the samples, which are given by their index in the file. The file is replaced as a whole.
+
+    sha256: the digest of the file when it was read. Raises SampleError if the file has changed since then.
+    """
     if sha256_of(file) != sha256:
-        raise SampleError(f"{file} was changed while its states were replayed, so nothing was marked: run again")
+        raise SampleError(f"{file} has changed while its states were replayed, so nothing was marked: run again")
     lines = []
     for item in read_objects(file):
-        assert not isinstance(item, Fault)  # read_jobs has read it
+        assert not isinstance(item, Fault)  # read_jobs raises for a fault
         index, sample = item
         assert isinstance(sample, dict)
         if index in marks:
@@ -478,7 +499,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         required=True,
         metavar="PATH",
-        help="a dataset, or a folder with one or more in it or below",
+        help="a dataset, or a folder that contains datasets, also in subfolders",
     )
     parser.add_argument(
         "--sample", type=_at_least_one, metavar="N", help="replay N states of each scenario (default: all)"
@@ -487,21 +508,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=_at_least_one, default=multiprocessing.cpu_count(), help="processes (default: all cores)"
     )
-    parser.add_argument("--sumocfg", type=Path, metavar="FILE", help="the scenario of samples that name no SUMO files")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--sumocfg", type=Path, metavar="FILE", help="the scenario for samples without SUMO files")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument(
         "--as-saved",
         type=_at_least_one,
         metavar="PLACES",
-        help="load the states as SUMO would have written them with PLACES decimal places, nothing completed: what a "
-        "replay adds to a state is the difference",
+        help="load the states as SUMO would have written them with PLACES decimal places, without what a replay adds",
     )
     parser.add_argument("--mark", action="store_true", help="write each verdict into its sample")
     options = parser.parse_args(arguments)
     if options.as_saved is not None and options.mark:
-        raise ConfigError("--as-saved is no replay as training does it: leave --mark out")
+        raise ConfigError("--as-saved does not replay as training does, so its verdicts cannot be marks: omit --mark")
 
     files = find_dataset_files(options.data)
+    with contextlib.ExitStack() as locks:
+        if options.mark:
+            for folder in {file.resolve().parent: None for file in files}:
+                locks.enter_context(folder_lock(folder, "marks"))
+        return verify_files(files, options)
+
+
+def verify_files(files: Sequence[Path], options: argparse.Namespace) -> int:
+    """Verify, report and mark as the options say. Returns the exit status."""
     digests = {file: sha256_of(file) for file in files}
     jobs = chosen(
         read_jobs(files, read_sumocfg(options.sumocfg) if options.sumocfg else None), options.sample, options.seed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -144,8 +145,5 @@ os.register_at_fork(after_in_child=_forget_sources)
 
 
 if __name__ == "__main__":
-    # imports this file again under its own name, so that there is one set of sources
-    from reward.first_look import main
-    from tsc.errors import run_main
-
-    run_main(main)
+    # A program of its own, which imports this file under its own name: so there is one set of sources.
+    runpy.run_module("reward.first_look", run_name="__main__")

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from reward.compute_score import close, compute_score
+from tsc.errors import run_main
 from tsc.files import REPO_ROOT, sha256_of
 from tsc.junction.decision import Decision
 from tsc.junction.observation import observe
@@ -82,3 +83,7 @@ def _decision_in(folder: Path) -> tuple[str, ReplayRequest]:
         sumo=SumoInput.of(files, folder),
     )
     return user_message(observe(control, junction_id)), request
+
+
+if __name__ == "__main__":
+    run_main(main)

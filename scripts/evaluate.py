@@ -6,10 +6,10 @@ Examples:
     python scripts/evaluate.py --scenarios mine.sumocfg resco:cologne1 sumo:rilsa1 --out runs/eval/nets \\
         --controllers static max_pressure llm:mine=Qwen/Qwen2.5-0.5B-Instruct --base-url http://localhost:8000/v1
 
---scenarios: scenario files, family files, .sumocfg files, resco:NAME (needs the package sumo-rl), sumo:NAME.
-A language model is llm:NAME=FOLDER, llm:NAME=FOLDER+ADAPTER or llm:NAME=ADAPTER, which vLLM serves as long as it is
-needed; with --base-url, llm:NAME=MODEL is a model of that server (key from OPENAI_API_KEY).
-Writes OUT/episodes.jsonl (one line an episode; a second call continues), summary.csv, results.json, figures/*.png and
+A word of --scenarios is a scenario or family file, a .sumocfg file, resco:NAME (needs the package sumo-rl) or
+sumo:NAME. A language model is llm:NAME=FOLDER, llm:NAME=FOLDER+ADAPTER or llm:NAME=ADAPTER. vLLM serves it as long as
+it is needed. With --base-url, llm:NAME=MODEL is a model of that server (key from OPENAI_API_KEY).
+Writes OUT/episodes.jsonl (one line per episode; a second call continues), summary.csv, results.json, figures/*.png and
 report.html. docs/evaluation.md defines the metrics and the statistics.
 """
 
@@ -25,25 +25,25 @@ from typing import TYPE_CHECKING, Any
 
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL
 from tsc.errors import ConfigError, did_you_mean, run_main
-from tsc.files import REPO_ROOT
+from tsc.files import REPO_ROOT, folder_lock
 from tsc.yaml_file import validate_values
 
 if TYPE_CHECKING:
     from recipes.serving.model_choice import ModelChoice
     from tsc.episodes.runner import EpisodeJob
     from tsc.evaluation.episodes_file import EpisodesFile
-    from tsc.evaluation.facts import ControllerFacts
+    from tsc.evaluation.reported import ReportedController
     from tsc.evaluation.settings import EvaluationSettings
 
-# More is imported where it is used: every worker process imports this file, and needs little of it.
+# Other modules are imported where they are used: every worker process imports this file, and needs little of it.
 
 CONFIGS = REPO_ROOT / "configs"
 
 
 def chosen_models(words: Sequence[str], base_url: str | None) -> dict[str, ModelChoice | None]:
-    """By the controllers' names, in the order of the words; None for those without a model.
+    """The language model of each controller, in the order of the words; None for a controller without a model.
 
-    Raises ConfigError for an unknown controller, and for a model that cannot be had.
+    Raises ConfigError for an unknown controller, and for a model that cannot be found.
     """
     from recipes.serving.model_choice import checked, parse_model_choice
 
@@ -59,7 +59,7 @@ def chosen_models(words: Sequence[str], base_url: str | None) -> dict[str, Model
         else:
             meant = did_you_mean(word, CONTROLLERS)
             raise ConfigError(
-                f"controller {word!r} is unknown: {meant}choose of {', '.join(CONTROLLERS)}, llm:NAME=FOLDER"
+                f"controller {word!r} is unknown: {meant}choose from {', '.join(CONTROLLERS)}, llm:NAME=FOLDER"
             )
         if name in chosen:
             raise ConfigError(f"two controllers are named {name!r}: {' '.join(words)}")
@@ -68,40 +68,38 @@ def chosen_models(words: Sequence[str], base_url: str | None) -> dict[str, Model
 
 
 def reference_of(names: Sequence[str], asked: str | None, default: str) -> str:
-    """Whom the others are compared with: the one asked for, else `default` where it takes part, else the first.
-
-    Raises ConfigError.
-    """
+    """The controller that the others are compared with: the one asked for, else `default` if it takes part, else the
+    first. Raises ConfigError if the one asked for does not take part."""
     if asked is not None and asked not in names:
-        raise ConfigError(f"--reference {asked!r} does not take part: choose of {', '.join(names)}")
+        raise ConfigError(f"--reference {asked!r} does not take part: choose from {', '.join(names)}")
     return asked or (default if default in names else names[0])
 
 
-def facts_of(models: Mapping[str, ModelChoice | None]) -> list[ControllerFacts]:
-    """What the report says of each controller."""
+def reported_controllers(models: Mapping[str, ModelChoice | None]) -> list[ReportedController]:
+    """What the report says about each controller."""
     from recipes.serving.model_choice import LocalModelChoice
-    from tsc.evaluation.facts import ControllerFacts
+    from tsc.evaluation.reported import ReportedController
 
-    facts = []
+    reported = []
     for name, model in models.items():
         if model is None:
             kind = CONTROLLERS[name]
-            facts.append(ControllerFacts(name=name, kind=name, description=kind.description, bounds=kind.bounds))
+            reported.append(ReportedController(name=name, kind=name, description=kind.description, bounds=kind.bounds))
             continue
         if isinstance(model, LocalModelChoice):
             where = str(model.model) + (f" with the adapter {model.adapter}" if model.adapter else "")
         else:
             where = f"{model.model_id} at {model.base_url}"
-        facts.append(
-            ControllerFacts(
+        reported.append(
+            ReportedController(
                 name=name,
                 kind=LANGUAGE_MODEL,
-                description=f"The language model {where}, at temperature 0. Where its answer cannot be read or comes "
-                "too late, the green times of the net's own plan decide.",
+                description=f"The language model {where}, at temperature 0. If its answer cannot be read or comes too "
+                "late, the green times of the net's own plan decide.",
                 bounds=CONTROLLERS["max_pressure"].bounds,
             )
         )
-    return facts
+    return reported
 
 
 def run_missing(
@@ -113,7 +111,8 @@ def run_missing(
     workers: int,
     out: Path,
 ) -> None:
-    """The controllers without a model first, then one model after the other, each served as long as it is asked."""
+    """Run the episodes that `file` does not have. Controllers without a model come first, then one model after the
+    other. A model is served only while it is asked."""
     from tqdm import tqdm
 
     from recipes.serving.model_choice import answering
@@ -123,7 +122,7 @@ def run_missing(
     missing = [job for job in jobs if job.fingerprint not in done]
     if done:
         print(f"{len(done)} of {len(jobs)} episodes are there already", flush=True)
-    # lookahead takes longest: begun last, one worker would be at it when the others are done
+    # lookahead takes longest: if it began last, one worker would still run when the others are done
     rules = sorted((job for job in missing if models[job.controller] is None), key=lambda job: job.kind != "lookahead")
     with tqdm(total=len(missing), unit=" episodes", disable=None) as bar:
         for record in run_jobs(rules, workers):
@@ -160,14 +159,14 @@ def parse_arguments() -> argparse.Namespace:
         "--controllers", nargs="+", required=True, metavar="NAME", help=f"{', '.join(CONTROLLERS)}, llm:NAME=…"
     )
     parser.add_argument(
-        "--seeds", type=_at_least(1), default=5, metavar="N", help="episodes of each, by seed (default: %(default)s)"
+        "--seeds", type=_at_least(1), default=5, metavar="N", help="episodes of each (default: %(default)s)"
     )
     parser.add_argument(
         "--workers", type=_at_least(1), default=multiprocessing.cpu_count(), help="episodes at once (default: cores)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for episodes and results")
-    parser.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible server that has the language models")
-    parser.add_argument("--reference", metavar="NAME", help="whom the others are compared with (default: --config's)")
+    parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible server of the language models")
+    parser.add_argument("--reference", metavar="NAME", help="controller to compare with (default: --config's)")
     parser.add_argument("--config", type=Path, default=CONFIGS / "evaluation.yaml", help="settings (%(default)s)")
     parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="its `outcome` is lookahead's")
     overrides = parser.add_argument_group("settings of --config, for this evaluation")
@@ -186,12 +185,19 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    with folder_lock(arguments.out, "the evaluation"):
+        evaluate(arguments)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Run what is missing in `arguments.out`, whose lock the caller holds, and write the results."""
     from tsc.cost.outcome import load_outcome_settings
     from tsc.evaluation.episodes_file import EpisodesFile
-    from tsc.evaluation.facts import ScenarioFacts
     from tsc.evaluation.plan import Contestant, plan_jobs
-    from tsc.evaluation.scenarios import check, evaluation_scenarios
+    from tsc.evaluation.reported import ReportedScenario
     from tsc.evaluation.settings import EvaluationSettings, load_evaluation_settings
+    from tsc.scenarios.by_word import traffic_scenarios
+    from tsc.scenarios.opening import controlled_junctions
 
     settings = load_evaluation_settings(arguments.config)
     named = ("begin_s", "end_s", "warm_up_s", "time_to_teleport_s")
@@ -202,8 +208,8 @@ def main() -> None:
     models = chosen_models(arguments.controllers, arguments.base_url)
     reference = reference_of(list(models), arguments.reference, settings.reference)
     out = arguments.out.resolve()
-    scenarios = evaluation_scenarios(arguments.scenarios, settings, out / "scenarios")
-    junctions = {scenario.name: check(scenario) for scenario in scenarios}
+    scenarios = traffic_scenarios(arguments.scenarios, out / "scenarios", settings.of_scenarios)
+    junctions = {scenario.name: controlled_junctions(scenario) for scenario in scenarios}
 
     contestants = [
         Contestant(name=name, kind=LANGUAGE_MODEL if model else name, model=model.identity() if model else None)
@@ -213,16 +219,16 @@ def main() -> None:
     file = EpisodesFile(out / "episodes.jsonl", {job.fingerprint for job in jobs})
     run_missing(jobs, file, models, settings, workers=arguments.workers, out=out)
 
-    # pandas, scipy and matplotlib take seconds that an evaluation with a fault need not wait for
+    # importing pandas, scipy and matplotlib takes seconds; an evaluation with a fault ends before
     from tsc.evaluation.report import write_results
 
-    facts = [
-        ScenarioFacts(
+    reported = [
+        ReportedScenario(
             name=scenario.name,
             note=scenario.note,
             begin_s=scenario.begin_s,
             end_s=scenario.end_s,
-            warm_up_s=scenario.warm_up_s,
+            warm_up_s=settings.warm_up_s,
             timing=scenario.timing,
             junctions=junctions[scenario.name],
             not_applicable={
@@ -237,8 +243,8 @@ def main() -> None:
         write_results(
             out,
             episodes=file.episodes,
-            scenarios=facts,
-            controllers=facts_of(models),
+            scenarios=reported,
+            controllers=reported_controllers(models),
             settings={**settings.model_dump(mode="json"), "lookahead": lookahead.as_dict()},
             command=shlex.join(["python", *sys.argv]),
             reference=reference,

@@ -1,11 +1,12 @@
-"""Make usable models of the latest checkpoint: a LoRA adapter where one was trained, and the whole model.
+"""Make usable models from the latest checkpoint: the whole model, and the LoRA adapter if one was trained.
 
 Example:
     python scripts/export_model.py --checkpoints runs/mine/grpo/checkpoints --part actor --base runs/mine/sft/merged \\
         --out runs/mine/grpo
 
-Writes OUT/merged (Hugging Face format, adapter folded in) and, with LoRA, OUT/adapter (PEFT format, to be put on the
-base model), both in the base model's own precision. The launchers call it; call it yourself for a run that was stopped.
+Writes OUT/merged (Hugging Face format, with the adapter merged into the weights). With LoRA it also writes OUT/adapter
+(PEFT format, for use with the base model). Both have the precision of the base model. The launchers call this command.
+Call it yourself for a run that was stopped.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ def main() -> None:
     parser.add_argument(
         "--checkpoints", type=Path, required=True, help="folder with global_step_* (trainer.default_local_dir)"
     )
-    parser.add_argument("--part", default="", help="folder in a checkpoint: actor for GRPO, empty for SFT")
+    parser.add_argument("--part", default="", help="folder inside a checkpoint: actor for GRPO, empty for SFT")
     parser.add_argument("--base", type=Path, required=True, help="the model that training started from")
-    parser.add_argument("--out", type=Path, required=True, help="where merged/ and adapter/ go")
+    parser.add_argument("--out", type=Path, required=True, help="folder for merged/ and adapter/")
     options = parser.parse_args()
-    # Shards are read without the process group that wrote them, of which torch warns.
+    # torch warns that shards are read without the process group that wrote them, which is intended here.
     logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)
     with no_progress_bars_in_logs():
         step = export(options.checkpoints, options.part, options.base, options.out)

@@ -30,15 +30,15 @@ FORBIDDEN = {
 # The rooms of a package (folders and modules) from the ground up. A room imports only rooms before it.
 ROOMS = {
     "tsc": (
-        "errors", "files", "yaml_file",
+        "errors", "files", "processes", "yaml_file",
         "sumo", "junction", "rules", "cost", "scenarios", "replays", "controllers", "episodes", "evaluation",
     ),
     "reward": (
-        "settings", "workers", "scoring", "ground_truth", "outcome_cache", "outcome_store", "outcome_source",
-        "stretch_scoring", "stretch_source", "compute_score",
+        "origin", "settings", "workers", "scoring", "ground_truth", "outcome_cache", "outcome_store", "outcome_source",
+        "stretch_scoring", "stretch_source", "compute_score", "first_look",
     ),
     # verl loads the plug-ins by name: they import no other room, and no other room imports them.
-    "recipes": ("verl_plugins", "models", "lora_targets", "dpo", "preflight", "running", "serving"),
+    "recipes": ("verl_plugins", "models", "preflight", "dpo", "running", "serving"),
 }  # fmt: skip
 
 # The benchmark that measures our replays against replays over TraCI.

@@ -1,25 +1,38 @@
-"""Files that appear whole or not at all, and SUMO's files without the time of day."""
+"""Files that appear whole or not at all, folders with one writer at a time, and SUMO files without the time of day."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
-# the repository, where configs/ and the packages lie side by side
+from tsc.errors import ConfigError
+
+# The repository root, which holds configs/ and the packages.
 REPO_ROOT = Path(__file__).resolve().parents[1]
 
-# SUMO's net and state files begin with a comment that holds the time of day; without it, same input gives same bytes
+LOCK_FILE = ".lock"
+
+# SUMO's net and state files begin with a comment that holds the time of day. Without it, the same input gives the same
+# bytes.
 _GENERATED_COMMENT = re.compile(rb"<!-- generated on .*?-->\s*", re.DOTALL)
 
 
 def strip_generated_comment(data: bytes) -> bytes:
+    """Return the text of a net or state file without its time of day."""
     return _GENERATED_COMMENT.sub(b"", data, count=1)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside `path`, then rename: a kill leaves the old file or the new one, never half."""
+    """Write to a temporary file in the same folder, then rename it: a kill leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
@@ -45,3 +58,61 @@ def remembered_sha256_of(path: Path) -> str:
     if key not in _sha256_seen:
         _sha256_seen[key] = sha256_of(path)
     return _sha256_seen[key]
+
+
+@contextmanager
+def folder_lock(folder: Path, what: str, *, lock_file: str = LOCK_FILE) -> Iterator[None]:
+    """Create `folder` if it is missing, and be its only writer until the block ends.
+
+    what: the things to be written, for the error message.
+    lock_file: a file in `folder` that says who holds the lock. Tools that may write to one folder at the same time take
+    different files.
+    The kernel releases the lock when this process ends, even if it is killed. Programs that this process starts do not
+    keep the lock. Raises ConfigError at once if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / lock_file
+    descriptor = _locked(path)
+    if descriptor is None:
+        raise ConfigError(
+            f"cannot write {what} to {folder}: {_holder(path)} is writing there: wait until it has ended, or choose "
+            "another folder"
+        )
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, _this_process().encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        # An explicit release also covers forks of this process, which share the open file.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    """Return the descriptor of the locked file, or None if another process has locked it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        # The last holder may have removed the file after it was opened here. Then the lock protects nothing.
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+
+
+def _this_process() -> str:
+    began = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    command = shlex.join(["python", *sys.argv])
+    return f"process {os.getpid()} on {socket.gethostname()} (since {began}: {command})\n"
+
+
+def _holder(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:  # the holder has ended in this moment
+        text = ""
+    return text or "another process"

@@ -1,18 +1,18 @@
-"""Preference pairs for DPO from the Parquet files that data_tools/json_to_parquet.py writes for GRPO.
+"""Write preference pairs for DPO, from the Parquet files that data_tools/json_to_parquet.py writes for GRPO.
 
 Example:
     python recipes/dpo/preference_pairs.py --input data/four_way/parquet --output runs/mine/dpo/pairs
 
-writes train.parquet and val.parquet to the output folder, one pair for each state whose two outcomes differ:
+Writes val.parquet and then train.parquet to the output folder, with one pair for each state whose two outcomes differ:
     prompt    the sample's messages
     chosen    one message, the better answer in its exact form, {"extend": "yes"} or {"extend": "no"}
     rejected  one message, the other answer
     margin    in (0, 1]: by how much the chosen answer is better
-The better answer is the one that the reward (configs/reward.yaml) scores higher. S(a) is the score of answer a, and
-S_max the largest contribution of traffic and terms (the sum of their weights):
+The better answer is the one that the reward (configs/reward.yaml) scores higher. With S(a), the score of answer a, and
+S_max, the largest score that traffic and terms can contribute (the sum of their weights):
     margin = (S(chosen) - S(rejected)) / (2 · S_max)
-For the default reward the margin is the relative gap, |cost(yes) - cost(no)| / max(cost(yes), cost(no)). A state whose
-answers score the same teaches nothing: it is left out and counted.
+With the default reward this is the relative gap, |cost(yes) - cost(no)| / max(cost(yes), cost(no)).
+A state whose answers score the same teaches nothing. It is left out and counted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from reward.scoring import score_answer
 from reward.settings import RewardSettings, load_settings
 from tsc.cost.outcome import Outcomes
 from tsc.errors import ConfigError, SampleError, run_main
-from tsc.files import write_atomically
+from tsc.files import folder_lock, write_atomically
 from tsc.junction.decision import Answer, AnswerForm, Decision
 
 SIDES = ("train", "val")
@@ -42,7 +42,7 @@ SCHEMA = pa.schema([("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _
 
 @dataclass(frozen=True, kw_only=True)
 class Preference:
-    """The better answer of a state. margin: in (0, 1], as the module's text defines it."""
+    """The better answer of a state. margin: in (0, 1]; the module's docstring defines it."""
 
     chosen: Decision
     margin: float
@@ -50,14 +50,14 @@ class Preference:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Rows of SCHEMA, and the number of ties, which were left out."""
+    """The pairs as rows of SCHEMA, and the number of states that were left out as ties."""
 
     rows: list[dict[str, Any]]
     num_ties: int
 
 
 def preference(outcomes: Outcomes, settings: RewardSettings) -> Preference | None:
-    """The better of the two answers and its margin; None on a tie."""
+    """Return the better of the two answers and its margin, or None on a tie."""
     scores = {
         decision: score_answer(Answer(decision=decision, form=AnswerForm.EXACT), outcomes, settings).score
         for decision in Decision
@@ -79,7 +79,7 @@ def pair_of(prompt: list[dict[str, str]], preferred: Preference) -> dict[str, An
 
 
 def pairs_of(rows: Iterable[dict[str, Any]], settings: RewardSettings, *, file: Path) -> Pairs:
-    """The pairs of the rows of `file`, in their order. Raises ConfigError if outcomes are missing."""
+    """Return the pairs of the rows of `file`, in their order. Raises ConfigError if outcomes are missing."""
     pairs: list[dict[str, Any]] = []
     num_rows = num_ties = 0
     without: list[GroundTruth] = []
@@ -101,16 +101,16 @@ def pairs_of(rows: Iterable[dict[str, Any]], settings: RewardSettings, *, file: 
     if without:
         first = without[0]
         cause = (
-            f"none ({first.request.sample_id})"
+            f"no outcomes ({first.request.sample_id})"
             if first.outcome_settings is None
-            else f"others: {first.outcome_settings.measure} over {first.outcome_settings.horizon_s} s with the tail "
+            else f"those by {first.outcome_settings.measure} over {first.outcome_settings.horizon_s} s with the tail "
             f"{first.outcome_settings.tail} ({first.request.sample_id})"
         )
         raise ConfigError(
             f"{len(without)} of {num_rows} states in {file} lack the outcomes that configs/reward.yaml asks for, "
-            f"{asked.measure} over {asked.horizon_s} s with the tail {asked.tail}; the first has {cause}. DPO replays "
-            "nothing: generate the data again with these settings (data_tools/generate_dataset.py), write the data's "
-            "own settings into configs/reward.yaml, or use scripts/train_grpo.sh, which replays what is missing"
+            f"{asked.measure} over {asked.horizon_s} s with the tail {asked.tail}; the first has {cause}. DPO does not "
+            "replay states: generate the data again with these settings (data_tools/generate_dataset.py), or set those "
+            "of the data in configs/reward.yaml, or use scripts/train_grpo.sh, which replays what is missing"
         )
     return Pairs(rows=pairs, num_ties=num_ties)
 
@@ -122,16 +122,17 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
         table = pq.read_table(file, columns=["prompt", "reward_model"])
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise ConfigError(
-            f"{file} is not a Parquet file of json_to_parquet ({error}): make it again with "
-            "data_tools/json_to_parquet.py"
+            f"{file} was not written by json_to_parquet ({error}): make it again with data_tools/json_to_parquet.py"
         ) from None
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
 def write_pairs(source: Path, out: Path, settings: RewardSettings) -> dict[str, Pairs]:
-    """Write the pairs of both sides to `out`, and return them by side. val.parquet may be missing or empty. Raises
-    ConfigError."""
+    """Write the pairs to `out`, and return those of each side by its name. Raises ConfigError.
+
+    `source` may lack val.parquet. A kill never leaves train.parquet beside the val.parquet of another run.
+    """
     sides = {}
     for side in SIDES:
         file = source / f"{side}.parquet"
@@ -142,11 +143,12 @@ def write_pairs(source: Path, out: Path, settings: RewardSettings) -> dict[str, 
             f"{source}/train.parquet has no state whose outcomes differ, so DPO has nothing to learn from: "
             "make more data, or a longer horizon_s"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    for side, pairs in sides.items():
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(pairs.rows, schema=SCHEMA), buffer, compression="zstd")
-        write_atomically(out / f"{side}.parquet", buffer.getvalue())
+    with folder_lock(out, "preference pairs"):
+        (out / "train.parquet").unlink(missing_ok=True)
+        for side in reversed(SIDES):
+            buffer = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(sides[side].rows, schema=SCHEMA), buffer, compression="zstd")
+            write_atomically(out / f"{side}.parquet", buffer.getvalue())
     return sides
 
 

@@ -44,7 +44,6 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from recipes.dpo.trl_settings import check_trl_fields, passes
 from recipes.models.export_model import latest_step
 from recipes.models.model_folder import no_progress_bars_in_logs
 from recipes.models.quantisation import (
@@ -54,6 +53,7 @@ from recipes.models.quantisation import (
     four_bit_config,
     note_quantised,
 )
+from recipes.preflight.trl_settings import check_trl_fields, passes
 from tsc.errors import ConfigError, run_main
 from tsc.files import write_atomically
 

@@ -1,12 +1,13 @@
-"""Makes usable models of verl's latest checkpoint, or TRL's (DPO); scripts/export_model.py is the command.
+"""Makes usable models from the latest checkpoint of verl, or of TRL (DPO). scripts/export_model.py is the command.
 
-Both the adapter and the merged model keep the base model's own precision. verl.model_merger would round every weight to
-bfloat16 (verl/model_merger/fsdp_model_merger.py:187), which changes what a model trained in fp32 answers.
+The adapter and the merged model keep the precision of the base model. verl.model_merger would round every weight to
+bfloat16 (verl/model_merger/fsdp_model_merger.py:187), which changes the answers of a model that was trained in fp32.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.models.quantisation import quantised_base
 from tsc.errors import ConfigError
+from tsc.files import folder_lock, write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -24,19 +26,22 @@ SHARD = re.compile(r"_rank_(\d+)\.pt$")
 
 
 def latest_step(checkpoints: Path) -> int | None:
-    """The step of the last complete checkpoint, as verl's tracker file has it; None before the first."""
+    """Return the step of the last complete checkpoint, from verl's tracker file. None: there is no checkpoint yet."""
     tracker = checkpoints / "latest_checkpointed_iteration.txt"
     return int(tracker.read_text(encoding="utf-8")) if tracker.is_file() else None
 
 
 def exported_step(out: Path) -> int | None:
-    """The step that OUT/merged was made from; None where there is none."""
+    """Return the step that OUT/merged was made from, or None if there is no complete export."""
     stamp = out / STAMP
     return int(stamp.read_text(encoding="utf-8")) if stamp.is_file() else None
 
 
 def read_shards(folder: Path) -> dict[str, torch.Tensor]:
-    """The whole state dict of an FSDP checkpoint, put together from its ranks' files. Raises ConfigError."""
+    """Return the whole state dict of an FSDP checkpoint, assembled from the files of its ranks.
+
+    Raises ConfigError if a rank's file is missing, or contains anything but tensors.
+    """
     import torch
     from torch.distributed.tensor import DTensor
 
@@ -44,11 +49,9 @@ def read_shards(folder: Path) -> dict[str, torch.Tensor]:
     num_ranks = json.loads((folder / "fsdp_config.json").read_text(encoding="utf-8"))["world_size"]
     if sorted(files) != list(range(num_ranks)):
         raise ConfigError(
-            f"{folder} has the shards of ranks {sorted(files)} of {num_ranks}: train again from the one before"
+            f"{folder} has only the shards of ranks {sorted(files)} of {num_ranks}: continue from an earlier checkpoint"
         )
-    ranks: list[dict[str, Any]] = [
-        torch.load(files[rank], map_location="cpu", weights_only=False) for rank in range(num_ranks)
-    ]
+    ranks = [_tensors(files[rank]) for rank in range(num_ranks)]
     whole: dict[str, torch.Tensor] = {}
     for name, first in ranks[0].items():
         if not isinstance(first, DTensor):
@@ -58,14 +61,29 @@ def read_shards(folder: Path) -> dict[str, torch.Tensor]:
         if not placement.is_shard():
             whole[name] = first._local_tensor
             continue
-        # The last ranks may hold nothing of a small tensor.
+        # A small tensor may be empty on the last ranks.
         pieces = [rank[name]._local_tensor for rank in ranks]
         whole[name] = torch.cat([piece for piece in pieces if piece.numel()] or pieces[:1], dim=placement.dim)
     return whole
 
 
+def _tensors(file: Path) -> dict[str, Any]:
+    """Return the tensors of a rank's file, which is a pickle. Code that a pickle may carry is not run."""
+    import torch
+
+    try:
+        # Importing torch.distributed.tensor has added the classes of sharded tensors to those that may be loaded.
+        tensors: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"{file} contains more than tensors, which might run code of others, or is damaged: export a checkpoint "
+            f"that verl wrote on a machine that you trust ({str(error).splitlines()[0]})"
+        ) from error
+    return tensors
+
+
 def save_model(shards: Path, base: Path, adapter_out: Path, merged_out: Path) -> None:
-    """Put the checkpoint's weights on the base model and save it; with LoRA, the adapter too."""
+    """Put the weights of the checkpoint into the base model and save it. With LoRA, save the adapter as well."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -80,7 +98,7 @@ def save_model(shards: Path, base: Path, adapter_out: Path, merged_out: Path) ->
         adapted = get_peft_model(model, config)
         unknown = set_peft_model_state_dict(adapted, lora).unexpected_keys
         if unknown:
-            raise ConfigError(f"{shards} does not fit the model {base}: it has no {unknown[0]}")
+            raise ConfigError(f"{shards} does not fit the model {base}, which does not have {unknown[0]}")
         adapted.save_pretrained(adapter_out)
         model = adapted.merge_and_unload()
     else:
@@ -90,7 +108,7 @@ def save_model(shards: Path, base: Path, adapter_out: Path, merged_out: Path) ->
 
 
 def save_trl_model(checkpoint: Path, base: Path, adapter_out: Path, merged_out: Path) -> None:
-    """The same of a checkpoint of recipes/dpo/train_dpo.py, which is an adapter in PEFT's format or a whole model."""
+    """Do the same with a checkpoint of recipes/dpo/train_dpo.py: an adapter in PEFT format, or a whole model."""
     import torch
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -110,25 +128,32 @@ def save_trl_model(checkpoint: Path, base: Path, adapter_out: Path, merged_out: 
 
 
 def export(checkpoints: Path, part: str, base: Path, out: Path) -> int:
-    """Returns the step that was exported. part: the folder in a checkpoint of verl's; TRL's have none."""
+    """Export the latest checkpoint to `out`, and return its step.
+
+    part: the folder inside a checkpoint of verl, such as `actor`. TRL's checkpoints do not have such a folder.
+    Raises ConfigError if there is no complete checkpoint, or another process exports to `out`.
+    """
     step = latest_step(checkpoints)
     if step is None:
-        raise ConfigError(f"{checkpoints} holds no complete checkpoint: train first")
+        raise ConfigError(f"{checkpoints} does not have a complete checkpoint: train first")
     shards = checkpoints / f"global_step_{step}" / part
     save = save_model
     if (checkpoints / f"checkpoint-{step}").is_dir():
         shards, save = checkpoints / f"checkpoint-{step}", save_trl_model
     if not shards.is_dir():
         raise ConfigError(f"checkpoint folder {shards} is missing: remove {checkpoints} and train again")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / STAMP).unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as scratch:
-        adapter, merged = Path(scratch, "adapter"), Path(scratch, "merged")
-        save(shards, base, adapter, merged)
-        if adapter.is_dir():
-            _replace(adapter, out / "adapter")
-        _replace(merged, out / "merged")
-    (out / STAMP).write_text(f"{step}\n", encoding="utf-8")
+    # A training run holds its folder's own lock while it exports into it, so this one has another name.
+    with folder_lock(out, "models", lock_file=".export.lock"):
+        for left_by_a_kill in out.glob(".export-*"):
+            shutil.rmtree(left_by_a_kill)
+        (out / STAMP).unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as scratch:
+            adapter, merged = Path(scratch, "adapter"), Path(scratch, "merged")
+            save(shards, base, adapter, merged)
+            if adapter.is_dir():
+                _replace(adapter, out / "adapter")
+            _replace(merged, out / "merged")
+        write_atomically(out / STAMP, f"{step}\n".encode())
     return step
 
 

@@ -249,10 +249,6 @@ def _check_rollout(config: DictConfig) -> None:
     rollout, data = config[WORKER].rollout, config.data
     tokens = data.max_prompt_length + data.max_response_length
     _check_choice(f"{WORKER}.rollout.name", rollout.name, ("vllm",))
-    if rollout.agent.default_agent_loop == "consecutive_decisions":
-        from recipes.verl_plugins.decision_loop import num_decisions_of
-
-        num_decisions_of(config)
     if rollout.max_model_len is not None and rollout.max_model_len < tokens:
         raise ConfigError(
             f"{WORKER}.rollout.max_model_len={rollout.max_model_len} tokens are fewer than data.max_prompt_length + "
@@ -443,7 +439,7 @@ def _verl_notices() -> Iterator[None]:
 
 
 def _check_dpo(config: DictConfig) -> None:
-    from recipes.dpo.trl_settings import check_trl_fields, passes
+    from recipes.preflight.trl_settings import check_trl_fields, passes
 
     check_trl_fields(config)
     passes(config, config.hardware.num_devices)

@@ -15,8 +15,8 @@ from benchmarks.warm_process import warm_processes
 from tsc.cost.outcome import OutcomeSettings
 from tsc.episodes.runner import EpisodeJob, run_job, run_jobs
 from tsc.evaluation.plan import Contestant, plan_jobs
-from tsc.evaluation.scenarios import evaluation_scenarios
 from tsc.evaluation.settings import EvaluationSettings
+from tsc.scenarios.by_word import traffic_scenarios
 
 CONTROLLERS = ("static", "actuated", "gap_out", "max_pressure", "longest_queue")
 # W cores must do at least this share of W times the work of one core; the rest is the start and end of the workers
@@ -26,7 +26,7 @@ SHARE_OF_CORES = 0.8
 def episode_jobs(folder: Path, contestants: Sequence[Contestant], num_seeds: int, end_s: int) -> list[EpisodeJob]:
     """Episodes of four_way's evaluation seeds, as scripts/evaluate.py plans them under the default settings."""
     settings = EvaluationSettings(end_s=end_s)
-    scenarios = evaluation_scenarios([str(DEFAULT_SCENARIO)], settings, folder / "scenarios")
+    scenarios = traffic_scenarios([str(DEFAULT_SCENARIO)], folder / "scenarios", settings.of_scenarios)
     return plan_jobs(
         scenarios, contestants, num_seeds, out=folder / "evaluation", settings=settings, lookahead=OutcomeSettings()
     )

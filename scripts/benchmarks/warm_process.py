@@ -17,7 +17,7 @@ from typing import IO, Any, ParamSpec, TypeVar
 
 from benchmarks import with_benchmarks
 from tsc.errors import ReplayProcessDied
-from tsc.sumo.fork import die_with_parent
+from tsc.processes import die_with_parent
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ class WarmProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.warm_process"],
+            [sys.executable, "-m", "benchmarks.warm_process", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=with_benchmarks(),
@@ -79,9 +79,9 @@ def _private_stdout() -> IO[bytes]:
 
 
 def main() -> None:
-    # Ctrl-C reaches every process of the terminal and ends this one silently; so does the end of the parent
+    # Ctrl-C reaches every process of the terminal, and ends this one without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    die_with_parent()
+    die_with_parent(int(sys.argv[1]))
     answers = _private_stdout()
     while True:
         answer: tuple[Any, BaseException | None]

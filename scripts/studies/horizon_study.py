@@ -4,12 +4,13 @@ Example:
     python scripts/studies/horizon_study.py --scenarios four_way arterial --seeds 5 --duration 900 --out data/horizons
 
 Each setting implies a policy: at every decision point, fork the simulation, try both answers, take the cheaper. The
-study runs that policy over whole episodes and reports how often both answers cost the same, how often `yes` was the
-better one, and the mean queue and waiting time that came of it, paired over seeds with the default.
+study runs this policy over whole episodes. It reports how often both answers cost the same, how often `yes` was the
+better one, and the mean queue and waiting time, compared with the default on the same seeds.
 
-Writes OUT/episodes.jsonl (one line an episode; a second call continues), the table OUT/horizon_study.md and the figure
-OUT/horizon_study.png. The same arguments give the same table. The demand's periods are squeezed into --duration, so
-that a short episode sees all of them.
+Writes OUT/episodes.jsonl (one line per episode; a second call continues), the table OUT/horizon_study.md and the figure
+OUT/horizon_study.png. The same arguments give the same table. The demand periods of a scenario file are squeezed into
+--duration, so that a short episode sees all of them. Of a .sumocfg file, resco:NAME and sumo:NAME, the first --duration
+seconds are simulated.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,9 +38,13 @@ from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
 from tsc.episodes.episode import run_episode
 from tsc.errors import ConfigError, run_main
 from tsc.evaluation.statistics import interval95, paired_difference
-from tsc.files import REPO_ROOT, write_atomically
+from tsc.files import REPO_ROOT, folder_lock, write_atomically
 from tsc.junction.decision import Decision
-from tsc.scenarios.scenario import Scenario, build_demand, build_net, load_scenario
+from tsc.processes import die_with_parent
+from tsc.scenarios.by_word import WORDS_HELP, traffic_scenarios
+from tsc.scenarios.drawn_scenario import DrawnScenario
+from tsc.scenarios.scenario import Scenario
+from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.version import installed_sumo_version
 
@@ -61,17 +67,25 @@ def settings_to_compare(default: OutcomeSettings) -> dict[str, OutcomeSettings]:
 
 
 def squeezed(scenario: Scenario, duration_s: int) -> Scenario:
-    """The scenario with its demand's periods brought to duration_s, rates unchanged."""
+    """The scenario with the periods of its demand squeezed into duration_s. The rates stay the same."""
     begins = [begin * duration_s // scenario.duration_s for begin in scenario.demand.period_begin_s]
     demand = scenario.demand.model_copy(update={"period_begin_s": begins})
     return scenario.model_copy(update={"duration_s": duration_s, "demand": demand})
+
+
+def shortened(scenario: TrafficScenario, duration_s: int) -> TrafficScenario:
+    """The scenario with a length of duration_s."""
+    end_s = scenario.begin_s + duration_s
+    if isinstance(scenario, DrawnScenario):
+        return replace(scenario, scenario=squeezed(scenario.scenario, duration_s), end_s=end_s)
+    return replace(scenario, end_s=end_s)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One episode of the policy that one setting implies."""
 
-    scenario: Scenario
+    scenario: TrafficScenario
     name: str
     settings: OutcomeSettings
     seed: int
@@ -79,9 +93,9 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that decides the result; a stored episode with another one is run again."""
+        """A digest of everything that decides the result. A stored episode with another fingerprint is run again."""
         what = {
-            "scenario": self.scenario.model_dump(mode="json"),
+            "scenario": self.scenario.definition(),
             "settings": self.settings.as_dict(),
             "seed": self.seed,
             "sumo": installed_sumo_version(),
@@ -94,7 +108,7 @@ def run_job(job: Job) -> dict[str, Any]:
     begin = time.monotonic()
     lookahead = Lookahead(job.settings)
     scenario = job.scenario
-    metrics = run_episode(job.files, end_s=scenario.duration_s, timing=scenario.timing, controller=lookahead).metrics
+    metrics = run_episode(job.files, end_s=scenario.end_s, timing=scenario.timing, controller=lookahead).metrics
     decisions = max(1, metrics["decisions"])
     decided = max(1, metrics["decisions"] - lookahead.found[None])
     return {
@@ -111,22 +125,17 @@ def run_job(job: Job) -> dict[str, Any]:
 
 
 def plan_jobs(
-    scenarios: Sequence[Scenario], num_seeds: Sequence[int], settings: dict[str, OutcomeSettings], out: Path
+    scenarios: Sequence[TrafficScenario], num_seeds: Sequence[int], settings: dict[str, OutcomeSettings]
 ) -> list[Job]:
-    """One job for each seed, scenario and setting, in that order, so that of a study that is cut short the first seeds
-    are whole."""
+    """One job for each seed, scenario and setting, in this order, so that a study that is cut short has its first seeds
+    complete."""
     jobs = []
     for number in range(max(num_seeds)):
         for scenario, seeds in zip(scenarios, num_seeds, strict=True):
             if number >= seeds:
                 continue
-            folder = out / "scenarios" / scenario.name
-            net_file = folder / f"{scenario.name}.net.xml"
-            build_net(scenario, net_file)
-            seed = scenario.seeds.episode_seed("validation", number)
-            route_file = folder / f"seed{seed}.rou.xml"
-            build_demand(scenario, net_file, seed, route_file)
-            files = SumoFiles(net_file=net_file, route_files=(route_file,), seed=seed)
+            seed = scenario.episode_seed("validation", number)
+            files = scenario.files(seed)
             jobs += [
                 Job(scenario=scenario, name=name, settings=setting, seed=seed, files=files)
                 for name, setting in settings.items()
@@ -149,7 +158,9 @@ def read_episodes(path: Path) -> dict[str, dict[str, Any]]:
 def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
     """Yield each episode's record as it ends. Raises what an episode raises; no process is left behind."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, max_tasks_per_child=1, initializer=die_with_parent, initargs=(os.getpid(),)
+    )
     with pool, tqdm(total=len(jobs), unit=" episodes", disable=None) as bar:
         try:
             for future in as_completed([pool.submit(run_job, job) for job in jobs]):
@@ -402,16 +413,29 @@ def one_for_each(values: Sequence[int], count: int, option: str) -> list[int]:
     return list(values) * count if len(values) == 1 else list(values)
 
 
-def scenario_file(name: str) -> Path:
-    """A file, or the name of one in configs/scenarios."""
-    path = Path(name)
-    return path if path.suffix in (".yaml", ".yml") else CONFIGS / "scenarios" / f"{name}.yaml"
+def scenario_word(name: str) -> str:
+    """The file NAME.yaml in configs/scenarios for its name; any other word as it is."""
+    return name if Path(name).suffix or ":" in name else str(CONFIGS / "scenarios" / f"{name}.yaml")
+
+
+def scenarios_to_compare(words: Sequence[str], durations_s: Sequence[int], folder: Path) -> list[TrafficScenario]:
+    """One scenario for each word and duration. Raises ConfigError for an unknown word or a family file."""
+    found = traffic_scenarios(words, folder)
+    if len(found) != len(words):
+        raise ConfigError(
+            f"{' '.join(words)} are {len(found)} scenarios: a family file stands for many; give files of one scenario"
+        )
+    return [shortened(scenario, duration_s) for scenario, duration_s in zip(found, durations_s, strict=True)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--scenarios", nargs="+", required=True, metavar="NAME", help="files, or names of configs/scenarios/NAME.yaml"
+        "--scenarios",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help=f"names of configs/scenarios/NAME.yaml, or {WORDS_HELP}; no family files",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[5], help="validation seeds: for all, or per scenario")
     parser.add_argument(
@@ -436,15 +460,23 @@ def main() -> None:
     count = len(arguments.scenarios)
     num_seeds = one_for_each(arguments.seeds, count, "--seeds")
     durations_s = one_for_each(arguments.duration, count, "--duration")
-    scenarios = [
-        squeezed(load_scenario(scenario_file(name)), duration_s)
-        for name, duration_s in zip(arguments.scenarios, durations_s, strict=True)
-    ]
+    out = arguments.out.resolve()
+    words = [scenario_word(name) for name in arguments.scenarios]
+    scenarios = scenarios_to_compare(words, durations_s, out / "scenarios")
     default = load_outcome_settings(arguments.reward).without_terms()
     settings = settings_to_compare(default)
-    out = arguments.out.resolve()
-    jobs = plan_jobs(scenarios, num_seeds, settings, out)
+    with folder_lock(out, "the study"):
+        run_study(plan_jobs(scenarios, num_seeds, settings), settings, default, arguments, out)
 
+
+def run_study(
+    jobs: Sequence[Job],
+    settings: Mapping[str, OutcomeSettings],
+    default: OutcomeSettings,
+    arguments: argparse.Namespace,
+    out: Path,
+) -> None:
+    """Run the missing jobs and write the results to `out`, whose lock the caller holds."""
     path = out / "episodes.jsonl"
     episodes = read_episodes(path)
     missing = [job for job in jobs if job.fingerprint not in episodes]

@@ -34,7 +34,7 @@ from tsc.cost.outcome import OutcomeSettings
 from tsc.episodes.runner import EpisodeJob, run_jobs
 from tsc.errors import ConfigError, TscError, did_you_mean, run_main
 from tsc.evaluation.statistics import interval95, paired_difference
-from tsc.files import REPO_ROOT, sha256_of, write_atomically
+from tsc.files import REPO_ROOT, folder_lock, sha256_of, write_atomically
 from tsc.junction.prompt import PROMPT_VERSION
 from tsc.scenarios.scenario import Scenario, build_demand, build_net, load_scenario
 from tsc.sumo.running import SumoFiles
@@ -434,11 +434,10 @@ def main() -> None:
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}: choose at least 1")
     variants = chosen_variants(arguments.variants)
-    scenario = load_scenario(arguments.scenario)
     study = Study(
         data=arguments.data,
         start=arguments.start,
-        scenario=scenario,
+        scenario=load_scenario(arguments.scenario),
         hours=tuple(arguments.hours),
         out=arguments.out.resolve(),
         steps=arguments.steps,
@@ -447,14 +446,19 @@ def main() -> None:
         if not file.is_file():
             raise ConfigError(f"{file} does not exist: see the example in --help")
 
-    # seed by seed, so that a study that is stopped early has compared all variants on the same seeds
+    with folder_lock(study.out, "the study"):
+        run_study(study, variants, arguments)
+
+
+def run_study(study: Study, variants: Sequence[Variant], arguments: argparse.Namespace) -> None:
+    """Do the missing runs and write the results to `study.out`, whose lock the caller holds."""
+    # The order is seed by seed: a study that is stopped early has compared all variants on the seeds that it has.
     wanted = {
         study.fingerprint(variant, seed): (variant, seed)
         for seed in range(1, arguments.seeds + 1)
         for variant in variants
         if variant.changes is not None or seed == 1
     }
-    study.out.mkdir(parents=True, exist_ok=True)
     path = study.out / "runs.jsonl"
     stored = read_runs(path)
     done = {run["fingerprint"] for run in stored}
@@ -471,12 +475,12 @@ def main() -> None:
                 stored.append(run)
                 file.write(json.dumps(run) + "\n")
                 file.flush()
-                queue = queue_by_run([run], scenario.name)[0]["mean_queue_veh"]
+                queue = queue_by_run([run], study.scenario.name)[0]["mean_queue_veh"]
                 print(f"{variant.name}, seed {seed}: mean queue {queue:.3f} veh ({run['wall_s']:.0f} s)", flush=True)
     of_call = [run for run in stored if run["fingerprint"] in wanted]
     tables, rows = [], []
     for group in dict.fromkeys(variant.group for variant in variants):
-        table, of_group = result_table(group, of_call, scenario.name)
+        table, of_group = result_table(group, of_call, study.scenario.name)
         tables.append(table)
         rows += of_group
     text = "\n\n".join(tables)
@@ -484,7 +488,7 @@ def main() -> None:
     write_atomically(study.out / "results.json", (json.dumps(rows, indent=1) + "\n").encode())
     if arguments.json:
         write_atomically(arguments.json, (json.dumps(rows, indent=1) + "\n").encode())
-    print(f"\n{scenario.name}, hours {', '.join(map(str, study.hours))}, {study.steps} steps a run\n\n{text}")
+    print(f"\n{study.scenario.name}, hours {', '.join(map(str, study.hours))}, {study.steps} steps a run\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import sumo
 
+from tsc.files import sha256_of
 from tsc.replays.sample import Sample
 
 BASE = ["--episodes", "2", "--validation-episodes", "1"]
@@ -56,8 +59,16 @@ def test_a_killed_generation_resumes_to_the_same_bytes(
     while not list(out.glob("episodes/*/samples.jsonl")):
         assert process.poll() is None
         time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)  # so that it does not end before the second begins
+    second = run(repo_root, short_scenario, out, "--resume")
+    assert second.returncode == 2 and "Traceback" not in second.stderr
+    assert f"cannot write the dataset to {out}: process {process.pid} on " in second.stderr
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
     process.send_signal(signal.SIGKILL)
     process.wait()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
     assert not (out / "grpo_dataset.json").exists()
     again = run(repo_root, short_scenario, out)
     assert again.returncode == 2 and "--resume" in again.stderr
@@ -73,7 +84,7 @@ def test_a_folder_begun_with_other_settings_is_not_mixed(
     program = command(repo_root, short_scenario, small_dataset, "--resume", "--episodes", "5")
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "begun with another episodes" in done.stderr
+    assert "has other settings (episodes; see " in done.stderr
 
 
 def test_every_sample_keeps_the_contract(small_dataset: Path, samples: list[dict[str, Any]]) -> None:
@@ -158,7 +169,71 @@ def test_a_family_gives_samples_of_every_member_that_convert_together(repo_root:
     assert len(scenarios) == 3
 
 
+def write_sumocfg(folder: Path, *, options: str = "", program: str = "static") -> Path:
+    """SUMO's crossing from 600 s to 780 s, with a program that ends its greens."""
+    net = Path(sumo.SUMO_HOME, "tools", "game", "cross", "cross.net.xml")
+    routes = Path(sumo.SUMO_HOME, "tools", "game", "cross", "cross.rou.xml")
+    (folder / "signal.add.xml").write_text(
+        f'<additional><tlLogic id="0" type="{program}" programID="ours" offset="0">'
+        '<phase duration="30" state="GGgGGgGGgGGg"/><phase duration="3" state="yyyyyyyyyyyy"/>'
+        '<phase duration="30" state="rrrGGGrrrGGG"/><phase duration="3" state="rrryyyrrryyy"/></tlLogic></additional>'
+    )
+    path = folder / "crossing.sumocfg"
+    path.write_text(
+        f'<configuration><input><net-file value="{net}"/><route-files value="{routes}"/>'
+        '<additional-files value="signal.add.xml"/></input><time><begin value="600"/><end value="780"/></time>'
+        f"{options}</configuration>"
+    )
+    return path
+
+
+def test_a_sumocfg_gives_samples_that_name_its_files_and_convert(repo_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run(repo_root, write_sumocfg(tmp_path), out, "--episodes", "1")
+    assert done.returncode == 0, done.stderr
+    assert "scenario crossing: the same vehicles in every seed, which draws drivers" in done.stdout
+    samples = json.loads((out / "grpo_dataset.json").read_text())
+    assert {(sample["split"], sample["sumo"]["seed"]) for sample in samples} == {("train", 1), ("val", 501)}
+    assert min(sample["time_s"] for sample in samples) >= 660  # begin and warm-up
+    for values in samples:
+        sumo_input = Sample.model_validate(values).sumo
+        assert sumo_input is not None
+        assert list(sumo_input.additional_files) == [str((tmp_path / "signal.add.xml").resolve())]
+        assert Path(sumo_input.net_file).is_absolute()
+        assert sumo_input.net_sha256 == sha256_of(Path(sumo_input.net_file))
+    program = [sys.executable, str(repo_root / "data_tools/json_to_parquet.py"), "--input", str(out)]
+    converted = subprocess.run(
+        [*program, "--output", str(tmp_path / "parquet")], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert converted.returncode == 0, converted.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "program", "message"),
+    [
+        ('<processing><scale value="0.5"/></processing>', "static", "scenario crossing sets SUMO's --scale 0.5"),
+        ("", "actuated", "the program 'ours' of junction '0' is not of type static"),
+        ('<processing><time-to-teleprot value="1"/></processing>', "static", "time-to-teleprot"),
+        ('<time><begin value="0.5"/></time>', "static", "set begin_s and end_s to whole seconds"),
+    ],
+)
+def test_a_sumocfg_that_cannot_be_replayed_is_refused_before_anything_is_written(
+    repo_root: Path, tmp_path: Path, options: str, program: str, message: str
+) -> None:
+    done = run(repo_root, write_sumocfg(tmp_path, options=options, program=program), tmp_path / "out")
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_scenario_and_family_files_are_built(repo_root: Path, tmp_path: Path) -> None:
+    for word, message in (("sumo:cross", "sumo:cross is not a scenario or family file"), ("x", "scenario 'x' is unk")):
+        program = [sys.executable, str(repo_root / "data_tools/build_scenarios.py"), word, "--out", str(tmp_path / "o")]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
 def test_two_scenarios_of_one_name_are_refused(repo_root: Path, short_scenario: Path, tmp_path: Path) -> None:
     done = run(repo_root, short_scenario, tmp_path / "out", "--scenario", str(short_scenario))
     assert done.returncode == 2
-    assert "two scenarios have the same name: four_way" in done.stderr
+    assert "two scenarios are named 'four_way'" in done.stderr

@@ -425,6 +425,68 @@ def test_a_kill_while_writing_leaves_no_file_and_the_next_run_cleans_up(write_da
     assert sorted(file.name for file in out.iterdir()) == sorted([*NAMES, "summary.json"])
 
 
+@pytest.mark.parametrize("num_steps", range(10))
+def test_a_kill_while_files_are_placed_never_mixes_two_conversions(write_dataset, out, tmp_path, num_steps):
+    """Five files are removed and five are placed. The kill comes after num_steps of these steps."""
+    path = write_dataset()
+    convert(path, out, "--seed", "1")
+    old = {name: (out / name).read_bytes() for name in NAMES}
+    convert(path, tmp_path / "other", "--seed", "2")
+    new = {name: (tmp_path / "other" / name).read_bytes() for name in NAMES}
+    assert all(old[name] != new[name] for name in NAMES)
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from data_tools import json_to_parquet as tool\n"
+        "unlink, replace, steps = Path.unlink, os.replace, []\n"
+        "def count(path):\n"
+        "    if Path(path).suffix in ('.parquet', '.json'):\n"
+        f"        if len(steps) == {num_steps}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        steps.append(path)\n"
+        "Path.unlink = lambda path, **options: (count(path), unlink(path, **options))\n"
+        "os.replace = lambda source, path: (count(path), replace(source, path))\n"
+        "tool.main(sys.argv[1:])\n"
+    )
+    words = ["--input", str(path), "--output", str(out), "--seed", "2"]
+    assert subprocess.run([sys.executable, "-c", program, *words], check=False).returncode == -signal.SIGKILL
+    left = {name: (out / name).read_bytes() for name in NAMES if (out / name).exists()}
+    assert left.items() <= (old if num_steps < 5 else new).items()
+    assert ("train.parquet" in left) == (num_steps == 0) == (len(left) == len(NAMES))
+    assert "sft_val.parquet" in left or "sft_train.parquet" not in left
+    convert(path, out, "--seed", "2")
+    assert {name: (out / name).read_bytes() for name in NAMES} == new
+    assert sorted(file.name for file in out.iterdir()) == sorted([*NAMES, "summary.json"])
+
+
+def test_a_second_conversion_into_a_folder_is_refused_until_the_first_has_ended_or_was_killed(write_dataset, out):
+    path = write_dataset()
+    stopped = (
+        "import os, sys, time\n"
+        "from data_tools import json_to_parquet as tool\n"
+        "def wait(*arguments, **options):\n"
+        "    print('writing', flush=True); time.sleep(600)\n"
+        "tool.write_parquet = wait\n"
+        "tool.main(sys.argv[1:])\n"
+    )
+    words = ["--input", str(path), "--output", str(out)]
+    first = subprocess.Popen([sys.executable, "-c", stopped, *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "writing\n"
+        program = [sys.executable, str(REPO_ROOT / "data_tools" / "json_to_parquet.py"), *words, "--seed", "2"]
+        second = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert second.returncode == 2
+        assert f"error: cannot write Parquet files to {out}: process {first.pid} on " in second.stderr
+        assert "wait until it has ended, or choose another folder" in second.stderr
+        assert list(out.glob(".unfinished-*"))  # the first one's files are left alone
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
+    again = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert sorted(file.name for file in out.iterdir()) == sorted([*NAMES, "summary.json"])
+
+
 def test_the_summary_is_for_people_and_adds_up(write_dataset, out, capsys):
     convert(write_dataset(), out)
     printed = capsys.readouterr().out
@@ -458,7 +520,7 @@ def test_a_minimal_sample_of_another_generator_converts_with_a_sumocfg(write_dat
     path = write_dataset(change=only_required)
     convert(path, out, "--sumocfg", str(write_sumocfg(path.parent / "demo.sumocfg")))
     printed = capsys.readouterr().out
-    assert "18 samples named no SUMO files" in printed
+    assert "18 samples did not name SUMO files" in printed
     assert "lateral-resolution=0.8" in printed and "end=3600" not in printed
     assert "sft_train.parquet is empty" in printed
     found = rows(out, "train.parquet") + rows(out, "val.parquet")
@@ -611,7 +673,7 @@ def test_episode_numbers_may_start_anew_for_validation(write_dataset, out):
 
 def test_a_split_of_only_some_samples_does_not_count_and_this_is_said(write_dataset, out, capsys):
     convert(write_dataset(change=put(0, split="val")), out)
-    assert "1 of 36 samples have a split; none of them counts" in capsys.readouterr().out
+    assert "only 1 of 36 samples have a split, so none is used" in capsys.readouterr().out
 
 
 def test_a_split_of_the_dataset_that_leaks_is_refused_and_can_be_ignored(write_dataset, out):
@@ -620,7 +682,7 @@ def test_a_split_of_the_dataset_that_leaks_is_refused_and_can_be_ignored(write_d
             sample["split"] = "val" if number % 4 == 0 else "train"
 
     path = write_dataset(change=change)
-    with pytest.raises(SampleError, match=r"near-copies on both sides.*--resplit"):
+    with pytest.raises(SampleError, match=r"one group on both sides.*--resplit"):
         convert(path, out)
     convert(path, out, "--resplit")
     assert (out / "val.parquet").is_file()

@@ -22,6 +22,7 @@ import pytest
 from data_tools import json_to_parquet, verify_states
 from data_tools.state_causes import CAUSES, has_low_precision
 from tsc.errors import ConfigError, SampleError
+from tsc.files import folder_lock
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 Sample = dict[str, Any]
@@ -68,7 +69,7 @@ def test_states_as_sumo_writes_them_go_another_way(small_dataset: Path, tmp_path
     arguments = ["--data", str(small_dataset), "--sample", "12", "--workers", "2", "--json", str(report)]
     assert verify_states.main([*arguments, "--as-saved", "2"]) == 1
     assert figures(report)["four_way: identical continuation"] < 0.5
-    with pytest.raises(ConfigError, match="--as-saved is no replay as training does it"):
+    with pytest.raises(ConfigError, match="--as-saved does not replay as training does"):
         verify_states.main([*arguments, "--as-saved", "2", "--mark"])
 
 
@@ -396,9 +397,15 @@ def _processes_of(group: int) -> list[int]:
 def test_a_dataset_that_changed_meanwhile_is_not_marked(copy: Path) -> None:
     path = copy / "grpo_dataset.json"
     before = path.read_bytes()
-    with pytest.raises(SampleError, match="was changed while its states were replayed"):
+    with pytest.raises(SampleError, match="has changed while its states were replayed"):
         verify_states.write_marks(path, {0: {"verdict": "identical"}}, sha256="0" * 64)
     assert path.read_bytes() == before
+
+
+def test_marks_are_refused_while_someone_writes_the_dataset(copy: Path) -> None:
+    refusal = pytest.raises(ConfigError, match=f"cannot write marks to {copy}: process {os.getpid()} on ")
+    with folder_lock(copy, "the dataset"), refusal:
+        verify_states.main(["--data", str(copy), "--mark"])
 
 
 def test_a_full_disk_leaves_the_old_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

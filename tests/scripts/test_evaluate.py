@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -49,25 +50,37 @@ def test_results_are_there_in_every_form_and_resume_without_repeating_episodes(
     ]
 
 
-def test_a_killed_evaluation_leaves_no_process_and_goes_on_where_it_was(
+def test_a_killed_evaluation_leaves_no_process_and_goes_on_to_the_report_of_one_that_was_not_killed(
     repo_root: Path, short_scenario: Path, tmp_path: Path
 ) -> None:
-    words = ("--seeds", "3", "--workers", "1", "--controllers", "max_pressure", "lookahead")
-    episodes = tmp_path / "episodes.jsonl"
-    process = subprocess.Popen(command(repo_root, short_scenario, tmp_path, *words), stderr=subprocess.DEVNULL)
-    deadline_s = time.monotonic() + 120
+    words = ("--seeds", "3", "--workers", "2", "--controllers", "max_pressure", "lookahead")
+    out = tmp_path / "out"
+    assert evaluate(repo_root, short_scenario, out, *words).returncode == 0
+    names = ("report.html", "results.json", "summary.csv")
+    uninterrupted = {name: (out / name).read_bytes() for name in names}
+    out.rename(tmp_path / "uninterrupted")  # the report names its folder
+
+    episodes = out / "episodes.jsonl"
+    process = subprocess.Popen(command(repo_root, short_scenario, out, *words), stderr=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 200
     while not (episodes.exists() and episodes.read_text().count("\n") >= 2):
         assert process.poll() is None and time.monotonic() < deadline_s
         time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)  # so that it does not end before the second begins
+    second = evaluate(repo_root, short_scenario, out, *words)
+    assert second.returncode == 2
+    assert f"cannot write the evaluation to {out}: process {process.pid} on " in second.stderr
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3  # a fork server, its workers, and multiprocessing's resource tracker
     process.send_signal(signal.SIGKILL)
     process.wait()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
     done = episodes.read_text().splitlines(keepends=True)
-    time.sleep(1)
-    running = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
-    assert running == ""
 
-    again = evaluate(repo_root, short_scenario, tmp_path, *words)
+    again = evaluate(repo_root, short_scenario, out, *words)
     assert again.returncode == 0, again.stderr
+    assert {name: (out / name).read_bytes() for name in names} == uninterrupted
     lines = episodes.read_text().splitlines(keepends=True)
     whole = [line for line in done if line.endswith("\n")]
     assert lines[: len(whole)] == whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import tempfile
 import time
 import traceback
@@ -26,8 +27,8 @@ from tsc.errors import NotApplicable, ReplayError, TscError
 from tsc.files import write_atomically
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
+from tsc.processes import die_with_parent
 from tsc.rules.controller import Controller
-from tsc.sumo.fork import die_with_parent
 from tsc.sumo.running import SumoFiles
 
 
@@ -103,7 +104,7 @@ def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
 
 def _controller(job: EpisodeJob, ask: Ask | None) -> Controller | None:
     if job.kind == LANGUAGE_MODEL:
-        assert ask is not None, "a language model is asked through run_jobs(…, ask)"
+        assert ask is not None, "a job with a language model needs `ask`"
         return LanguageModelController(ask)
     if CONTROLLERS[job.kind].by_sumo:
         return None
@@ -165,7 +166,10 @@ def _work(connection: Connection) -> None:
 
     It sends ("ask", conversations), and for each job ("done", record) or ("failed", message, trace).
     """
-    die_with_parent()
+    die_with_parent(os.getppid())  # the parent is the fork server
+    started_by = multiprocessing.parent_process()
+    if started_by is None or not started_by.is_alive():
+        os._exit(1)
 
     def ask(conversations: list[Conversation]) -> list[Reply]:
         connection.send(("ask", conversations))
@@ -185,15 +189,15 @@ def _work(connection: Connection) -> None:
 
 
 def run_jobs(jobs: Sequence[EpisodeJob], workers: int, ask: Ask | None = None) -> Iterator[dict[str, Any]]:
-    """Yield each episode's record as it ends; at most `workers` run at once.
+    """Yield the record of each episode when it ends. At most `workers` episodes run at once.
 
-    A language model is asked once every running episode waits for it, so that the decisions of all junctions and all
-    running episodes share one batch, and the batches are the same in every run.
-    Raises ReplayError with what an episode raises, and what `ask` raises; no process is left behind.
+    A language model is asked when every running episode waits for it. So the decisions of all junctions and all running
+    episodes share one batch, and the batches are the same in every run.
+    Raises ReplayError if an episode fails, and what `ask` raises. Leaves no process behind.
     """
-    # a process that has loaded this module, of which each worker is a fork
+    # A fork server loads this module once, and each worker is a fork of it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["tsc.episodes.fork_server"])
     waiting = list(jobs)
     running: dict[Connection, EpisodeJob] = {}
     asked: dict[Connection, list[Conversation]] = {}
@@ -217,7 +221,7 @@ def run_jobs(jobs: Sequence[EpisodeJob], workers: int, ask: Ask | None = None) -
                     processes[connection].join()
                     raise ReplayError(
                         f"the process of {job.title} died with exit status {processes[connection].exitcode}: "
-                        "run the same command again, it continues"
+                        "run the same command again; it repeats only the episodes that are missing"
                     ) from None
                 if kind == "ask":
                     asked[connection] = content[0]

@@ -1,4 +1,4 @@
-"""The report's figures, as PNG bytes: same input, same bytes.
+"""The report's figures, as PNG bytes. The same input gives the same bytes.
 
 They must be readable in print, in greyscale and by colour-blind readers: nothing is shown by colour alone, and the
 colours differ in lightness (Paul Tol's high-contrast set).
@@ -78,7 +78,7 @@ def paired_differences(differences: Sequence[Differences], reference: str) -> Pi
         low, high = _difference_limits(differences)
         for row, each in enumerate(differences):
             shown = [value for value in each.by_seed_veh if low <= value <= high]
-            # a fixed zigzag keeps equal seeds apart
+            # A fixed zigzag keeps equal values apart.
             heights = [row - 0.20 + 0.10 * (place % 3 - 1) for place in range(len(shown))]
             axes.plot(shown, heights, "o", markersize=4, markerfacecolor="white", markeredgecolor="0.35", clip_on=False)
             if low <= each.mean_veh <= high:
@@ -208,7 +208,7 @@ def cumulative_trips(
             minutes = np.arange(1, len(trips) + 1) / 60
             panels[0].plot(minutes, trips, label=name, **looks[name])
             if compares:
-                # the reference on itself lies on 0
+                # The reference's own line is at 0.
                 panels[1].plot(minutes, smoothed(trips - arrived[reference], SMOOTHING_S), **looks[name])
         panels[0].set_ylabel("trips finished")
         panels[0].legend(loc="upper left", handlelength=3.2, framealpha=1, edgecolor="none")
@@ -381,6 +381,6 @@ def _warm_up_words(warm_up_s: int) -> str:
 
 def _png(figure: Figure) -> bytes:
     data = io.BytesIO()
-    # no version and no date, so that the same input gives the same bytes
+    # The version of the program would give the same input other bytes.
     figure.savefig(data, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     return data.getvalue()

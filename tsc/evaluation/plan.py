@@ -12,20 +12,24 @@ from typing import Any
 from tsc.controllers.registry import LANGUAGE_MODEL
 from tsc.cost.outcome import OutcomeSettings
 from tsc.episodes.runner import EpisodeJob
-from tsc.evaluation.scenarios import EvaluationScenario
+from tsc.errors import ConfigError
 from tsc.evaluation.settings import EvaluationSettings
 from tsc.evaluation.traces import decisions_file, trace_file
 from tsc.junction.prompt import PROMPT_VERSION
+from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.sumo.version import installed_sumo_version
 
-# Stands in every fingerprint; change it with any change of what an episode measures.
+# Part of every fingerprint. Raise it with any change of what an episode measures.
 RECORD_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """A controller of an evaluation. kind: of tsc.controllers.registry.CONTROLLERS, or LANGUAGE_MODEL.
-    model: for a language model, what tells one from another (digest of its files, or address and name)."""
+    """A controller that takes part in an evaluation.
+
+    kind: one of tsc.controllers.registry.CONTROLLERS, or LANGUAGE_MODEL.
+    model: what identifies a language model (the digest of its files, or its address and name).
+    """
 
     name: str
     kind: str
@@ -33,7 +37,7 @@ class Contestant:
 
 
 def plan_jobs(
-    scenarios: Sequence[EvaluationScenario],
+    scenarios: Sequence[TrafficScenario],
     contestants: Sequence[Contestant],
     num_seeds: int,
     *,
@@ -41,21 +45,27 @@ def plan_jobs(
     settings: EvaluationSettings,
     lookahead: OutcomeSettings,
 ) -> list[EpisodeJob]:
-    """In the order of scenarios, seeds, contestants; builds the demands that are missing."""
+    """One job for each scenario, seed and contestant, in this order. Builds the nets and demands.
+
+    Raises ConfigError if a scenario ends before its warm-up, ScenarioError if a net or demand cannot be built.
+    """
+    for scenario in scenarios:
+        _check_something_is_measured(scenario, settings.warm_up_s)
     jobs = []
     for scenario in scenarios:
         for number in range(num_seeds):
-            seed, files = scenario.files(number)
+            seed = scenario.episode_seed("evaluation", number)
+            files = scenario.files(seed)
             for contestant in contestants:
                 place = (scenario.name, contestant.name, seed)
                 compared = contestant.kind == LANGUAGE_MODEL and number < settings.llm.compared_seeds
                 what: dict[str, Any] = {
                     "record_version": RECORD_VERSION,
                     "sumo": installed_sumo_version(),
-                    "scenario": scenario.fingerprint(),
+                    "scenario": {**scenario.fingerprint(), "warm_up_s": settings.warm_up_s},
                     "timing": asdict(scenario.timing),
-                    "time_s": [scenario.begin_s, scenario.end_s, scenario.warm_up_s],
-                    "teleport_s": files.time_to_teleport_s,
+                    "time_s": [scenario.begin_s, scenario.end_s, settings.warm_up_s],
+                    "teleport_s": scenario.time_to_teleport_s,
                     "seed": seed,
                     "kind": contestant.kind,
                 }
@@ -76,7 +86,7 @@ def plan_jobs(
                         fingerprint=_digest([what, contestant.name]),
                         files=files,
                         end_s=scenario.end_s,
-                        warm_up_s=scenario.warm_up_s,
+                        warm_up_s=settings.warm_up_s,
                         timing=scenario.timing,
                         lookahead=lookahead,
                         trace_file=trace_file(out, *place),
@@ -84,6 +94,14 @@ def plan_jobs(
                     )
                 )
     return jobs
+
+
+def _check_something_is_measured(scenario: TrafficScenario, warm_up_s: int) -> None:
+    if scenario.duration_s <= warm_up_s:
+        raise ConfigError(
+            f"scenario {scenario.name} begins at {scenario.begin_s} s, warms up for {warm_up_s} s and ends at "
+            f"{scenario.end_s} s: nothing is left to measure; change begin_s, end_s or warm_up_s"
+        )
 
 
 def _digest(what: Any) -> str:

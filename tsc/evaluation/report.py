@@ -16,10 +16,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tsc.evaluation import figures
 from tsc.evaluation.disagreements import Disagreements, compare_with_lookahead
-from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
 from tsc.evaluation.figures import Differences, Picture
 from tsc.evaluation.machine import processor_name
 from tsc.evaluation.metrics import COUNTED, GROUP_TITLES, METRICS, Group, Metric, metrics_of
+from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.statistics import (
     ALL_SCENARIOS,
     DEFINITIONS,
@@ -87,7 +87,7 @@ class ModelSection:
 
 @dataclass(frozen=True, kw_only=True)
 class ScenarioSection:
-    facts: ScenarioFacts
+    facts: ReportedScenario
     seeds: str
     findings: Sequence[str]
     tables: Sequence[Table]
@@ -100,16 +100,16 @@ def write_results(
     out: Path,
     *,
     episodes: Sequence[dict[str, Any]],
-    scenarios: Sequence[ScenarioFacts],
-    controllers: Sequence[ControllerFacts],
+    scenarios: Sequence[ReportedScenario],
+    controllers: Sequence[ReportedController],
     settings: Mapping[str, Any],
     command: str,
     reference: str,
 ) -> str:
     """Write OUT/summary.csv, results.json, figures/SCENARIO-NAME.png and report.html. Returns the console's tables.
 
-    episodes: the records, in any order. A record with `not_applicable` counts as not run. Traces and decisions are read
-    from OUT; the report leaves out figures and sections whose files are missing.
+    episodes: the records, in any order: the same records give the same bytes. A record with `not_applicable` counts as
+    not run. Traces and decisions are read from OUT; the report leaves out figures and sections whose files are missing.
     """
     ran = _in_order(episodes, scenarios, controllers)
     frame = pd.DataFrame(ran, columns=None if ran else ["scenario", "controller", "seed", *METRICS])
@@ -136,7 +136,7 @@ def write_results(
             definitions={GROUP_TITLES[group]: metrics_of(group) for group in GROUP_TITLES},
             statistics=DEFINITIONS,
             settings=_flat(settings),
-            machine=_machine(ran),
+            machine=_machine(),
         )
     )
     write_atomically(out / "report.html", page.encode())
@@ -145,7 +145,7 @@ def write_results(
 
 
 def _in_order(
-    episodes: Sequence[dict[str, Any]], scenarios: Sequence[ScenarioFacts], controllers: Sequence[ControllerFacts]
+    episodes: Sequence[dict[str, Any]], scenarios: Sequence[ReportedScenario], controllers: Sequence[ReportedController]
 ) -> list[dict[str, Any]]:
     places = {each.name: place for place, each in enumerate([*scenarios])}
     turns = {each.name: place for place, each in enumerate([*controllers])}
@@ -170,8 +170,8 @@ def _seeds(ran: Sequence[dict[str, Any]], scenario: str, controller: str | None 
 def _section(
     out: Path,
     ran: Sequence[dict[str, Any]],
-    scenario: ScenarioFacts,
-    controllers: Sequence[ControllerFacts],
+    scenario: ReportedScenario,
+    controllers: Sequence[ReportedController],
     summary: Summary,
     reference: str,
 ) -> ScenarioSection:
@@ -279,7 +279,7 @@ def _between(low: float | None, high: float | None, decimals: int) -> str:
     return "" if low is None or low == high else f"{number(low, decimals)} to {number(high, decimals)}"
 
 
-def _notes(summary: Summary, scenario: ScenarioFacts) -> list[str]:
+def _notes(summary: Summary, scenario: ReportedScenario) -> list[str]:
     """The limits of the comparison: greens outside the bounds, vehicles kept out, teleports, missing controllers."""
     notes = []
     for name in summary.controllers(scenario.name):
@@ -297,12 +297,12 @@ def _notes(summary: Summary, scenario: ScenarioFacts) -> list[str]:
             count = summary.mean(scenario.name, name, key)
             if count:
                 notes.append(f"{name}: {number(count, 1)} vehicles per episode {what}.")
-    notes += [f"{name} cannot run here: {reason}" for name, reason in scenario.not_applicable.items()]
+    notes += [f"{name} cannot run here: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
     return notes
 
 
 def _overall_tables(
-    summary: Summary, scenarios: Sequence[ScenarioFacts], controllers: Sequence[ControllerFacts], reference: str
+    summary: Summary, scenarios: Sequence[ReportedScenario], controllers: Sequence[ReportedController], reference: str
 ) -> list[Table]:
     """The tables over all scenarios: the mean queue by scenario and controller, and the means over the scenarios."""
     if len(scenarios) < 2:
@@ -345,8 +345,8 @@ def _overall_tables(
 def _pictures(
     out: Path,
     ran: Sequence[dict[str, Any]],
-    scenario: ScenarioFacts,
-    controllers: Sequence[ControllerFacts],
+    scenario: ReportedScenario,
+    controllers: Sequence[ReportedController],
     summary: Summary,
     reference: str,
 ) -> list[Picture]:
@@ -396,7 +396,7 @@ def _differences(ran: Sequence[dict[str, Any]], scenario: str, summary: Summary,
     return found
 
 
-def _trace(out: Path, scenario: ScenarioFacts, controller: str, seed: int) -> Trace | None:
+def _trace(out: Path, scenario: ReportedScenario, controller: str, seed: int) -> Trace | None:
     """The trace of an episode. None if it is missing, or has another begin or end, from an earlier evaluation."""
     trace = load_trace(trace_file(out, scenario.name, controller, seed))
     if trace is None or (trace.begin_s, len(trace.stage)) != (scenario.begin_s, scenario.end_s - scenario.begin_s):
@@ -404,7 +404,7 @@ def _trace(out: Path, scenario: ScenarioFacts, controller: str, seed: int) -> Tr
     return trace
 
 
-def _traces(out: Path, ran: Sequence[dict[str, Any]], scenario: ScenarioFacts) -> dict[str, list[Trace]]:
+def _traces(out: Path, ran: Sequence[dict[str, Any]], scenario: ReportedScenario) -> dict[str, list[Trace]]:
     """The traces by controller; controllers without traces are left out."""
     found: dict[str, list[Trace]] = {}
     for record in ran:
@@ -418,7 +418,7 @@ def _traces(out: Path, ran: Sequence[dict[str, Any]], scenario: ScenarioFacts) -
 def _drawn(
     summary: Summary,
     scenario: str,
-    controllers: Sequence[ControllerFacts],
+    controllers: Sequence[ReportedController],
     reference: str,
     traces: Mapping[str, Any],
 ) -> list[str]:
@@ -495,12 +495,11 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _machine(ran: Sequence[dict[str, Any]]) -> dict[str, str]:
-    computed_s = sum(record.get("wall_s") or 0.0 for record in ran)
+def _machine() -> dict[str, str]:
+    """Return what the results were computed with. Times measured here would give the same episodes another report."""
     return {
         "SUMO": installed_sumo_version(),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{processor_name()}, {os.cpu_count()} cores",
-        "computing time": f"{computed_s:.0f} s over {len(ran)} episodes",
     }

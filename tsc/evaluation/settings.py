@@ -1,4 +1,4 @@
-"""Settings of an evaluation, the same for all its scenarios and controllers (configs/evaluation.yaml)."""
+"""The settings of an evaluation (configs/evaluation.yaml). They hold for all its scenarios and controllers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tsc.junction.timing import Timing
+from tsc.scenarios.scenario import parse_timing
+from tsc.scenarios.traffic_scenario import ScenarioSettings
 from tsc.yaml_file import load_yaml
 
 
@@ -16,7 +18,13 @@ class _Section(BaseModel):
 
 
 class LanguageModelSettings(_Section):
-    """decision_time_limit_s: wall clock; None for no limit."""
+    """How language models are asked.
+
+    max_answer_tokens: the most tokens of an answer.
+    decision_time_limit_s: of wall clock; None means no limit.
+    concurrent_episodes: how many episodes ask the server at the same time.
+    compared_seeds: for so many of the first seeds, each decision is compared with that of lookahead.
+    """
 
     max_answer_tokens: int = Field(default=16, ge=1)
     decision_time_limit_s: float | None = Field(default=None, gt=0)
@@ -25,8 +33,14 @@ class LanguageModelSettings(_Section):
 
 
 class EvaluationSettings(_Section):
-    """begin_s and end_s: None for the scenario's own. time_to_teleport_s: -1 for never. timing: of scenarios that have
-    none of their own."""
+    """How the episodes of an evaluation run, and what is measured.
+
+    begin_s, end_s: simulated time; None means the scenario's own.
+    warm_up_s: simulated after the begin, but not measured.
+    time_to_teleport_s: a vehicle that stands this long is moved past the jam; -1 means never.
+    timing: the bounds of greens in scenarios that do not have a timing of their own.
+    reference: the controller that the others are compared with.
+    """
 
     begin_s: int | None = Field(default=None, ge=0)
     end_s: int | None = Field(default=None, ge=1)
@@ -46,7 +60,7 @@ class EvaluationSettings(_Section):
     @field_validator("timing", mode="before")
     @classmethod
     def _timing(cls, value: Any) -> Any:
-        return Timing(**value) if isinstance(value, dict) and set(value) <= set(Timing.__dataclass_fields__) else value
+        return parse_timing(value)
 
     @model_validator(mode="after")
     def _ends_after_its_begin(self) -> EvaluationSettings:
@@ -55,6 +69,16 @@ class EvaluationSettings(_Section):
                 f"end_s is {self.end_s}: must be after begin_s + warm_up_s, which is {self.begin_s + self.warm_up_s} s"
             )
         return self
+
+    @property
+    def of_scenarios(self) -> ScenarioSettings:
+        """What is asked of every scenario."""
+        return ScenarioSettings(
+            begin_s=self.begin_s,
+            end_s=self.end_s,
+            time_to_teleport_s=self.time_to_teleport_s,
+            timing=self.timing,
+        )
 
 
 def load_evaluation_settings(path: Path) -> EvaluationSettings:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
+from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.statistics import (
     ALL_SCENARIOS,
     GAP_FROM,
@@ -91,7 +91,7 @@ def direction(row: Row) -> str:
 
 
 def chosen_controller(
-    summary: Summary, scenario: str, controllers: Sequence[ControllerFacts], reference: str
+    summary: Summary, scenario: str, controllers: Sequence[ReportedController], reference: str
 ) -> str | None:
     """The controller that a report is about: the last language model, or without one, the controller with the shortest
     queue, leaving out the reference, lookahead and random, which are not for use on a street."""
@@ -105,7 +105,7 @@ def chosen_controller(
 
 
 def findings(
-    summary: Summary, scenario: ScenarioFacts, controllers: Sequence[ControllerFacts], reference: str
+    summary: Summary, scenario: ReportedScenario, controllers: Sequence[ReportedController], reference: str
 ) -> list[str]:
     """The result in plain sentences, which never claim more than the intervals show."""
     there = summary.controllers(scenario.name)
@@ -177,7 +177,7 @@ def interval_words(row: Row, decimals: int) -> str:
     return f"95 % interval {number(row['ci95_low'], decimals)} to {number(row['ci95_high'], decimals)}"
 
 
-def findings_over_all(summary: Summary, controllers: Sequence[ControllerFacts], reference: str) -> list[str]:
+def findings_over_all(summary: Summary, controllers: Sequence[ReportedController], reference: str) -> list[str]:
     """The result over all scenarios together; empty for one scenario."""
     there = summary.controllers(ALL_SCENARIOS)
     models = [each.name for each in controllers if each.is_language_model and each.name in there]
@@ -197,7 +197,7 @@ def findings_over_all(summary: Summary, controllers: Sequence[ControllerFacts], 
 
 
 def text_tables(
-    summary: Summary, scenarios: Sequence[ScenarioFacts], reference: str, seeds: Mapping[str, Sequence[int]]
+    summary: Summary, scenarios: Sequence[ReportedScenario], reference: str, seeds: Mapping[str, Sequence[int]]
 ) -> str:
     """The tables for the console: one per scenario, at most 120 columns wide for names of up to 16 characters."""
     lines = []
@@ -209,7 +209,7 @@ def text_tables(
         lines += [title if of_scenario else f"{scenario.name}: no episode was run"]
         if of_scenario:
             lines += _text_table(summary, scenario.name, reference)
-        lines += [f"  {name} cannot run here: {reason}" for name, reason in scenario.not_applicable.items()]
+        lines += [f"  {name} cannot run here: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
         lines.append("")
     if summary.controllers(ALL_SCENARIOS):
         lines += [f"{ALL_SCENARIOS} together: mean of their mean queues"]

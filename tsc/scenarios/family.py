@@ -2,15 +2,16 @@
 
 A family file (configs/scenarios/family_*.yaml) has ranges where a scenario file has values. The same file gives the
 same members, and a longer family begins with the members of a shorter one. Numbers of stages are dealt out evenly, so
-that each in the range occurs, and all layouts and numbers of approaches that have so many stages are equally likely.
+that each number in the range occurs. Layouts and numbers of approaches that lead to this number of stages are equally
+likely.
 
-The demand is not drawn as volumes, of which most would leave a junction empty or flood it, but as a degree of
-saturation x. Webster's critical flow ratio Y adds up, over the stages, the flow of the busiest lane group of each
-(vehicles per hour and lane) over the saturation flow of 1800; with a time L lost in each cycle (yellow and all-red), a
-cycle of 90 s serves flows up to Y = 1 - L/90. The volumes are scaled so that in the busiest period Y = x (1 - L/90).
-Vehicles that turn count as more than one (the EQUIVALENTs below), as SUMO's are slow in bends and wait for gaps. The
-green times of the net's own plan are Webster's, too, for the largest flow of each movement: a fixed plan that suits its
-demand.
+The demand is drawn as a degree of saturation x. Most volumes drawn directly would leave a junction empty or flood it.
+Webster's critical flow ratio Y is a sum over the stages: the flow of the stage's busiest lane group (vehicles per hour
+and lane), divided by the saturation flow of 1800. L is the time lost in each cycle (yellow and all-red). A cycle of 90
+s serves flows up to Y = 1 - L/90. The volumes are scaled so that in the busiest period Y = x (1 - L/90). A vehicle
+that turns counts as more than one (the EQUIVALENTs below), because in SUMO vehicles are slow in bends and wait for
+gaps. The green times of the net's own plan are Webster's for the largest flow of each movement, so the fixed plan suits
+its demand.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ from tsc.scenarios.junction_net import (
 from tsc.scenarios.scenario import Demand, Scenario, ScenarioSection, Seeds, parse_timing
 from tsc.yaml_file import read_yaml, validate_values
 
-SATURATION_FLOW_VEH_PER_H = 1800.0  # a lane
+SATURATION_FLOW_VEH_PER_H = 1800.0  # per lane
 REFERENCE_CYCLE_S = 90.0
 MAX_CYCLE_S = 120.0  # of the net's own plan
 EQUIVALENTS: Mapping[Turn, float] = {"right": 1.3, "straight": 1.0, "left": 1.1}
 YIELDING_EQUIVALENT = 5.0  # a left turn that waits for gaps in the oncoming traffic
-PARTLY_YIELDING_EQUIVALENT = 3.0  # and that has a stage without it as well
-# more than one lane brings, and as many as four bring to a junction with other approaches
+PARTLY_YIELDING_EQUIVALENT = 3.0  # a left turn that waits for gaps in one stage, and does not have to in another
+# the most that one entry lets in; four lanes reach it at a junction with other approaches
 MAX_ENTRY_VEH_PER_H = 3000.0
-PERIOD_S = 300  # s; the demand changes from one to the next
-# draws of one layout and number of approaches, of which most have another number of stages than asked for
+PERIOD_S = 300  # the demand changes from one period to the next
+# draws of one layout and number of approaches; most have another number of stages than the one asked for
 _MAX_DRAWS = 60
 
 DemandShape = Literal["flat", "rising", "peak", "tidal"]
@@ -61,7 +62,7 @@ Volumes = Mapping[Movement, float]
 
 
 class Range(ScenarioSection):
-    """Lowest and highest value, both included. In the file a list of the two."""
+    """The lowest and the highest value, both included. In the file it is a list of the two."""
 
     low: float
     high: float
@@ -82,7 +83,7 @@ class Range(ScenarioSection):
         return self
 
     def draw(self, draw: random.Random, *, step: float = 0.0) -> float:
-        """Uniform; of the multiples of `step` above `low` where it is given."""
+        """A uniform draw. With a `step`, only low, low + step, low + 2 step, … are drawn."""
         if step:
             return self.low + step * draw.randint(0, int((self.high - self.low) // step))
         return draw.uniform(self.low, self.high)
@@ -111,10 +112,15 @@ _LIMITS = {
 
 
 class Ranges(ScenarioSection):
-    """speed_km_per_h, length_m, bay_m: in steps of 10. bay_share: of the approaches with more than one lane, those that
-    have all their lanes only so far (bay_m) before the junction. saturation: see the module's text. unevenness: flow of
-    the heaviest approach over that of the lightest, a lane. right_share, left_share: of an approach's vehicles where it
-    has all three turns."""
+    """The ranges that members are drawn from.
+
+    speed_km_per_h, length_m, bay_m: drawn in steps of 10.
+    bay_share: the share of the approaches with two and more lanes that widen to all their lanes only bay_m before the
+    junction.
+    saturation: the degree of saturation; see the module's text.
+    unevenness: the flow per lane of the heaviest approach over that of the lightest.
+    right_share, left_share: shares of an approach's vehicles, if it has all three turns.
+    """
 
     approaches: Range
     lanes: Range
@@ -139,7 +145,7 @@ class Ranges(ScenarioSection):
 
 
 class Family(ScenarioSection):
-    """configs/scenarios/family_*.yaml."""
+    """A family file (configs/scenarios/family_*.yaml)."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$")
     members: int = Field(ge=1, le=999)
@@ -159,7 +165,7 @@ class Family(ScenarioSection):
         return parse_timing(value)
 
     def scenarios(self) -> list[Scenario]:
-        """The members, in order. Raises ConfigError where no junction in the ranges has the stages asked for."""
+        """The members, in order. Raises ConfigError if no junction in the ranges has the number of stages asked for."""
         return [self._member(number) for number in range(self.members)]
 
     def _member(self, number: int) -> Scenario:
@@ -191,7 +197,8 @@ class Family(ScenarioSection):
         return int(self.ranges.all_red_s.draw(draw, step=1))
 
     def _draw_junction(self, draw: random.Random, num_stages: int) -> tuple[tuple[Approach, ...], Layout]:
-        # these two first, so that those that seldom lead to this number of stages come up as often as the others
+        # layout and number of approaches are drawn first, so that those that seldom lead to this number of stages are
+        # as frequent as the others
         kinds = [(layout, n) for layout in self.layouts for n in self.ranges.approaches.whole_numbers()]
         for layout, num_approaches in draw.sample(kinds, len(kinds)):
             for _ in range(_MAX_DRAWS):
@@ -208,7 +215,7 @@ class Family(ScenarioSection):
     def _draw_approaches(
         self, draw: random.Random, num_approaches: int, *, protect_all: bool
     ) -> tuple[Approach, ...] | None:
-        """Opposite approaches are one street, with equal lanes, speed and left turns. None where two lie too close."""
+        """Opposite approaches are one street, with equal lanes, speed and left turns. None if two are too close."""
         angles = sorted(_draw_angles(draw, num_approaches))
         if any((b - a) % 360 < MIN_ANGLE_BETWEEN_DEG for a, b in zip(angles, [*angles[1:], angles[0]], strict=True)):
             return None
@@ -244,7 +251,7 @@ class Family(ScenarioSection):
     def _draw_demand(
         self, draw: random.Random, approaches: Sequence[Approach], layout: Layout, all_red_s: int
     ) -> tuple[Demand, Volumes]:
-        """The demand, and the largest flow of each movement."""
+        """The demand, and the largest flow of each movement in vehicles per hour."""
         ranges = self.ranges
         saturation = ranges.saturation.draw(draw)
         shape = draw.choice(self.demand_shapes)
@@ -290,14 +297,16 @@ def load_scenarios(path: Path) -> list[Scenario]:
 
 
 def yellow_time_s(speed_m_per_s: float) -> int:
-    """Of the German guidelines (RiLSA): 3 s up to 50 km/h, 4 s up to 60, 5 s above."""
+    """The yellow time of the German guidelines (RiLSA): 3 s up to 50 km/h, 4 s up to 60 km/h, 5 s above."""
     return 3 + (speed_m_per_s > 51 / 3.6) + (speed_m_per_s > 61 / 3.6)
 
 
 def critical_flow_ratio(approaches: Sequence[Approach], stages: Sequence[PlannedStage], volumes: Volumes) -> float:
-    """Webster's Y: the least green time that serves all flows, as a share of the cycle. A lane group that is served in
-    several stages, one after the other, may use all of them; so it is the heaviest chain of groups that never share a
-    stage."""
+    """Webster's Y: the least green time that serves all flows, as a share of the cycle.
+
+    A lane group that is served in several stages in a row may use all of them. So Y is the sum of the heaviest chain of
+    groups of which no two share a stage.
+    """
     groups = list(_flow_ratios(approaches, stages, volumes))
     heaviest = [0.0] * (len(stages) + 1)
     for number, stage in enumerate(stages):
@@ -314,7 +323,8 @@ def critical_flow_ratio(approaches: Sequence[Approach], stages: Sequence[Planned
 def webster_greens_s(
     approaches: Sequence[Approach], layout: Layout, volumes: Volumes, lost_s_per_stage: int, timing: Timing
 ) -> tuple[int, ...]:
-    """Webster's green times for these flows, in a cycle of at most 120 s, within the bounds of `timing`."""
+    """Webster's green times for these flows, one per stage, in a cycle of at most 120 s and within the bounds of
+    `timing`."""
     stages = planned_stages(approaches, layout)
     shares = [0.0] * len(stages)
     for movement, ratio in _flow_ratios(approaches, stages, volumes):
@@ -332,8 +342,11 @@ def webster_greens_s(
 def _flow_ratios(
     approaches: Sequence[Approach], stages: Sequence[PlannedStage], volumes: Volumes
 ) -> Iterator[tuple[Movement, float]]:
-    """Each lane group, named by a movement of it, with its flow a lane over the saturation flow. Lanes that movements
-    share form one group; a movement alone on its lanes is one of its own as well, for it cannot use the others."""
+    """Yield each lane group, named by one of its movements, with its flow per lane over the saturation flow.
+
+    Lanes that movements share form one group. A movement that is alone on its lanes is a group of its own as well,
+    because it cannot use the other lanes.
+    """
     yielding = {movement for stage in stages for movement in stage.yielding}
     partly = yielding & {movement for stage in stages for movement in stage.priority}
     for number in range(len(approaches)):
@@ -348,7 +361,7 @@ def _flow_ratios(
         for turn, of_turn in lanes.items():
             sharing: list[Turn] = [other for other, of_other in lanes.items() if set(of_turn) & set(of_other)]
             num_lanes = len({lane for other in sharing for lane in lanes[other]})
-            # what has filled the bay leaves at once, the rest comes along the lanes before it
+            # vehicles in the bay leave at once; the others come along the lanes before the bay
             num_lanes = min(num_lanes, approaches[number].lanes - (approaches[number].bay_m > 0))
             together = sum(flow(other) for other in sharing) / num_lanes
             ratio = max(flow(turn) / len(of_turn), together) / SATURATION_FLOW_VEH_PER_H
@@ -356,7 +369,7 @@ def _flow_ratios(
 
 
 def _suits(approaches: Sequence[Approach], layout: Layout) -> bool:
-    """Whether the layout differs from `incoming`, and has what it needs."""
+    """Whether these approaches allow the layout, and it differs from `incoming` for them."""
     opposite = opposing(approaches)
     if layout == "lead_lag" and any(approaches[number].left_lane == "joint" for number in opposite):
         return False
@@ -364,7 +377,8 @@ def _suits(approaches: Sequence[Approach], layout: Layout) -> bool:
 
 
 def _draw_angles(draw: random.Random, num_approaches: int) -> list[float]:
-    """A T or a Y, a crossing, or a crossing with a fifth approach between two of its own, all somewhat skewed."""
+    """The angles of a T or a Y, a crossing, or a crossing with a fifth approach between two others, all a little
+    skewed."""
     regular: Sequence[int] = (0, 90, 180, 270, 45)[:num_approaches]
     if num_approaches == 3:
         regular = draw.choice(((0, 90, 180), (0, 120, 240)))
@@ -385,7 +399,7 @@ def _turn_shares(approaches: Sequence[Approach], number: int, ranges: Ranges, dr
 
 
 def _exit_shares(approaches: Sequence[Approach], number: int, shares: Mapping[Turn, float]) -> dict[str, float]:
-    """By exit edge, in thousandths that add up to 1."""
+    """The shares by exit edge, in thousandths that add up to 1."""
     exits = exits_by_turn(approaches, number)
     found = {
         f"out{leave}": round(share / len(exits[turn]), 3) for turn, share in shares.items() for leave in exits[turn]
@@ -398,9 +412,9 @@ def _exit_shares(approaches: Sequence[Approach], number: int, shares: Mapping[Tu
 def _profile(
     shape: DemandShape, approaches: Sequence[Approach], num_periods: int, draw: random.Random
 ) -> list[list[float]]:
-    """For each period a factor an approach, at most 1."""
+    """For each period, one factor per approach, at most 1."""
     low = draw.uniform(0.3, 0.6)
-    # along the episode, at the middle of each period
+    # the middle of each period, as a share of the episode
     times = [(number + 0.5) / num_periods for number in range(num_periods)]
     if shape == "tidal":
         # the halves of every street take turns: half of the approaches are heavy first, the others later

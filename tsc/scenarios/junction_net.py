@@ -1,16 +1,16 @@
-"""A single junction made of its approaches: lanes, turns, stages and signal program, written by SUMO's netconvert.
+"""A single junction, built from its approaches: lanes, turns, stages and signal program, written by SUMO's netconvert.
 
-netgenerate makes regular grids only. Here an approach has its own angle, lanes, speed and length, and the stages
-follow from the layout. Edges are named in0, out0, in1, … in the order of the approaches, the junction `junction`; where
-an approach widens before it, bay0 is the wide part of in0. Traffic keeps to the right. Who yields to whom is
-netconvert's.
+netgenerate makes only regular grids. Here each approach has its own angle, lanes, speed and length, and the stages
+follow from the layout. Edges are named in0, out0, in1, … in the order of the approaches. The junction is named
+`junction`. If an approach widens before it, bay0 is the wide part of in0. Traffic keeps to the right. netconvert
+decides who yields to whom.
 
-Stages, by layout. Two approaches oppose each other where each is straight ahead of the other.
-    opposites  opposing approaches share a stage; their left turns get one of their own after it where they are
-               protected; where only one of the two turns left, all of that approach stays green for it
-    incoming   one stage an approach, all its movements
+Stages, by layout. Two approaches oppose each other if each is straight ahead of the other.
+    opposites  opposing approaches share a stage. Protected left turns get a stage of their own after it; if only one of
+               the two approaches turns left, all of that approach stays green for it
+    incoming   one stage per approach, with all its movements
     lead_lag   of two opposing approaches first one alone, then both without left turns, then the other alone
-An approach that none opposes has a stage to itself.
+An approach that no other opposes has a stage to itself.
 """
 
 from __future__ import annotations
@@ -45,10 +45,15 @@ class _Section(BaseModel):
 
 
 class Approach(_Section):
-    """angle_deg: where the approach comes from, seen from the junction, clockwise from north. length_m: to the middle
-    of the junction. left_turn: yielding to oncoming traffic (permitted), only in a stage without it (protected), or
-    first the one, then the other (both). left_lane: shared with straight on, or of its own. bay_m: where the road has
-    one lane fewer and widens only so far before the middle of the junction; 0: it has all lanes from its begin."""
+    """One road into the junction.
+
+    angle_deg: the direction that it comes from, seen from the junction, clockwise from north.
+    length_m: to the middle of the junction.
+    left_turn: yields to oncoming traffic (permitted), has a stage without it (protected), or first yields and then has
+    a stage (both).
+    left_lane: shared with straight on (joint), or a lane of its own (own).
+    bay_m: the road has one lane fewer until so far before the middle of the junction; 0: all lanes from its begin.
+    """
 
     angle_deg: float = Field(ge=0, lt=360)
     lanes: int = Field(ge=1, le=4)
@@ -69,7 +74,8 @@ class Approach(_Section):
 
 
 class Junction(_Section):
-    """The section `junction` of a scenario. green_s: of the net's own plan, one a stage in the order of the layout."""
+    """The section `junction` of a scenario. green_s: the greens of the net's own plan, one per stage, in the layout's
+    order."""
 
     approaches: tuple[Approach, ...] = Field(min_length=3, max_length=6)
     layout: Layout
@@ -118,7 +124,7 @@ class Junction(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStage:
-    """What is green: with priority, and yielding to oncoming traffic."""
+    """The movements that are green: those with priority, and those that yield to oncoming traffic."""
 
     priority: frozenset[Movement]
     yielding: frozenset[Movement] = frozenset()
@@ -130,7 +136,8 @@ class PlannedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """From a lane of an approach to a lane of the exit beside approach `exit`. Lanes count from the right, from 0."""
+    """A connection from a lane of an approach to a lane of the exit beside approach `exit`. Lanes count from the right,
+    from 0."""
 
     approach: int
     lane: int
@@ -141,7 +148,7 @@ class Link:
 
 def exits_by_turn(approaches: Sequence[Approach], number: int) -> dict[Turn, list[int]]:
     """The exits (named by their approaches) to the right of straight on, straight on, and to the left; each list from
-    right to left. Where nothing lies straight ahead, `straight` is empty."""
+    right to left. If no exit is straight ahead, `straight` is empty."""
     travel_deg = approaches[number].angle_deg + 180
 
     def to_the_right_deg(other: int) -> float:
@@ -160,13 +167,13 @@ def exits_by_turn(approaches: Sequence[Approach], number: int) -> dict[Turn, lis
 
 
 def opposing(approaches: Sequence[Approach]) -> dict[int, int]:
-    """The approach opposite, for each approach that has one."""
+    """For each approach that has one opposite, the number of that approach."""
     ahead = [exits_by_turn(approaches, number)["straight"] for number in range(len(approaches))]
     return {a: exits[0] for a, exits in enumerate(ahead) if exits and ahead[exits[0]] == [a]}
 
 
 def lanes_by_turn(approaches: Sequence[Approach], number: int) -> dict[Turn, range]:
-    """The lanes that serve each turn, counted from the right; for turns that the approach has."""
+    """For each turn that the approach has, the lanes that serve it, counted from the right."""
     lanes, exits = approaches[number].lanes, exits_by_turn(approaches, number)
     right, left = bool(exits["right"]), bool(exits["left"])
     found: dict[Turn, range] = {}
@@ -186,7 +193,7 @@ def lanes_by_turn(approaches: Sequence[Approach], number: int) -> dict[Turn, ran
 
 
 def planned_stages(approaches: Sequence[Approach], layout: Layout) -> list[PlannedStage]:
-    """The stages in their order; see the module's text."""
+    """The stages in their order, as the module's text describes them."""
     movements: dict[int, set[Movement]] = {
         number: {(number, turn) for turn in lanes_by_turn(approaches, number)} for number in range(len(approaches))
     }
@@ -217,7 +224,8 @@ def planned_stages(approaches: Sequence[Approach], layout: Layout) -> list[Plann
 
 
 def links_of(approaches: Sequence[Approach]) -> list[Link]:
-    """In the order of the signal indices: by approach, its lanes from the right, their exits from the right."""
+    """The connections in the order of the signal indices: by approach, then its lanes from the right, then their exits
+    from the right."""
     num_exit_lanes = exit_lanes(approaches)
     links = []
     for number, approach in enumerate(approaches):
@@ -236,7 +244,7 @@ def links_of(approaches: Sequence[Approach]) -> list[Link]:
 
 
 def exit_lanes(approaches: Sequence[Approach]) -> list[int]:
-    """How many lanes each exit needs so that no two lanes of one approach end in one lane there."""
+    """The number of lanes that each exit needs so that no two lanes of one approach lead to the same lane."""
     needed = [1] * len(approaches)
     for number in range(len(approaches)):
         lanes = lanes_by_turn(approaches, number)
@@ -247,7 +255,7 @@ def exit_lanes(approaches: Sequence[Approach]) -> list[int]:
 
 
 def signal_phases(junction: Junction) -> list[tuple[str, int]]:
-    """(state, duration in s) of every phase: each stage, then yellow, then all-red where it has time."""
+    """(state, duration in s) of every phase: each stage, then its yellow, then all-red if it lasts at least 1 s."""
     links, stages = links_of(junction.approaches), junction.stages
 
     def letter(link: Link, stage: PlannedStage) -> str:
@@ -269,7 +277,7 @@ def signal_phases(junction: Junction) -> list[tuple[str, int]]:
 
 
 def stop_line_edge(approaches: Sequence[Approach], number: int) -> str:
-    """The edge of an approach that ends at the junction."""
+    """The name of the edge of an approach that ends at the junction."""
     return f"bay{number}" if approaches[number].bay_m else f"in{number}"
 
 
@@ -280,7 +288,8 @@ def _node(name: str, kind: str, angle_deg: float, distance_m: float) -> str:
 
 
 def build_junction_net(junction: Junction, path: Path, *, what: str) -> None:
-    """Write the net with netconvert. Same junction, same bytes. Raises ScenarioError with netconvert's words."""
+    """Write the net with netconvert. The same junction gives the same bytes. Raises ScenarioError with netconvert's
+    words."""
     approaches = junction.approaches
     nodes = [f'<node id="{JUNCTION_ID}" x="0" y="0" type="traffic_light"/>']
     edges, widenings = [], []

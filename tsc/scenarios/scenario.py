@@ -37,12 +37,12 @@ class ScenarioSection(BaseModel):
 
 
 def parse_timing(value: Any) -> Any:
-    """A section `timing` as a Timing, so that its own checks speak; anything else is left to pydantic."""
+    """A section `timing` as a Timing, so that Timing checks it. Any other value is left to pydantic."""
     return Timing(**value) if isinstance(value, dict) and set(value) <= set(Timing.__dataclass_fields__) else value
 
 
 class Demand(ScenarioSection):
-    """Vehicles per hour by entry edge and period; shares of the exits by entry edge."""
+    """Vehicles per hour by entry edge and period, and the shares of the exits by entry edge."""
 
     period_begin_s: list[int] = Field(min_length=1)
     entries_veh_per_h: dict[str, list[float]] = Field(min_length=1)
@@ -71,14 +71,14 @@ class Demand(ScenarioSection):
 
 
 class Seeds(ScenarioSection):
-    """The first seed of each range."""
+    """The first seed of each split."""
 
     train: int = 1
     validation: int = 501
     evaluation: int = 1001
 
     def episode_seed(self, split: Split, episode: int) -> int:
-        """Raises ScenarioError where the episode would run into the next range of seeds."""
+        """The seed of episode 0, 1, 2, … of a split. Raises ScenarioError if it would be a seed of the next split."""
         first = int(getattr(self, split))
         above = [start for start in (self.train, self.validation, self.evaluation) if start > first]
         if above and first + episode >= min(above):
@@ -87,7 +87,7 @@ class Seeds(ScenarioSection):
 
 
 class Scenario(ScenarioSection):
-    """configs/scenarios/*.yaml. Its net is either netgenerate's or a junction of our own."""
+    """A scenario file (configs/scenarios/*.yaml). Its net is made by netgenerate, or it is a junction of our own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$")
     duration_s: int = Field(gt=0)
@@ -127,7 +127,10 @@ def load_scenario(path: Path) -> Scenario:
 
 
 def build_net(scenario: Scenario, path: Path) -> None:
-    """Write the net with netgenerate or netconvert. Same section, same bytes. Raises ScenarioError with their words."""
+    """Write the net with netgenerate or netconvert. The same section gives the same bytes.
+
+    Raises ScenarioError with the words of these programs.
+    """
     if scenario.junction is not None:
         build_junction_net(scenario.junction, path, what=scenario.name)
         return
@@ -138,8 +141,11 @@ def build_net(scenario: Scenario, path: Path) -> None:
 
 
 def draw_vehicles(scenario: Scenario, net_file: Path, seed: int) -> Iterator[tuple[int, list[str]]]:
-    """(depart in s, edges of the route), sorted by depart. In each second an entry lets in a vehicle with probability
-    rate / 3600, as SUMO's flows with `probability` do. Raises ScenarioError for an edge or route that is not there."""
+    """Yield (departure in s, edges of the route) of each vehicle, in the order of departure.
+
+    In each second an entry lets in a vehicle with probability rate / 3600, as SUMO's flows with `probability` do.
+    Raises ScenarioError for an edge or a route that does not exist.
+    """
     net = sumolib.net.readNet(str(net_file))
     routes: dict[tuple[str, str], list[str]] = {}
 
@@ -153,7 +159,7 @@ def draw_vehicles(scenario: Scenario, net_file: Path, seed: int) -> Iterator[tup
         if (entry, leave) not in routes:
             path, _ = net.getShortestPath(edge_named(entry), edge_named(leave))
             if path is None:
-                raise ScenarioError(f"scenario {scenario.name}: no way from edge {entry!r} to edge {leave!r}")
+                raise ScenarioError(f"scenario {scenario.name}: no route leads from edge {entry!r} to edge {leave!r}")
             routes[entry, leave] = [edge.getID() for edge in path]
         return routes[entry, leave]
 
@@ -168,7 +174,7 @@ def draw_vehicles(scenario: Scenario, net_file: Path, seed: int) -> Iterator[tup
 
     demand = scenario.demand
     shares = {entry: demand.exits.get(entry) or even_shares(entry) for entry in demand.entries_veh_per_h}
-    # one generator an entry: a change of one entry's rates leaves the others' vehicles as they were
+    # one generator per entry: a change of one entry's rates does not change the vehicles of the others
     generators = {entry: random.Random(f"{scenario.name}/{seed}/{entry}") for entry in shares}
     for second in range(scenario.duration_s):
         period = bisect.bisect_right(demand.period_begin_s, second) - 1
@@ -180,7 +186,7 @@ def draw_vehicles(scenario: Scenario, net_file: Path, seed: int) -> Iterator[tup
 
 
 def build_demand(scenario: Scenario, net_file: Path, seed: int, path: Path) -> None:
-    """Write the explicit vehicles of one seed. Same seed, same bytes."""
+    """Write the vehicles of one seed, each with its route. The same seed gives the same bytes."""
     lines = ["<routes>"]
     for number, (depart_s, edges) in enumerate(draw_vehicles(scenario, net_file, seed)):
         lines.append(

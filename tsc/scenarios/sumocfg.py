@@ -1,4 +1,4 @@
-"""What a sumocfg tells about how SUMO was started."""
+"""Reads from a sumocfg how SUMO is started."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 
 from tsc.errors import ScenarioError
 from tsc.sumo.binaries import sumo_binary
-from tsc.sumo.sumo_input import SumoInput
+from tsc.sumo.sumo_input import SumoInput, name_in_dataset
 
-# SUMO's own values for what a sumocfg leaves out
+# SUMO's defaults for options that a sumocfg does not set
 SUMO_DEFAULT_SEED = 23423
 SUMO_DEFAULT_STEP_LENGTH_S = 1.0
 SUMO_DEFAULT_TIME_TO_TELEPORT_S = 300.0
 
-# these shape what SUMO writes, shows or when it starts and ends, not how traffic moves
+# these sections decide what SUMO writes and shows, and when it starts and ends, but not how traffic moves
 _SECTIONS_WITHOUT_EFFECT = ("output", "report", "time", "gui_only", "traci_server")
 _READ = ("net-file", "route-files", "additional-files", "seed", "step-length", "time-to-teleport", "random")
 
-# sections of SUMO's options of which none is a traffic option
+# sections of SUMO's options without any traffic option
 _NO_TRAFFIC_SECTIONS = (
     *_SECTIONS_WITHOUT_EFFECT,
     "configuration",
@@ -32,18 +32,18 @@ _NO_TRAFFIC_SECTIONS = (
     "tripinfo_device",
     "vehroutes_device",
 )
-# no traffic options either: how many threads, and how far ahead route files are read
+# options that are not traffic options either: the number of threads, and how far ahead route files are read
 _NO_TRAFFIC_OPTIONS = (*_READ, "threads", "thread-rngs", "device.rerouting.threads", "route-steps")
 _FILE_OPTIONS = ("weight-files", "load-state", "phemlight-path", "device.fcd-replay.files")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SumoConfig:
-    """File paths are absolute.
+    """What a sumocfg says. File paths are absolute.
 
-    begin_s, end_s: None where the sumocfg has none.
-    options_not_replayed: options that may change how traffic moves, which a replay does not set.
-    traffic_options: words of SUMO's command line for all options that may change how traffic moves, beside those that
+    begin_s, end_s: None if the sumocfg does not set them.
+    options_not_replayed: options that may change how traffic moves, and that a replay does not set.
+    traffic_options: words of SUMO's command line for all options that may change how traffic moves, except those that
     have a field here.
     """
 
@@ -61,7 +61,7 @@ class SumoConfig:
 
 
 def read_sumocfg(path: Path) -> SumoConfig:
-    """Raises ScenarioError where the file or a file it names is missing, or where it is no sumocfg."""
+    """Raises ScenarioError if the file is not a sumocfg, or if it or a file that it names does not exist."""
     try:
         root = ElementTree.parse(path).getroot()
     except OSError as error:
@@ -78,7 +78,7 @@ def read_sumocfg(path: Path) -> SumoConfig:
         for option in section if len(section) else [section]:
             name = known[option.tag].name if option.tag in known else option.tag
             options[name] = option.get("value", option.get("v", ""))
-            # sumo does not know all of sumo-gui's options, so they are told by where they stand
+            # sumo does not know all of sumo-gui's options, so these are recognised by their section
             section_of[name] = known[option.tag].section if option.tag in known else section.tag
             if name not in _READ and section.tag not in _SECTIONS_WITHOUT_EFFECT:
                 not_replayed.append(f"{name}={options[name]}")
@@ -103,7 +103,7 @@ def read_sumocfg(path: Path) -> SumoConfig:
             seconds = _seconds(options[name])
         except ValueError as error:
             raise ScenarioError(f"{path}: {name} is {options[name]!r}: must be seconds, H:M:S or days:H:M:S") from error
-        return seconds if seconds >= 0 else None  # an end of -1 is SUMO's word for none
+        return seconds if seconds >= 0 else None  # -1 means that there is no end
 
     words: list[str] = []
     for name, value in options.items():
@@ -114,9 +114,7 @@ def read_sumocfg(path: Path) -> SumoConfig:
 
     net_files = files("net-file")
     if len(net_files) != 1:
-        raise ScenarioError(
-            f"{path} names {len(net_files)} net files: a sumocfg with one <net-file value=…/> is needed"
-        )
+        raise ScenarioError(f"{path} names {len(net_files)} net files: give it exactly one <net-file value=…/>")
     return SumoConfig(
         path=path,
         net_file=net_files[0],
@@ -133,18 +131,12 @@ def read_sumocfg(path: Path) -> SumoConfig:
 
 
 def sumo_input(config: SumoConfig, *, version: str, dataset_dir: Path) -> SumoInput:
-    """The `sumo` field of a sample whose dataset lies in dataset_dir, without digests."""
-    folder = dataset_dir.resolve()
-
-    def name(file: Path) -> str:
-        file = file.resolve()
-        return str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
-
+    """The `sumo` field of a sample, without digests. The dataset file is in dataset_dir."""
     return SumoInput(
         version=version,
-        net_file=name(config.net_file),
-        route_files=tuple(map(name, config.route_files)),
-        additional_files=tuple(map(name, config.additional_files)),
+        net_file=name_in_dataset(config.net_file, dataset_dir),
+        route_files=tuple(name_in_dataset(file, dataset_dir) for file in config.route_files),
+        additional_files=tuple(name_in_dataset(file, dataset_dir) for file in config.additional_files),
         seed=config.seed,
         step_length_s=config.step_length_s,
         time_to_teleport_s=config.time_to_teleport_s,
@@ -152,7 +144,7 @@ def sumo_input(config: SumoConfig, *, version: str, dataset_dir: Path) -> SumoIn
 
 
 def _seconds(text: str) -> float:
-    """SUMO's times: seconds, H:M:S or days:H:M:S. Raises ValueError."""
+    """The seconds of one of SUMO's times: seconds, H:M:S or days:H:M:S. Raises ValueError for any other text."""
     parts = [float(part) for part in text.split(":")]
     if len(parts) not in (1, 3, 4):
         raise ValueError(text)
@@ -167,13 +159,13 @@ class _Option:
 
 @functools.cache
 def _sumo_options() -> Mapping[str, _Option]:
-    """By each of its names, what SUMO itself says of its options."""
+    """SUMO's options by each of their names, as SUMO itself lists them."""
     with tempfile.TemporaryDirectory(prefix="tsc-options-") as folder:
         template = Path(folder, "template.xml")
         command = [str(sumo_binary("sumo")), "--save-template", str(template)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise ScenarioError(f"SUMO cannot tell its options: {done.stderr.strip()}")
+            raise ScenarioError(f"SUMO cannot list its options: {done.stderr.strip()}")
         root = ElementTree.parse(template).getroot()
     return {
         name: _Option(name=option.tag, section=section.tag)
@@ -188,5 +180,5 @@ def _shapes_traffic(name: str, section: str) -> bool:
         name not in _NO_TRAFFIC_OPTIONS
         and section not in _NO_TRAFFIC_SECTIONS
         and not name.endswith((".output", ".file"))
-        and not name.startswith("device.emissions.")  # whose emissions are measured
+        and not name.startswith("device.emissions.")  # they decide whose emissions are measured
     )

@@ -6,20 +6,16 @@ ends with it. Only for processes without other threads.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
-import signal
 import traceback
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from tsc.errors import ReplayError, ReplayProcessDied, TscError
+from tsc.processes import die_with_parent
 
 Result = TypeVar("Result")
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ForkedCall(Generic[Result]):
@@ -27,10 +23,11 @@ class ForkedCall(Generic[Result]):
 
     def __init__(self, function: Callable[[], Result]) -> None:
         read_end, write_end = os.pipe()
+        parent_id = os.getpid()
         self._process_id = os.fork()
         if self._process_id == 0:
             os.close(read_end)
-            _call_and_exit(function, write_end)
+            _call_and_exit(function, write_end, parent_id)
         os.close(write_end)
         self._read_end = read_end
 
@@ -46,7 +43,7 @@ class ForkedCall(Generic[Result]):
         if status != 0:
             code = os.waitstatus_to_exitcode(status)
             how = f"ended with status {code}" if code > 0 else f"was ended by signal {-code}"
-            raise ReplayProcessDied(f"the process of a continuation {how}, without an answer")
+            raise ReplayProcessDied(f"the process of a continuation {how} before it answered")
         answer = pickle.loads(message)
         if isinstance(answer, BaseException):
             raise answer
@@ -59,13 +56,8 @@ def in_fork(function: Callable[[], Result]) -> Result:
     return ForkedCall(function).result()
 
 
-def die_with_parent() -> None:
-    """From now on, the kernel kills this process when its parent ends, for whatever reason."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _call_and_exit(function: Callable[[], Result], write_end: int) -> None:
-    die_with_parent()
+def _call_and_exit(function: Callable[[], Result], write_end: int, parent_id: int) -> None:
+    die_with_parent(parent_id)
     answer: object
     try:
         answer = (function(),)
@@ -77,5 +69,5 @@ def _call_and_exit(function: Callable[[], Result], write_end: int) -> None:
         with os.fdopen(write_end, "wb") as pipe:
             pipe.write(pickle.dumps(answer))
     finally:
-        # without the parent's exit handlers, which would close the parent's files a second time
+        # The parent's exit handlers must not run here: they would close the parent's files a second time.
         os._exit(0)

@@ -37,12 +37,12 @@ class SumoInput(BaseModel):
 
     @classmethod
     def of(cls, files: SumoFiles, folder: Path) -> SumoInput:
-        """Describes `files`, which lie in `folder`, with their digests and the installed SUMO's version."""
+        """Describes `files` for a dataset in `folder`, with their digests and the installed SUMO's version."""
         return cls(
             version=installed_sumo_version(),
-            net_file=str(files.net_file.relative_to(folder)),
-            route_files=tuple(str(path.relative_to(folder)) for path in files.route_files),
-            additional_files=tuple(str(path.relative_to(folder)) for path in files.additional_files),
+            net_file=name_in_dataset(files.net_file, folder),
+            route_files=tuple(name_in_dataset(path, folder) for path in files.route_files),
+            additional_files=tuple(name_in_dataset(path, folder) for path in files.additional_files),
             net_sha256=sha256_of(files.net_file),
             route_sha256=tuple(map(sha256_of, files.route_files)),
             seed=files.seed,
@@ -60,3 +60,10 @@ class SumoInput(BaseModel):
             step_length_s=self.step_length_s,
             time_to_teleport_s=self.time_to_teleport_s,
         )
+
+
+def name_in_dataset(file: Path, dataset_dir: Path) -> str:
+    """How samples name a file: relative to dataset_dir if it is below it, so that the dataset can be moved, else by its
+    absolute path."""
+    file, dataset_dir = file.resolve(), dataset_dir.resolve()
+    return str(file.relative_to(dataset_dir)) if file.is_relative_to(dataset_dir) else str(file)

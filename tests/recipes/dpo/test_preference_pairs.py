@@ -88,7 +88,9 @@ def test_terms_of_the_reward_count_for_the_pair_as_they_do_for_the_score() -> No
 
 def test_states_without_stored_outcomes_are_an_error_with_a_remedy(parquet: Path, tmp_path: Path) -> None:
     source = written(tmp_path / "in", parquet, [{"yes": 1.0, "no": 2.0}, None, None])
-    with pytest.raises(ConfigError, match="2 of 3 states .* lack the outcomes .* has none .*generate_dataset.py"):
+    with pytest.raises(
+        ConfigError, match="2 of 3 states .* lack the outcomes .* has no outcomes .*generate_dataset.py"
+    ):
         write_pairs(source, tmp_path / "out", load_settings())
     assert not (tmp_path / "out").exists()
 
@@ -97,7 +99,7 @@ def test_outcomes_by_other_settings_than_the_rewards_are_an_error_that_names_bot
     parquet: Path, tmp_path: Path
 ) -> None:
     settings = load_settings(overrides={"outcome": {"horizon_s": 30}})
-    with pytest.raises(ConfigError, match=r"queue_veh_s over 30 s .* others: queue_veh_s over \d+ s"):
+    with pytest.raises(ConfigError, match=r"queue_veh_s over 30 s .* has those by queue_veh_s over \d+ s"):
         write_pairs(parquet, tmp_path / "out", settings)
 
 

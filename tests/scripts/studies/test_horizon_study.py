@@ -16,11 +16,15 @@ from horizon_study import (
     json_rows,
     over_scenarios,
     results_of,
+    scenario_word,
+    scenarios_to_compare,
     settings_to_compare,
     squeezed,
     tables,
 )
 from tsc.cost.outcome import OutcomeSettings
+from tsc.errors import ConfigError
+from tsc.scenarios.drawn_scenario import DrawnScenario
 from tsc.scenarios.scenario import load_scenario
 
 
@@ -68,6 +72,14 @@ def test_a_short_episode_has_all_periods_of_the_demand(repo_root: Path) -> None:
     assert short.demand.period_begin_s == [0, 150, 300, 450]
     assert short.demand.entries_veh_per_h == scenario.demand.entries_veh_per_h
     assert squeezed(scenario, 3600) == scenario
+
+
+def test_a_scenario_of_sumos_own_files_is_cut_and_one_of_ours_is_squeezed(tmp_path: Path) -> None:
+    ours, theirs = scenarios_to_compare([scenario_word("four_way"), "resco:cologne1"], [600, 900], tmp_path)
+    assert (ours.begin_s, ours.end_s, theirs.begin_s, theirs.end_s) == (0, 600, 25200, 26100)
+    assert isinstance(ours, DrawnScenario) and ours.scenario.demand.period_begin_s == [0, 150, 300, 450]
+    with pytest.raises(ConfigError, match="a family file stands for many"):
+        scenarios_to_compare([scenario_word("family_unseen")], [600], tmp_path)
 
 
 def test_differences_are_paired_over_seeds() -> None:

@@ -4,12 +4,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tsc.evaluation.facts import ControllerFacts, ScenarioFacts
+from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.statistics import QUEUE, records, summarise
 from tsc.evaluation.wording import Summary, findings, printable, seed_numbers, signed, text_tables
 from tsc.junction.timing import Timing
 
-SCENARIO = ScenarioFacts(
+SCENARIO = ReportedScenario(
     name="four_way", note="", begin_s=0, end_s=3600, warm_up_s=300, timing=Timing(), junctions=["A0"]
 )
 SIX = [2.0, 2.2, 1.8, 2.4, 2.1, 1.9]
@@ -26,7 +26,9 @@ def summary_of(queues: dict[str, Sequence[float]]) -> Summary:
 
 
 def said(queues: dict[str, Sequence[float]], **kinds: str) -> str:
-    controllers = [ControllerFacts(name=name, kind=kinds.get(name, name), description="", bounds="") for name in queues]
+    controllers = [
+        ReportedController(name=name, kind=kinds.get(name, name), description="", bounds="") for name in queues
+    ]
     return " ".join(findings(summary_of(queues), SCENARIO, controllers, "max_pressure"))
 
 
@@ -90,7 +92,7 @@ def test_the_console_table_fits_120_columns_and_names_every_controller() -> None
 
 
 def test_the_console_table_tells_of_what_did_not_run() -> None:
-    scenario = ScenarioFacts(
+    scenario = ReportedScenario(
         name="four_way",
         note="",
         begin_s=0,

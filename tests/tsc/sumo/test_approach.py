@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.tsc.sumo_process import in_new_process
-from tsc.evaluation.scenarios import evaluation_scenarios
-from tsc.evaluation.settings import EvaluationSettings
 from tsc.junction.observation import observe
 from tsc.junction.signal_control import SignalControl, controllable_programs
 from tsc.junction.timing import Timing
+from tsc.scenarios.by_word import traffic_scenarios
 from tsc.sumo.binaries import sumo_binary
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.signal_program import APPROACH_M
@@ -116,8 +115,8 @@ def _distances(files: SumoFiles) -> list[tuple[float, float]]:
 
 
 def test_distances_on_a_real_net_are_those_of_sumo(tmp_path: Path) -> None:
-    [scenario] = evaluation_scenarios(["resco:ingolstadt7"], EvaluationSettings(), tmp_path)
-    pairs = in_new_process(_distances, scenario.files(0)[1])
+    [scenario] = traffic_scenarios(["resco:ingolstadt7"], tmp_path)
+    pairs = in_new_process(_distances, scenario.files(1001))
     assert len(pairs) > 10
     # lanes that lead to several incoming lanes have the distance by the shortest of the ways
     assert all(ours == pytest.approx(sumos, abs=10) for sumos, ours in pairs)
@@ -138,6 +137,6 @@ def _programs_of(files: SumoFiles) -> list[tuple[tuple[str, ...], ...]]:
 @pytest.mark.parametrize("name", ["four_way", "arterial", "grid"])
 def test_the_approach_is_the_incoming_lanes_where_they_are_long(name: str, repo_root: Path, tmp_path: Path) -> None:
     path = repo_root / f"configs/scenarios/{name}.yaml"
-    [scenario] = evaluation_scenarios([str(path)], EvaluationSettings(), tmp_path)
-    for incoming, approach in in_new_process(_programs_of, scenario.files(0)[1]):
+    [scenario] = traffic_scenarios([str(path)], tmp_path)
+    for incoming, approach in in_new_process(_programs_of, scenario.files(1001)):
         assert incoming == approach

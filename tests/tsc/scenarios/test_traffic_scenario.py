@@ -1,7 +1,8 @@
-"""On the installed packages and real SUMO."""
+"""Scenarios by their words, with the installed packages and real SUMO."""
 
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,20 +12,16 @@ import sumo
 
 from tests.tsc.sumo_process import in_new_process
 from tsc.errors import ConfigError, ScenarioError
-from tsc.evaluation.scenarios import (
-    RESCO_LICENCES,
-    SUMO_NAMES,
-    EvaluationScenario,
-    check,
-    evaluation_scenarios,
-)
-from tsc.evaluation.settings import EvaluationSettings
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
+from tsc.scenarios.by_word import is_scenario_file, traffic_scenarios
+from tsc.scenarios.opening import controlled_junctions
+from tsc.scenarios.packaged import PACKAGED_WORDS
+from tsc.scenarios.scenario import Split
+from tsc.scenarios.traffic_scenario import ScenarioSettings, TrafficScenario
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
 
-SETTINGS = EvaluationSettings()
 # signals with two stages, counted in SUMO's own reading of the nets
 NUM_JUNCTIONS = {
     **{"resco:cologne1": 1, "resco:cologne3": 3, "resco:cologne8": 8},
@@ -35,9 +32,13 @@ NUM_JUNCTIONS = {
 }
 
 
-def scenario_of(word: str, folder: Path, **settings: object) -> EvaluationScenario:
-    [scenario] = evaluation_scenarios([word], EvaluationSettings(**settings), folder)
+def scenario_of(word: str, folder: Path, **settings: int) -> TrafficScenario:
+    [scenario] = traffic_scenarios([word], folder, ScenarioSettings(**settings))  # type: ignore[arg-type]
     return scenario
+
+
+def episode_files(scenario: TrafficScenario, number: int = 0, split: Split = "evaluation") -> SumoFiles:
+    return scenario.files(scenario.episode_seed(split, number))
 
 
 def _run(files: SumoFiles, seconds: int) -> tuple[float, str]:
@@ -49,13 +50,12 @@ def _run(files: SumoFiles, seconds: int) -> tuple[float, str]:
 
 
 def test_every_word_that_is_offered_has_its_number_of_junctions_here() -> None:
-    offered = [f"resco:{name}" for name in RESCO_LICENCES] + [f"sumo:{name}" for name in SUMO_NAMES]
-    assert sorted(offered) == sorted(NUM_JUNCTIONS)
+    assert sorted(PACKAGED_WORDS) == sorted(NUM_JUNCTIONS)
 
 
 @pytest.mark.parametrize("word", NUM_JUNCTIONS)
 def test_the_nets_of_others_open_with_their_junctions(word: str, tmp_path: Path) -> None:
-    assert len(check(scenario_of(word, tmp_path))) == NUM_JUNCTIONS[word]
+    assert len(controlled_junctions(scenario_of(word, tmp_path))) == NUM_JUNCTIONS[word]
 
 
 @pytest.mark.parametrize("word", ["resco:cologne1", "sumo:rilsa1", "sumo:cross"])
@@ -63,25 +63,55 @@ def test_the_seed_draws_the_drivers_of_fixed_demand_and_the_same_seed_the_same(w
     scenario = scenario_of(word, tmp_path)
     runs = []
     for number in (0, 1, 0):
-        seed, files = scenario.files(number)
-        assert seed == 1001 + number
+        files = episode_files(scenario, number)
+        assert files.seed == 1001 + number
         runs.append(in_new_process(_run, files, 60))
     assert {time_s for time_s, _ in runs} == {scenario.begin_s + 60.0}
     assert runs[0] == runs[2] != runs[1]
 
 
-def test_a_scenario_of_ours_draws_other_vehicles_for_each_evaluation_seed(short_scenario: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", ["sumo:cross", "configs/scenarios/four_way.yaml"])
+def test_no_two_splits_share_a_seed(word: str, repo_root: Path, tmp_path: Path) -> None:
+    scenario = scenario_of(word if ":" in word else str(repo_root / word), tmp_path)
+    splits: list[Split] = ["train", "validation", "evaluation"]
+    assert [scenario.episode_seed(split, 3) for split in splits] == [4, 504, 1004]
+    with pytest.raises(ScenarioError, match="train has room for 500 episodes"):
+        scenario.episode_seed("train", 500)
+
+
+def test_a_scenario_of_ours_draws_other_vehicles_for_each_seed(short_scenario: Path, tmp_path: Path) -> None:
     scenario = scenario_of(str(short_scenario), tmp_path)
-    (first, files), (second, others) = scenario.files(0), scenario.files(1)
-    assert (first, second) == (1001, 1002)
+    files, others = episode_files(scenario, 0), episode_files(scenario, 1)
+    assert scenario.draws_vehicles and not scenario_of("sumo:cross", tmp_path).draws_vehicles
+    assert (files.seed, others.seed) == (1001, 1002)
     assert files.net_file == others.net_file
     assert files.route_files[0].read_bytes() != others.route_files[0].read_bytes()
     assert (scenario.begin_s, scenario.end_s, scenario.timing.min_green_s) == (0, 300, 10)
-    assert check(scenario) == ["A0"]
+    assert controlled_junctions(scenario) == ["A0"]
+
+
+def test_the_demand_is_written_where_the_caller_wants_it(short_scenario: Path, tmp_path: Path) -> None:
+    scenario = scenario_of(str(short_scenario), tmp_path)
+    there = scenario.files(7, demand_file=tmp_path / "episode" / "demand.rou.xml").route_files
+    assert there == (tmp_path / "episode" / "demand.rou.xml",)
+    assert there[0].read_bytes() == scenario.files(7).route_files[0].read_bytes()
+
+
+def test_the_net_follows_a_changed_scenario_file_and_is_not_built_again_in_a_copy(
+    short_scenario: Path, tmp_path: Path
+) -> None:
+    before = scenario_of(str(short_scenario), tmp_path).net_file.read_bytes()
+    changed = tmp_path / short_scenario.name
+    changed.write_text(short_scenario.read_text().replace("default.lanenumber: 3", "default.lanenumber: 2"))
+    scenario = scenario_of(str(changed), tmp_path)
+    scenario.prepare()
+    assert scenario.net_file.read_bytes() != before
+    scenario.net_file.write_text("left alone")
+    assert pickle.loads(pickle.dumps(scenario)).net_file.read_text() == "left alone"
 
 
 def test_a_family_file_gives_all_its_members(repo_root: Path, tmp_path: Path) -> None:
-    scenarios = evaluation_scenarios([str(repo_root / "configs/scenarios/family_unseen.yaml")], SETTINGS, tmp_path)
+    scenarios = traffic_scenarios([str(repo_root / "configs/scenarios/family_unseen.yaml")], tmp_path)
     assert len({scenario.name for scenario in scenarios}) == len(scenarios) == 10
 
 
@@ -92,16 +122,16 @@ def test_the_licence_of_what_is_read_stands_in_the_note(tmp_path: Path) -> None:
 
 
 def test_resco_is_read_where_it_is_installed(tmp_path: Path) -> None:
-    _, files = scenario_of("resco:cologne1", tmp_path).files(0)
+    files = episode_files(scenario_of("resco:cologne1", tmp_path))
     assert all("sumo_rl" in str(path) for path in (files.net_file, *files.route_files))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_begin_end_and_warm_up_of_the_settings_override_those_of_the_scenario(tmp_path: Path) -> None:
-    scenario = scenario_of("resco:cologne1", tmp_path, begin_s=26000, warm_up_s=100)
-    assert (scenario.begin_s, scenario.end_s, scenario.warm_up_s) == (26000, 28800, 100)
-    assert scenario.files(0)[1].begin_s == 26000
-    with pytest.raises(ConfigError, match="begins at 25200 s, warms up for 0 s and ends at 25200 s: nothing is left"):
+def test_begin_and_end_of_the_settings_override_those_of_the_scenario(tmp_path: Path) -> None:
+    scenario = scenario_of("resco:cologne1", tmp_path, begin_s=26000)
+    assert (scenario.begin_s, scenario.end_s, scenario.duration_s) == (26000, 28800, 2800)
+    assert episode_files(scenario).begin_s == 26000
+    with pytest.raises(ConfigError, match="cologne1 begins at 25200 s and ends at 25200 s: change begin_s or end_s"):
         scenario_of("resco:cologne1", tmp_path, end_s=25200)
 
 
@@ -136,10 +166,10 @@ def test_the_options_of_a_sumocfg_that_shape_traffic_hold_in_the_simulation(tmp_
     body = '<processing><scale value="0"/><step-length value="0.5"/></processing>'
     scenario = scenario_of(write_sumocfg(tmp_path, routes=routes, body=body), tmp_path)
     assert "steps of 1 s instead of its 0.5 s" in scenario.note
-    with_scale = in_new_process(_run, scenario.files(0)[1], 20)
-    assert with_scale == in_new_process(_run, scenario_of(write_sumocfg(tmp_path), tmp_path).files(0)[1], 20)
+    with_scale = in_new_process(_run, episode_files(scenario), 20)
+    assert with_scale == in_new_process(_run, episode_files(scenario_of(write_sumocfg(tmp_path), tmp_path)), 20)
     everyone = scenario_of(write_sumocfg(tmp_path, routes=routes), tmp_path)
-    assert with_scale != in_new_process(_run, everyone.files(0)[1], 20)
+    assert with_scale != in_new_process(_run, episode_files(everyone), 20)
     assert scenario.fingerprint() != everyone.fingerprint()
 
 
@@ -148,7 +178,7 @@ def test_what_an_additional_file_would_write_is_not_written(tmp_path: Path) -> N
     source.mkdir()
     additional = '<additional><edgeData id="e" file="dump.xml"/><e1Detector id="d" lane="1si_0" pos="1" file="d.xml"/>'
     scenario = scenario_of(write_sumocfg(source, additional=f"{additional}</additional>"), work)
-    in_new_process(_run, scenario.files(0)[1], 5)
+    in_new_process(_run, episode_files(scenario), 5)
     assert sorted(path.name for path in source.iterdir()) == ["mine.add.xml", "mine.rou.xml", "mine.sumocfg"]
     assert [path.name for path in (work / "mine").iterdir()] == ["mine.add.xml"]
 
@@ -157,7 +187,7 @@ def test_the_fingerprint_is_json_and_changes_with_the_traffic_only(tmp_path: Pat
     scenario = scenario_of(write_sumocfg(tmp_path), tmp_path)
     first = scenario.fingerprint()
     assert json.loads(json.dumps(first)) == first
-    assert dataclasses.replace(scenario, warm_up_s=10).fingerprint() != first
+    assert dataclasses.replace(scenario, end_s=10).fingerprint() != first
     assert scenario_of(write_sumocfg(tmp_path), tmp_path / "elsewhere").fingerprint() == first
     assert (
         scenario_of(write_sumocfg(tmp_path, routes='<routes><vType id="v"/></routes>'), tmp_path).fingerprint() != first
@@ -179,25 +209,30 @@ def test_the_fingerprint_is_json_and_changes_with_the_traffic_only(tmp_path: Pat
 )
 def test_a_word_that_names_nothing_is_refused(word: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        evaluation_scenarios([word], SETTINGS, tmp_path)
+        traffic_scenarios([word], tmp_path)
 
 
 def test_a_missing_sumocfg_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="cannot read the sumocfg gone.sumocfg"):
-        evaluation_scenarios(["gone.sumocfg"], SETTINGS, tmp_path)
+        traffic_scenarios(["gone.sumocfg"], tmp_path)
 
 
 def test_two_scenarios_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two scenarios are named 'mine'"):
-        evaluation_scenarios([write_sumocfg(tmp_path)] * 2, SETTINGS, tmp_path)
+        traffic_scenarios([write_sumocfg(tmp_path)] * 2, tmp_path)
+
+
+def test_only_yaml_files_are_scenario_files() -> None:
+    words = ["a.yaml", "a/b.yml", "c.sumocfg", "resco:cologne1", "sumo:cross"]
+    assert [is_scenario_file(word) for word in words] == [True, True, False, False, False]
 
 
 def test_resco_without_its_package_tells_how_to_install_it(tmp_path: Path) -> None:
     program = (
         "from pathlib import Path\n"
-        "from tsc.evaluation import scenarios\n"
-        "scenarios.importlib.util.find_spec = lambda name: None\n"
-        "scenarios.evaluation_scenarios(['resco:cologne1'], scenarios.EvaluationSettings(), Path())\n"
+        "from tsc.scenarios import by_word, packaged\n"
+        "packaged.importlib.util.find_spec = lambda name: None\n"
+        "by_word.traffic_scenarios(['resco:cologne1'], Path())\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "sumo-rl, which is not installed: uv pip install" in done.stderr
@@ -215,16 +250,16 @@ def test_resco_without_its_package_tells_how_to_install_it(tmp_path: Path) -> No
 )
 def test_broken_demand_is_told_in_sumos_words_before_an_episode_runs(routes: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match=f"(?s)scenario mine: SUMO cannot load .*{message}"):
-        check(scenario_of(write_sumocfg(tmp_path, routes=routes), tmp_path))
+        controlled_junctions(scenario_of(write_sumocfg(tmp_path, routes=routes), tmp_path))
 
 
 def test_a_net_without_signals_is_refused(tmp_path: Path) -> None:
     net = Path(sumo.SUMO_HOME, "tools", "game", "ramp", "ramp.net.xml")
     with pytest.raises(ScenarioError, match="scenario mine: .*no signal with two stages to choose between"):
-        check(scenario_of(write_sumocfg(tmp_path, net=net), tmp_path))
+        controlled_junctions(scenario_of(write_sumocfg(tmp_path, net=net), tmp_path))
 
 
 def test_an_option_that_sumo_does_not_know_is_told_in_its_words(tmp_path: Path) -> None:
     word = write_sumocfg(tmp_path, body="<processing><time-to-teleprot value='1'/></processing>")
     with pytest.raises(ScenarioError, match="time-to-teleprot"):
-        check(scenario_of(word, tmp_path))
+        controlled_junctions(scenario_of(word, tmp_path))

@@ -1,4 +1,4 @@
-"""What the results are told with: of each scenario and each controller, what a reader has to know."""
+"""What the report and the summary say about each scenario and each controller, apart from the results."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from tsc.junction.timing import Timing
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScenarioFacts:
-    """note: what a reader must know of it; may be empty. junctions: the controlled ones. not_applicable: of the
-    controllers that cannot run here, the reason."""
+class ReportedScenario:
+    """A scenario as the report presents it.
+
+    note: what a reader must know of it; it may be empty.
+    junctions: those that the controllers decide for.
+    not_applicable: by controller, why it cannot run here.
+    """
 
     name: str
     note: str
@@ -29,8 +33,11 @@ class ScenarioFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControllerFacts:
-    """description: what it does; bounds: how far it keeps to the common minimum and maximum green."""
+class ReportedController:
+    """A controller as the report presents it.
+
+    description: what it does. bounds: how far it keeps to the common minimum and maximum green.
+    """
 
     name: str
     kind: str

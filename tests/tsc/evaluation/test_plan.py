@@ -1,0 +1,34 @@
+"""What the plan of an evaluation refuses, and what makes two of its episodes the same."""
+
+from pathlib import Path
+
+import pytest
+
+from tsc.cost.outcome import OutcomeSettings
+from tsc.episodes.runner import EpisodeJob
+from tsc.errors import ConfigError
+from tsc.evaluation.plan import Contestant, plan_jobs
+from tsc.evaluation.settings import EvaluationSettings
+from tsc.scenarios.by_word import traffic_scenarios
+
+STATIC = Contestant(name="static", kind="static")
+
+
+def planned(word: str, out: Path, **settings: int) -> list[EpisodeJob]:
+    chosen = EvaluationSettings(**settings)  # type: ignore[arg-type]
+    scenarios = traffic_scenarios([word], out / "scenarios", chosen.of_scenarios)
+    return plan_jobs(scenarios, [STATIC], 2, out=out, settings=chosen, lookahead=OutcomeSettings())
+
+
+def test_a_scenario_that_ends_with_its_warm_up_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="begins at 0 s, warms up for 180 s and ends at 180 s: nothing is left"):
+        planned("sumo:cross", tmp_path, warm_up_s=180)
+
+
+def test_an_episode_is_another_with_another_seed_warm_up_or_end(tmp_path: Path) -> None:
+    jobs = [*planned("sumo:cross", tmp_path), *planned("sumo:cross", tmp_path, warm_up_s=10)]
+    jobs += planned("sumo:cross", tmp_path, end_s=90)
+    assert len({job.fingerprint for job in jobs}) == 6
+    assert [job.fingerprint for job in planned("sumo:cross", tmp_path / "elsewhere")] == [
+        job.fingerprint for job in jobs[:2]
+    ]
