@@ -257,7 +257,7 @@ class DatasetChecker:
                 self.num_with_sumocfg += 1
             elif sample.sumo is None and (folder / sample.state_file).is_file():
                 own.append(
-                    f"state_file is {sample.state_file!r}: is not a SUMO state with a version in its snapshot element"
+                    f"state_file is {sample.state_file!r}: it is not a SUMO state, which has a version in its snapshot"
                 )
         return sample.model_copy(update=values)
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from recipes.running.environment import WORKER_VARIABLES, log_environment, ray_t
 from recipes.running.run import SMOLLM2, SMOLLM2_FOLDER, Run
 from recipes.running.stages import Interrupted, Stages, raise_on_signals, say, skipped
 from tsc.errors import ConfigError, run_main
-from tsc.files import REPO_ROOT
+from tsc.files import REPO_ROOT, folder_lock
 
 TITLES = {"grpo": "GRPO", "gspo": "GSPO", "ppo": "PPO", "sft": "SFT", "dpo": "DPO"}
 # A KV cache for a few answers of a given model at a time; the CPU profile's serves a tiny one.
@@ -368,7 +368,8 @@ class Pipeline:
             f"trainer.total_epochs={sft.config.trainer.total_epochs + 2}",
         ]
         title = f"SFT of {self.run.model_path or self.base}: {steps} steps on {file} (log: {sft.folder / 'train.log'})"
-        with self.stages.stage(title, f"model in {sft.folder / 'merged'}"):
+        alone = folder_lock(sft.folder, "SFT") if sft is not self.main else nullcontext()
+        with alone, self.stages.stage(title, f"model in {sft.folder / 'merged'}"):
             self._torchrun(sft, ["-m", "verl.trainer.sft_trainer", *_recipe("sft")], now)
             self._remove_older_checkpoints(sft)
             self._export(sft, "")
@@ -472,6 +473,11 @@ class Pipeline:
             say(f"wandb     offline; to send: .venv/bin/wandb sync {folders}")
 
     def stages_in_order(self) -> None:
+        """All stages. Raises ConfigError if another launch of this name and algorithm is running."""
+        with folder_lock(self.main.folder, self.main.title):
+            self._stages_in_order()
+
+    def _stages_in_order(self) -> None:
         self.make_data()
         self.check_data()
         self.make_start_model()

@@ -6,6 +6,7 @@ The launchers export the knobs of their config blocks. An empty knob has its def
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tsc.errors import ConfigError
 from tsc.files import REPO_ROOT
+from tsc.scenarios.by_word import WORDS_HELP
 from tsc.yaml_file import read_yaml
 
 FILE = REPO_ROOT / "recipes" / "run.yaml"
@@ -87,7 +89,11 @@ class Run(BaseModel):
         """The dataset to convert; None where DATA holds Parquet files."""
         if self.has_parquet:
             return None
-        return Path(self.data) if self.data else Path("data", Path(self.scenario).stem)
+        return Path(self.data) if self.data else self._made_data
+
+    @property
+    def _made_data(self) -> Path:
+        return Path("data", re.sub(r"[^\w.-]", "_", Path(self.scenario.rpartition(":")[2]).stem))
 
     @property
     def has_parquet(self) -> bool:
@@ -98,14 +104,12 @@ class Run(BaseModel):
     def parquet(self) -> Path:
         if self.has_parquet:
             return Path(self.data)
-        return self.out / "parquet" if self.data else Path("data", Path(self.scenario).stem, "parquet")
+        return self.out / "parquet" if self.data else self._made_data / "parquet"
 
     def check_files(self) -> None:
         """That what the knobs name is there, and what is to be written can be. Raises ConfigError."""
-        if not Path(self.scenario).is_file():
-            raise ConfigError(
-                f"SCENARIO={self.scenario} does not exist: give a file like configs/scenarios/four_way.yaml"
-            )
+        if ":" not in self.scenario and not Path(self.scenario).is_file():
+            raise ConfigError(f"SCENARIO={self.scenario} does not exist: give {WORDS_HELP}")
         if self.data and not Path(self.data).exists():
             raise ConfigError(
                 f"DATA={self.data} does not exist: give a dataset, a folder with train.parquet, or nothing"

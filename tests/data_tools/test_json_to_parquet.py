@@ -433,7 +433,8 @@ def test_a_kill_while_files_are_placed_never_mixes_two_conversions(write_dataset
     old = {name: (out / name).read_bytes() for name in NAMES}
     convert(path, tmp_path / "other", "--seed", "2")
     new = {name: (tmp_path / "other" / name).read_bytes() for name in NAMES}
-    assert all(old[name] != new[name] for name in NAMES)
+    # one of the others may happen to be the same
+    assert old["train.parquet"] != new["train.parquet"] and old["val.parquet"] != new["val.parquet"]
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
@@ -547,7 +548,7 @@ def test_a_state_file_that_is_no_state_is_refused(write_dataset, out, capsys):
     path = write_dataset(change=only_required)
     (path.parent / "states/e000/t00200.xml").write_text("hello")
     (line,) = refusal(path, out, capsys, "--sumocfg", str(write_sumocfg(path.parent / "demo.sumocfg")))
-    assert ": sample 1: state_file is 'states/e000/t00200.xml': is not a SUMO state" in line
+    assert ": sample 1: state_file is 'states/e000/t00200.xml': it is not a SUMO state" in line
 
 
 def test_a_sumocfg_that_names_a_missing_file_is_refused(write_dataset, out):

@@ -218,7 +218,7 @@ def test_a_node_with_other_code_and_without_data_and_shared_folder_is_named_with
     assert len({node for node, _ in named}) == 1
     code, states, folder = (problem for _, problem in named)
     assert code.startswith(f"other code in {repo_root}: bring it to the commit (and the changes) of {repo_root} here")
-    assert re.match(r"replays cannot run there, it lacks (\d+) of \1 sampled.*--embed-states", states)
+    assert re.match(r"replays cannot run there, because it lacks (\d+) of \1 sampled.*--embed-states", states)
     assert folder.startswith(f"{run} is not this machine's folder there")
     assert list(run.iterdir()) == []  # the check has removed its own mark
 

@@ -308,5 +308,5 @@ def test_a_field_that_trl_lacks_is_an_error(folder: Path) -> None:
 
 
 def test_4_bit_weights_without_an_adapter_are_an_error(run_dpo: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigError, match="set LORA_RANK"):
+    with pytest.raises(ConfigError, match="leave LORA_RANK empty"):
         run_dpo("whole", "model.quantize=4bit", "model.lora_rank=0")

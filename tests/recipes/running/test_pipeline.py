@@ -18,7 +18,7 @@ from recipes.running.pipeline import Pipeline, Training, remove_older_checkpoint
 from recipes.running.run import FILE, Run, check_writable
 from recipes.running.stages import Stages
 from tsc.errors import ConfigError
-from tsc.files import REPO_ROOT
+from tsc.files import REPO_ROOT, folder_lock
 from tsc.yaml_file import read_yaml
 
 MODEL = "actor_rollout_ref.model"
@@ -246,3 +246,9 @@ def test_a_failed_stage_ends_the_launch_with_its_status(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         stages.run(["bash", "-c", "exit 3"], name="the stage")
     assert ended.value.code == 3
+
+
+def test_a_second_launch_of_one_name_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    first = pipeline("grpo", RUNS=str(tmp_path))
+    with folder_lock(first.main.folder, "GRPO"), pytest.raises(ConfigError, match="cannot write GRPO to .*since"):
+        pipeline("grpo", RUNS=str(tmp_path)).stages_in_order()
