@@ -90,14 +90,32 @@ def score_answer(answer: Answer, outcomes: Outcomes | None, settings: RewardSett
     """`outcomes` may be None only if the answer is invalid. Such an answer has no traffic part."""
     if answer.decision is not None and outcomes is None:
         raise ValueError("a valid answer cannot be scored without outcomes")
-    return score_answers([answer], answer.decision, outcomes, settings)
+    return _score(_parts_of_text(answer, settings), answer.decision, outcomes, settings)
 
 
-def score_answers(
-    answers: Sequence[Answer], decision: Decision | None, outcomes: Outcomes | None, settings: RewardSettings
+def score_answers(answers: Sequence[Answer], decision: Decision, outcomes: Outcomes, settings: RewardSettings) -> Score:
+    """The one score of several answers: the traffic part and the terms are what `decision` saves, all other parts are
+    means over the answers."""
+    each = [_parts_of_text(answer, settings) for answer in answers]
+    means = {name: sum(parts[name] for parts in each) / len(each) for name in each[0]}
+    return _score(means, decision, outcomes, settings)
+
+
+def _parts_of_text(answer: Answer, settings: RewardSettings) -> dict[str, float]:
+    """The parts that depend on the answer's text alone."""
+    return {
+        "format": format_score(answer.form, settings),
+        "format_exact": float(answer.form is AnswerForm.EXACT),
+        "format_embedded": float(answer.form is AnswerForm.EMBEDDED),
+        "format_invalid": float(answer.form is AnswerForm.INVALID),
+        "answer_yes": float(answer.decision is Decision.YES),
+        "answer_no": float(answer.decision is Decision.NO),
+    }
+
+
+def _score(
+    parts_of_text: dict[str, float], decision: Decision | None, outcomes: Outcomes | None, settings: RewardSettings
 ) -> Score:
-    """The one score of `answers`, at least one: the traffic part and the terms are what `decision` saves, and the
-    format part is the mean over the answers. Without a decision, traffic and terms are 0."""
     traffic = 0.0
     terms = {term_key(name): 0.0 for name, _ in settings.terms}
     tie = False
@@ -106,21 +124,7 @@ def score_answers(
         tie = outcomes.better(settings.tie_threshold_veh_s) is None
         for name, _ in settings.terms:
             terms[term_key(name)] = term_score(decision, outcomes.terms[name], settings)
-    number = len(answers)
-    forms, decisions = [answer.form for answer in answers], [answer.decision for answer in answers]
-    form = sum(format_score(each, settings) for each in forms) / number
-    score = settings.weights.traffic * traffic + settings.weights.format * form
+    score = settings.weights.traffic * traffic + settings.weights.format * parts_of_text["format"]
     for name, weight in settings.terms:
         score += weight * terms[term_key(name)]
-    return Score(
-        score=score,
-        traffic=traffic,
-        terms=terms,
-        format=form,
-        format_exact=forms.count(AnswerForm.EXACT) / number,
-        format_embedded=forms.count(AnswerForm.EMBEDDED) / number,
-        format_invalid=forms.count(AnswerForm.INVALID) / number,
-        answer_yes=decisions.count(Decision.YES) / number,
-        answer_no=decisions.count(Decision.NO) / number,
-        tie=float(tie),
-    )
+    return Score(score=score, traffic=traffic, terms=terms, tie=float(tie), **parts_of_text)

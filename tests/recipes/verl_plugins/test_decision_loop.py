@@ -127,6 +127,7 @@ def truth(folder: Path, state_file: str) -> Any:
         "min_green_s": 10,
         "max_green_s": 60,
         "green_extension_s": 5,
+        "sumo": {"version": "1.28.0", "net_file": "net.net.xml", "route_files": []},
     }
     return parse_ground_truth(json.dumps({"request": request, "outcomes": None}))
 

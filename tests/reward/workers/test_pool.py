@@ -30,7 +30,7 @@ def outcomes_here(make_request: MakeRequest, state_file: str) -> Outcomes:
     """The same function in this process."""
     from importlib.util import module_from_spec, spec_from_file_location
 
-    spec = spec_from_file_location("replay_stand_ins", Path(__file__).with_name("replay_stand_ins.py"))
+    spec = spec_from_file_location("replay_stand_ins", Path(__file__).parents[1] / "replay_stand_ins.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -250,7 +250,7 @@ def test_no_worker_is_left_however_the_parent_ends(
     script = tmp_path / "parent.py"
     script.write_text(PARENT.replace("{ending}", ending))
     requests = [make_request(state).to_json() for state in ("ok", "hang", "hang_in_c")]
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     parent = subprocess.Popen(
         [sys.executable, str(script), json.dumps(requests)],
         stdout=subprocess.PIPE,
