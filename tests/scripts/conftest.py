@@ -27,7 +27,7 @@ class Launch:
         new = sorted(set(self.metrics.glob("*.jsonl")) - self.files_before)
         return [json.loads(line) for file in new for line in file.read_text().splitlines()]
 
-    def wait_for(self, what: str, ready: Callable[[], bool], timeout_s: float = 240) -> None:
+    def wait_for(self, what: str, ready: Callable[[], bool], timeout_s: float = 800) -> None:
         deadline = time.monotonic() + timeout_s
         while not ready():
             assert self.process.poll() is None, f"ended before {what}:\n{self.output.read_text()}"

@@ -58,7 +58,7 @@ def test_a_t4_owner_reads_that_half_a_billion_fits_without_verl_being_loaded(rep
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("GRPO of qwen2.5-0.5b (0.49 billion parameters; LoRA of rank 16")
+    assert lines[0].startswith("GRPO of qwen2.5-0.5b (0.49 billion parameters; LoRA of rank 32")
     assert any(re.fullmatch(r"FITS: at most \d+\.\d of 14\.1 GiB per GPU \(.*\)", line) for line in lines)
     assert lines[-1].startswith("Qwen2.5 on 1 × T4: 0.5B yes; 1.5B")
     assert max(map(len, lines)) <= 130
@@ -80,7 +80,7 @@ def test_the_tables_columns_add_up(plans: Plans) -> None:
 
 
 def test_what_does_not_fit_ends_with_status_2_and_a_command_that_fits(plans: Plans) -> None:
-    status, output = plans("sft", "h100", "qwen2.5-7b")
+    status, output = plans("sft", "h100", "qwen2.5-7b", "model.lora_rank=0")
     assert status == 2
     assert "DOES NOT FIT" in output
     command = output.split("To make it fit, add to your command:\n")[1].splitlines()[0].strip()

@@ -119,6 +119,7 @@ def test_rows_that_no_stretch_can_be_played_from_are_named_before_the_run(tmp_pa
         "sample_id": "one", "dataset_dir": str(tmp_path), "junction_id": "A0", "state_file": "one.xml.gz",
         "state_sha256": None, "current_green_elapsed_s": 10.0, "min_green_s": 10, "max_green_s": 60,
         "green_extension_s": 5,
+        "sumo": {"version": "1.28.0", "net_file": "net.xml", "route_files": []},
     }  # fmt: skip
     there = json.dumps({"request": request})
     missing = json.dumps({"request": request | {"state_file": "two.xml.gz"}})

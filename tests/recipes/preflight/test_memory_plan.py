@@ -75,7 +75,7 @@ def settings_of(algorithm: str, *overrides: str, hardware: str = "t4") -> RunSet
 
 @pytest.fixture(scope="module")
 def sft() -> RunSettings:
-    return settings_of("sft", hardware="cpu")
+    return settings_of("sft", "model.lora_rank=0", hardware="cpu")
 
 
 @pytest.fixture(scope="module")
