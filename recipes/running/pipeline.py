@@ -35,7 +35,7 @@ from recipes.preflight.check_run import (
     prompts_of_update,
 )
 from recipes.preflight.compose import POLICY_GRADIENT, compose
-from recipes.preflight.hardware import RAY_CPUS_BESIDE, RAY_CPUS_PER_DEVICE, detect, load_hardware
+from recipes.preflight.hardware import RAY_CPUS_BESIDE, RAY_CPUS_PER_DEVICE, check_layout, detect, load_hardware
 from recipes.running.environment import WORKER_VARIABLES, log_environment, ray_token, run_environment
 from recipes.running.run import SMOLLM2, SMOLLM2_FOLDER, Run
 from recipes.running.stages import Interrupted, Stages, raise_on_signals, say, skipped
@@ -183,7 +183,17 @@ class Pipeline:
     def _policy_overrides(self, config: DictConfig) -> list[str]:
         """Of verl's keys those that follow from several knobs."""
         decisions = config.knobs.decisions
-        found = [f"{WORKER}.actor.ppo_mini_batch_size={prompts_of_update(config)}"]
+        prompts = prompts_of_update(config)
+        actor, rollout = config[WORKER].actor, config[WORKER].rollout
+        if actor.ppo_mini_batch_size == config.data.train_batch_size:  # else the user's own, which validate checks
+            check_layout(
+                num_devices=config.trainer.n_gpus_per_node,
+                nnodes=config.trainer.nnodes,
+                tensor_parallel=rollout.tensor_model_parallel_size,
+                sequences=prompts * rollout.n,
+                micro_batch=1 if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu,
+            )
+        found = [f"{WORKER}.actor.ppo_mini_batch_size={prompts}"]
         if config[WORKER].actor.kl_loss_coef == 0:
             found.append(f"{WORKER}.actor.use_kl_loss=False")
         if decisions != 1:

@@ -28,7 +28,7 @@ class Launch:
         return [json.loads(line) for file in new for line in file.read_text().splitlines()]
 
     def wait_for(self, what: str, ready: Callable[[], bool], timeout_s: float = 800) -> None:
-        """Fails if the launch ends before. A launch that is late is ended, so that it does not slow down other tests."""
+        """Fails if the launch ends before. One that is late is ended, so that it does not slow down other tests."""
         deadline = time.monotonic() + timeout_s
         while not ready():
             assert self.process.poll() is None, f"ended before {what}:\n{self.output.read_text()}"
