@@ -70,8 +70,8 @@ def _composition_fault(algorithm: str, overrides: Sequence[str], error: Exceptio
 
 @functools.cache
 def usual_config(algorithm: str) -> Any:
-    """The configuration without overrides, with unresolved interpolations."""
-    return OmegaConf.to_container(compose(algorithm, []), resolve=False)
+    """The configuration without overrides; interpolations are resolved, for the types of their values."""
+    return OmegaConf.to_container(compose(algorithm, []), resolve=True, throw_on_missing=False)
 
 
 def meant_key(key: str, known: Sequence[str]) -> str:
