@@ -66,9 +66,9 @@ class Training:
     planned_model: str
     folder: Path
 
-    def overrides(self, *now: str) -> list[str]:
-        """All overrides; `now` are the launch's, too, and known late."""
-        return [*self.derived, *now, *self.asked]
+    def overrides(self, *now: str, last: Sequence[str] = ()) -> list[str]:
+        """All overrides. now, last: the launch's, too, and known late; those of `last` win over the user's."""
+        return [*self.derived, *now, *self.asked, *last]
 
     @property
     def title(self) -> str:
@@ -366,21 +366,24 @@ class Pipeline:
             return
         file = self.run.parquet / "sft_train.parquet"
         batch = sft.config.data.train_batch_size
-        steps = check_parquet(file, "sft", batch) // batch * sft.config.trainer.total_epochs
+        epochs = sft.config.trainer.total_epochs
+        num_chats = check_parquet(file, "sft", batch)
+        steps = sft.config.trainer.total_training_steps or num_chats // batch * epochs
         if (sft.folder / "exported_step").is_file():
             skipped("SFT", f"model in {sft.folder / 'merged'}")
             return
         val_file = self.run.parquet / "sft_val.parquet"
         now = [
             f"data.val_files={_hydra(str(val_file)) if val_file.is_file() else 'null'}",
-            # The steps end the training. Resumed exactly at an epoch's end, verl passes over one epoch without a step.
             f"trainer.total_training_steps={steps}",
-            f"trainer.total_epochs={sft.config.trainer.total_epochs + 2}",
         ]
+        # The steps end the training. Resumed exactly at an epoch's end, verl passes over one epoch without a step.
+        last = [f"trainer.total_epochs={epochs + 2}"]
         title = f"SFT of {self.run.model_path or self.base}: {steps} steps on {file} (log: {sft.folder / 'train.log'})"
         alone = folder_lock(sft.folder, "SFT") if sft is not self.main else nullcontext()
         with alone, self.stages.stage(title, f"model in {sft.folder / 'merged'}"):
-            self._torchrun(sft, ["-m", "verl.trainer.sft_trainer", *_recipe("sft")], now)
+            if sft.done_steps < steps:  # else it was stopped while it was exported
+                self._torchrun(sft, ["-m", "verl.trainer.sft_trainer", *_recipe("sft")], now, last)
             self._remove_older_checkpoints(sft)
             self._export(sft, "")
 
@@ -438,7 +441,7 @@ class Pipeline:
             f"(log: {main.folder / 'train.log'})"
         )
         with self.stages.stage(title, f"checkpoints in {main.checkpoints}"):
-            self._torchrun(main, ["recipes/dpo/train_dpo.py"], [])
+            self._torchrun(main, ["recipes/dpo/train_dpo.py"])
 
     def merge(self) -> None:
         """Adapter and merged model of the last checkpoint."""
@@ -519,11 +522,14 @@ class Pipeline:
     def _loggers(self) -> str:
         return f"trainer.logger=[console,file,tensorboard{'' if self.run.wandb == 'off' else ',wandb'}]"
 
-    def _torchrun(self, training: Training, program: Sequence[str], now: Sequence[str]) -> None:
+    def _torchrun(
+        self, training: Training, program: Sequence[str], now: Sequence[str] = (), last: Sequence[str] = ()
+    ) -> None:
         num_devices = training.config.hardware.num_devices
         training.folder.mkdir(parents=True, exist_ok=True)
         command = ["torchrun", "--standalone", "--local-addr=127.0.0.1", "--nnodes=1"]
-        command += [f"--nproc_per_node={num_devices}", *program, *training.overrides(*now, self._loggers())]
+        command += [f"--nproc_per_node={num_devices}", *program]
+        command += training.overrides(*now, self._loggers(), last=last)
         self.stages.run(
             command,
             name=f"{'TRL' if training.algorithm == 'dpo' else 'verl'} ({training.title})",

@@ -235,7 +235,8 @@ class Scorer:
         from reward.compute_score import compute_score
         score = compute_score("tsc", '{"extend": "yes"}', truth, {}, audit_fraction=1.0)
         place = tempfile.gettempdir()
-        commands = [" ".join(process.cmdline()) for process in psutil.process_iter()]
+        # of a process that ends meanwhile, it gives None
+        commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
         servers = [one for one in commands if f"reward.workers.server {place}/" in one]
         return place, len(servers), score["audited"], score["audit_disagreed"]
 

@@ -117,7 +117,7 @@ def test_knobs_that_cannot_work_end_before_anything_is_made(project: Project) ->
     for knobs, cause in (
         ({"LORA_TARGETS": "q_prj"}, "did you mean 'q_proj'"),
         ({"NNODES": "2"}, "DPO runs on one machine"),
-        ({"BETA": "0"}, "BETA=0 is unknown: choose a number above 0"),
+        ({"BETA": "0"}, "BETA=0 (trl.beta) is too small: choose a number above 0"),
     ):
         status, output = project.call("refused", RUN_NAME="refused", **knobs)
         assert status == 2

@@ -39,7 +39,7 @@ def test_checking_changes_nothing_in_the_configuration() -> None:
         ("dpo", ["+trl.foo=1"], r"trl.foo is unknown"),
         ("grpo", [f"{W}.actor.optim.lr=fast"], r"actor.optim.lr=fast is not a number"),
         ("grpo", ["trainer.save_freq=often"], r"trainer.save_freq=often is not a number"),
-        ("grpo", ["data.max_prompt_length=1.5"], r"data.max_prompt_length=1.5 is not a whole number"),
+        ("grpo", ["data.max_prompt_length=1.5"], r"prompt_length=1.5 is not a whole number"),
         ("dpo", ["trl.learning_rate=fast"], r"trl.learning_rate=fast is not a number"),
         ("grpo", ["hardware.param_dtype=int8"], r"param_dtype is 'int8': input should be 'fp32', 'bf16' or 'fp16'"),
         ("grpo", ["hardware.gpu_memory_utilization=1.5"], r"memory_utilization is 1.5: input should be less than 1"),
