@@ -25,6 +25,8 @@ from tsc.sumo.sumo_input import SumoInput
 _MAX_VALUE_CHARS = 80
 # SUMO writes its configuration as a comment ahead of the snapshot element
 _STATE_HEAD_BYTES = 1 << 18
+# what is read of a net; a city's has 100 MB
+_NET_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +255,7 @@ class DatasetChecker:
             if sample.sumo is None and self.sumocfg is None:
                 own.append("sumo is missing: name the scenario that the state belongs to with --sumocfg FILE")
             elif sample.sumo is None and self.sumocfg is not None and head is not None:
-                values["sumo"] = sumo_input(self.sumocfg, version=head[0], dataset_dir=folder)
+                values["sumo"] = sumo_input(self.sumocfg, folder).model_copy(update={"version": head[0]})
                 self.num_with_sumocfg += 1
             elif sample.sumo is None and (folder / sample.state_file).is_file():
                 own.append(
@@ -280,10 +282,10 @@ class DatasetChecker:
             )
 
     def _digest(self, path: Path) -> str | None:
-        """None if the file cannot be read."""
+        """None if there is no such file, or if it cannot be read. (A device could be read for ever.)"""
         if path not in self._digests:
             try:
-                self._digests[path] = sha256_of(path)
+                self._digests[path] = sha256_of(path) if path.is_file() else None
             except OSError:
                 self._digests[path] = None
         return self._digests[path]
@@ -331,18 +333,14 @@ class DatasetChecker:
                 "exactly only in the version that saved it: generate the dataset again, or install "
                 f"libsumo=={'.'.join(wanted)}.*"
             )
-        digests = [None] * len(sumo.route_files) if sumo.route_sha256 is None else sumo.route_sha256
-        files = [("net_file", sumo.net_file, sumo.net_sha256)]
-        files += [(f"route_files.{i}", file, digests[i]) for i, file in enumerate(sumo.route_files)]
-        files += [(f"additional_files.{i}", file, None) for i, file in enumerate(sumo.additional_files)]
-        for field, file, expected in files:
-            digest = self._digest(folder / file)
+        for name, expected in sumo.digests.items():
+            digest = self._digest(folder / name)
             if digest is None:
-                yield f"sumo.{field} is {file!r}: no such file in {folder}"
+                yield f"sumo names {name!r}: no such file in {folder}"
             elif expected not in (None, digest):
                 yield (
-                    f"sumo.{field} is {file!r} with digest {expected}, but the file has {digest}: "
-                    "put the file back that the states were saved with, or generate the dataset again"
+                    f"sumo names {name!r} with digest {expected}, but the file has {digest}: put the file back that "
+                    "the states were saved with, or generate the dataset again"
                 )
 
     def _faults_of_junctions(self, sample: Sample, folder: Path) -> Iterator[str]:
@@ -350,7 +348,7 @@ class DatasetChecker:
         path = folder / sample.sumo.net_file
         if path not in self._junctions:
             try:
-                net = _read_head(path, -1)
+                net = _read_head(path, _NET_BYTES)
             except (OSError, EOFError, zlib.error):
                 self._junctions[path] = None
             else:
@@ -366,16 +364,29 @@ class DatasetChecker:
             )
 
     def _with_digests(self, sample: Sample, folder: Path, state: str) -> Sample:
-        # outcomes are cached by content, so that two files of the same name are not mistaken for each other
+        """Outcomes are cached by content, so that two files of the same name are not mistaken for each other.
+
+        A file outside of the dataset's folder gets no digest, because the digest is what lets a file travel: only who
+        made the dataset, or --sumocfg, can say that they know it.
+        """
         assert sample.sumo is not None
-        values: dict[str, Any] = {}
-        if self.check_states and sample.state_sha256 is None:
-            values["state_sha256"] = state
-        if sample.sumo.net_sha256 is None or sample.sumo.route_sha256 is None:
-            values["sumo"] = sample.sumo.model_copy(
-                update={
-                    "net_sha256": self._digest(folder / sample.sumo.net_file),
-                    "route_sha256": tuple(self._digest(folder / file) for file in sample.sumo.route_files),
-                }
-            )
-        return sample.model_copy(update=values) if values else sample
+        sumo = sample.sumo
+        update: dict[str, Any] = {}
+        home = folder.resolve()
+        if not all(sumo.digests.values()):
+            digests = {
+                name: known or (self._digest(path) if (path := (home / name).resolve()).is_relative_to(home) else None)
+                for name, known in sumo.digests.items()
+            }
+            values: dict[str, Any] = {"net_sha256": digests[sumo.net_file]}
+            for kind in ("route", "additional"):
+                found = [digests[name] for name in getattr(sumo, f"{kind}_files")]
+                values[f"{kind}_sha256"] = tuple(found) if found and None not in found else None
+            update["sumo"] = sumo.model_copy(update=values)
+        if (
+            self.check_states
+            and sample.state_sha256 is None
+            and (home / sample.state_file).resolve().is_relative_to(home)
+        ):
+            update["state_sha256"] = state
+        return sample.model_copy(update=update) if update else sample

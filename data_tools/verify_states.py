@@ -12,6 +12,9 @@ Reports for each scenario, as shares of the states that were replayed:
 A state that cannot be replayed counts as different. Every state that differs is listed with its cause, which
 docs/replays.md explains. A sample without outcomes is replayed twice, and both replays have to end the same.
 
+Labels by a measure of a user's own (pkg://module:function) run its code. A dataset may not choose code, so the measure
+has to be in the reward file that --reward names.
+
 --mark writes the verdict into each sample that was replayed. `json_to_parquet.py --replays drop` then leaves out the
 samples that cannot be replayed or have another better answer.
 
@@ -32,7 +35,7 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -44,19 +47,18 @@ from tqdm import tqdm
 from data_tools.dataset_checks import Fault, read_objects
 from data_tools.state_causes import CAUSES, why_different, why_not_replayed
 from tsc.cost.continuation import outcomes_of
-from tsc.cost.measures import unit_of
-from tsc.cost.outcome import Outcomes, OutcomeSettings
+from tsc.cost.measures import MEASURES, unit_of
+from tsc.cost.outcome import Outcomes, OutcomeSettings, load_outcome_settings
 from tsc.errors import ConfigError, SampleError, TscError, run_main
 from tsc.files import folder_lock, sha256_of, write_atomically
 from tsc.junction.decision import Decision
-from tsc.processes import die_with_parent
+from tsc.processes import die_with_parent, forbid_writing, limit_memory
 from tsc.replays.replay import completed, replay_continuations
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample, find_dataset_files
 from tsc.replays.saved_state import with_decimal_places
 from tsc.scenarios.sumocfg import SumoConfig, read_sumocfg, sumo_input
 from tsc.sumo.simulation import Simulation
-from tsc.sumo.version import installed_sumo_version
 
 SAME_ANSWER_MUST_REACH = 0.995
 SAME_OUTCOMES_MUST_REACH = 0.95
@@ -161,6 +163,8 @@ def failed(job: Job, message: str) -> Verification:
 def _serve(connection: Connection, parent_id: int) -> None:
     """Answer jobs until the other end is closed."""
     die_with_parent(parent_id)
+    limit_memory()
+    forbid_writing()
     # Ctrl-C reaches every process of the terminal, and the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
@@ -247,8 +251,14 @@ def verify_all(jobs: Sequence[Job], num_workers: int) -> Iterator[tuple[int, Ver
 # -- what to verify
 
 
-def read_jobs(files: Sequence[Path], sumocfg: SumoConfig | None) -> list[Job]:
-    """Return a job for every sample of the files. Raises SampleError at the first sample that breaks the contract."""
+def read_jobs(
+    files: Sequence[Path], sumocfg: SumoConfig | None = None, own_measures: Collection[str] = ()
+) -> list[Job]:
+    """Return a job for every sample of the files.
+
+    own_measures: the user's own measures that labels may be by. Raises SampleError at the first sample that breaks the
+    contract, or whose label is by another one.
+    """
     jobs = []
     for file in files:
         folder = file.resolve().parent
@@ -264,7 +274,14 @@ def read_jobs(files: Sequence[Path], sumocfg: SumoConfig | None) -> list[Job]:
                 raise SampleError(
                     f"{file}: sample {index}: {field}: {detail['msg']}: data_tools/json_to_parquet.py lists all faults"
                 ) from error
-            jobs.append(_job(sample, file, index, folder, sumocfg))
+            job = _job(sample, file, index, folder, sumocfg)
+            foreign = set(job.settings.measures) - {*MEASURES, *own_measures}
+            if foreign:
+                raise SampleError(
+                    f"{file}: sample {index}: its label is by {', '.join(sorted(foreign))}, which is code: name the "
+                    "reward file that has it with --reward, if you trust it"
+                )
+            jobs.append(job)
     if not jobs:
         raise SampleError(f"{', '.join(map(str, files))} does not contain any sample")
     return jobs
@@ -272,8 +289,7 @@ def read_jobs(files: Sequence[Path], sumocfg: SumoConfig | None) -> list[Job]:
 
 def _job(sample: Sample, file: Path, index: int, folder: Path, sumocfg: SumoConfig | None) -> Job:
     if sample.sumo is None and sumocfg is not None:
-        given = sumo_input(sumocfg, version=installed_sumo_version(), dataset_dir=folder)
-        sample = sample.model_copy(update={"sumo": given})
+        sample = sample.model_copy(update={"sumo": sumo_input(sumocfg, folder)})
     label = sample.outcomes
     return Job(
         file=file,
@@ -509,6 +525,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--workers", type=_at_least_one, default=multiprocessing.cpu_count(), help="processes (default: all cores)"
     )
     parser.add_argument("--sumocfg", type=Path, metavar="FILE", help="the scenario for samples without SUMO files")
+    parser.add_argument("--reward", type=Path, metavar="FILE", help="whose measures of your own labels may be by")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument(
         "--as-saved",
@@ -532,9 +549,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def verify_files(files: Sequence[Path], options: argparse.Namespace) -> int:
     """Verify, report and mark as the options say. Returns the exit status."""
     digests = {file: sha256_of(file) for file in files}
-    jobs = chosen(
-        read_jobs(files, read_sumocfg(options.sumocfg) if options.sumocfg else None), options.sample, options.seed
-    )
+    sumocfg = read_sumocfg(options.sumocfg) if options.sumocfg else None
+    own_measures = load_outcome_settings(options.reward).measures if options.reward else ()
+    jobs = chosen(read_jobs(files, sumocfg, own_measures), options.sample, options.seed)
     jobs = [replace(job, as_saved=options.as_saved) for job in jobs]
     begin = time.monotonic()
     answers: dict[int, Verification] = {}

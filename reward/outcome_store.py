@@ -6,6 +6,7 @@ written is not kept. Such faults are counted, and the first of each kind is logg
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -23,7 +24,7 @@ import diskcache
 
 from reward.settings import CacheSection
 from tsc.cost.outcome import Outcomes, OutcomeSettings
-from tsc.replays.request import REPLAY_VERSION
+from tsc.files import code_digest
 from tsc.sumo.version import installed_sumo_version
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ _BUSY_TIMEOUT_S = 5.0
 # After a fault that may pass (a full disk, a stuck process), reading or writing pauses for this long, plus ten times
 # the time that the fault took: diskcache waits a minute for a database that is locked while it opens.
 _REST_S = 60.0
+
+# Outcomes of other code or another SUMO go once they have not been used for so long.
+_UNUSED_S = 30 * 24 * 3600.0
 
 # Faults of the surroundings. Every other fault is one of the database itself.
 _SURROUNDINGS = {
@@ -84,15 +88,15 @@ class OutcomeStore:
     """Returns exactly what was put under a key, or None. No fault of the disk raises. Safe from many threads and
     processes.
 
-    The folder is named after REPLAY_VERSION and the installed SUMO, so that outcomes of other versions are never found.
-    In it, every database has a numbered folder of its own. If a database is damaged, all processes go over to the next
-    number, and the damaged one is removed. A path is never used twice, because processes that use SQLite find each
-    other's files by path.
+    The folder is named after the digest of the code of tsc, which decides outcomes, and the installed SUMO, so that
+    outcomes of other versions are never found. In it, every database has a numbered folder of its own. If a database is
+    damaged, all processes go over to the next number, and the damaged one is removed. A path is never used twice,
+    because processes that use SQLite find each other's files by path.
     """
 
     def __init__(self, settings: CacheSection, outcome_settings: OutcomeSettings) -> None:
         directory = settings.directory or user_cache_folder() / "tsc-grpo" / "outcomes"
-        self._folder = directory / f"replay-{REPLAY_VERSION}-sumo-{installed_sumo_version()}"
+        self._folder = directory / f"replay-{code_digest('tsc')[:12]}-sumo-{installed_sumo_version()}"
         self._size_limit_bytes = settings.size_limit_mb * 10**6
         self._terms = outcome_settings.terms
         self._cache: diskcache.Cache | None = None
@@ -161,6 +165,11 @@ class OutcomeStore:
         except RuntimeError as error:  # this user does not have a home folder
             raise FileNotFoundError(str(error)) from error
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.utime(self._folder)
+        for other in self._folder.parent.glob("replay-*"):
+            with contextlib.suppress(FileNotFoundError):  # another process removes it, too
+                if other.stat().st_mtime < time.time() - _UNUSED_S:
+                    shutil.rmtree(other, ignore_errors=True)
         numbers = [int(path.name) for path in self._folder.iterdir() if re.fullmatch("[0-9]{1,9}", path.name)]
         self._number = max(self._number, *numbers, 0)
         self._database_folder.mkdir(mode=0o700, exist_ok=True)
@@ -173,7 +182,10 @@ class OutcomeStore:
             cull_limit=10,
             statistics=0,
             tag_index=0,
-            sqlite_mmap_size=0,  # a file that is cut short while it is mapped would kill the process
+            # A file that is cut short while it is mapped would kill the process; the journal "wal" maps one, too.
+            sqlite_mmap_size=0,
+            sqlite_journal_mode="truncate",
+            sqlite_synchronous=0,  # a power failure may damage the database, which is then left behind
         )
         for number in numbers:
             if number < self._number:

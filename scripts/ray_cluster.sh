@@ -80,8 +80,8 @@ start_node() {  # start_node OPTION OF ray start...
     [[ -z $pid ]] || fail "a node runs here already: bash scripts/ray_cluster.sh stop, or another RAY_TMP for a second one"
     prepare
     if [[ $1 == --head && ${RAY_AUTH_MODE:-token} == token ]]; then
-        # This keeps an existing token.
-        ray get-auth-token --generate >/dev/null 2>&1 ||
+        # This keeps an existing token. Ray makes one that every user of the machine can read.
+        (umask 077 && ray get-auth-token --generate >/dev/null 2>&1 && chmod 600 "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}") ||
             fail "the token by which nodes recognise each other is missing, and Ray cannot make one: look at ~/.ray/auth_token and RAY_AUTH_TOKEN_PATH"
     fi
     environment

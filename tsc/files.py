@@ -60,6 +60,33 @@ def remembered_sha256_of(path: Path) -> str:
     return _sha256_seen[key]
 
 
+def code_digest(*packages: str, root: Path = REPO_ROOT) -> str:
+    """SHA-256 over the names and contents of all modules of the packages, which are folders of `root`."""
+    digest = hashlib.sha256()
+    for package in packages:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def memory_file(name: str, data: bytes) -> tuple[int, Path]:
+    """A file in memory, read-only: its descriptor, and the path by which this process and its forks reach it until the
+    descriptor is closed."""
+    writable = os.memfd_create(name)
+    try:
+        with open(writable, "wb", closefd=False) as file:
+            file.write(data)
+        # A descriptor's number is used again. A time of change that is made from the content keeps caches right that go
+        # by path and time.
+        time_ns = int.from_bytes(hashlib.sha256(data).digest()[:7], "big")
+        os.utime(writable, ns=(time_ns, time_ns))
+        # read-only, so that a fork of the simulation does not mistake it for one of SUMO's outputs
+        descriptor = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(writable)
+    return descriptor, Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+
+
 @contextmanager
 def folder_lock(folder: Path, what: str, *, lock_file: str = LOCK_FILE) -> Iterator[None]:
     """Create `folder` if it is missing, and be its only writer until the block ends.

@@ -12,18 +12,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from recipes.models.checkpoints import latest_step, mend_tracker, remove_older
 from recipes.models.model_folder import check_model_folder
 from recipes.models.quantisation import check_quantize
 from recipes.preflight.check_run import (
@@ -45,8 +46,6 @@ from tsc.files import REPO_ROOT, folder_lock
 TITLES = {"grpo": "GRPO", "gspo": "GSPO", "ppo": "PPO", "sft": "SFT", "dpo": "DPO"}
 # A KV cache for a few answers of a given model at a time; the CPU profile's serves a tiny one.
 GIVEN_MODEL_KV_CACHE_BYTES = 1 << 30
-# A Unix socket's path has at most 107 characters, and Ray's are long below its folder.
-LONGEST_TEMPORARY_FOLDER = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +79,7 @@ class Training:
 
     @property
     def done_steps(self) -> int:
-        tracker = self.checkpoints / "latest_checkpointed_iteration.txt"
-        return int(tracker.read_text()) if tracker.is_file() else 0
+        return latest_step(self.checkpoints) or 0
 
     @property
     def steps(self) -> int:
@@ -383,7 +381,7 @@ class Pipeline:
         alone = folder_lock(sft.folder, "SFT") if sft is not self.main else nullcontext()
         with alone, self.stages.stage(title, f"model in {sft.folder / 'merged'}"):
             if sft.done_steps < steps:  # else it was stopped while it was exported
-                self._torchrun(sft, ["-m", "verl.trainer.sft_trainer", *_recipe("sft")], now, last)
+                self._torchrun(sft, ["verl.trainer.sft_trainer", *_recipe("sft")], now, last)
             self._remove_older_checkpoints(sft)
             self._export(sft, "")
 
@@ -407,21 +405,21 @@ class Pipeline:
             environment = self._environment_of(main)
             # verl reads the file even where it is told not to validate
             now = [self._loggers(), f"data.val_files={_hydra(str((val if val.is_file() else train).resolve()))}"]
-            with self._ray(environment) as (driver, ray):
-                if self.run.ray_address:
-                    # another node's working folder may be another one
-                    now.append(f"data.train_files={_hydra(str(train.resolve()))}")
-                    if main.start.is_dir():
-                        now.append(f"{WORKER}.model.path={_hydra(str(main.start.resolve()))}")
-                command = [*driver, "-u", "-m", "verl.trainer.main_ppo", *_recipe(main.algorithm)]
-                command += main.overrides(*now, *ray)
-                self.stages.run(
-                    command,
-                    name=f"verl ({main.title})",
-                    log=main.folder / "train.log",
-                    watch_workers=True,
-                    environment=environment,
-                )
+            driver, ray = self._ray(environment)
+            if self.run.ray_address:
+                # another node's working folder may be another one
+                now.append(f"data.train_files={_hydra(str(train.resolve()))}")
+                if main.start.is_dir():
+                    now.append(f"{WORKER}.model.path={_hydra(str(main.start.resolve()))}")
+            command = [*driver, "-u", "-m", "verl.trainer.main_ppo", *_recipe(main.algorithm)]
+            command += main.overrides(*now, *ray)
+            self.stages.run(
+                command,
+                name=f"verl ({main.title})",
+                log=main.folder / "train.log",
+                watch_workers=True,
+                environment=environment,
+            )
             self._remove_older_checkpoints(main)
 
     def train_on_pairs(self) -> None:
@@ -441,7 +439,7 @@ class Pipeline:
             f"(log: {main.folder / 'train.log'})"
         )
         with self.stages.stage(title, f"checkpoints in {main.checkpoints}"):
-            self._torchrun(main, ["recipes/dpo/train_dpo.py"])
+            self._torchrun(main, ["recipes.dpo.train_dpo"])
 
     def merge(self) -> None:
         """Adapter and merged model of the last checkpoint."""
@@ -491,6 +489,9 @@ class Pipeline:
             self._stages_in_order()
 
     def _stages_in_order(self) -> None:
+        for each in dict.fromkeys((self.sft, self.main)):
+            if each and (mended := mend_tracker(each.checkpoints)):
+                say(f"note: {mended}")
         self.make_data()
         self.check_data()
         self.make_start_model()
@@ -528,7 +529,7 @@ class Pipeline:
         num_devices = training.config.hardware.num_devices
         training.folder.mkdir(parents=True, exist_ok=True)
         command = ["torchrun", "--standalone", "--local-addr=127.0.0.1", "--nnodes=1"]
-        command += [f"--nproc_per_node={num_devices}", *program]
+        command += [f"--nproc_per_node={num_devices}", "-m", "recipes.running.rank", *program]
         command += training.overrides(*now, self._loggers(), last=last)
         self.stages.run(
             command,
@@ -545,18 +546,19 @@ class Pipeline:
 
     def _remove_older_checkpoints(self, training: Training) -> None:
         if not any("ckpt_to_keep=" in override for override in self.asked):
-            remove_older_checkpoints(training.checkpoints)
+            remove_older(training.checkpoints)
 
-    @contextmanager
-    def _ray(self, environment: dict[str, str]) -> Iterator[tuple[list[str], list[str]]]:
-        """The start of the driver's command line, and overrides: a Ray of this run's own, or the cluster."""
+    def _ray(self, environment: dict[str, str]) -> tuple[list[str], list[str]]:
+        """The start of the driver's command line, and overrides: a Ray of this run's own, or the cluster. Adds to
+        `environment`."""
         init, address = "ray_kwargs.ray_init", self.run.ray_address
         if not address:
-            parent = tempfile.gettempdir()
-            parent = parent if len(parent) <= LONGEST_TEMPORARY_FOLDER else "/tmp"
-            with tempfile.TemporaryDirectory(prefix="tsc-ray.", dir=parent, ignore_cleanup_errors=True) as folder:
-                yield [sys.executable], [f"{init}._temp_dir={folder}"]
-            return
+            # Whoever reaches the ports of verl's transfer queue can run code, so they are out of the network's reach.
+            # The first has no effect without the second.
+            environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+            # other users of the machine reach vLLM's port
+            environment["VLLM_API_KEY"] = secrets.token_hex(16)
+            return [sys.executable], [f"{init}._node_ip_address=127.0.0.1"]
         environment |= ray_token(self.stages.environment)
         # verl spreads these over the nodes, and the profile says how many one has
         profile = load_hardware(self.run.hardware)
@@ -570,19 +572,7 @@ class Pipeline:
         for name in WORKER_VARIABLES:
             if whole.get(name):
                 overrides.append(f"+{init}.runtime_env.env_vars.{name}={_quoted(whole[name])}")
-        yield [sys.executable, "recipes/running/cluster_run.py", "--address", address, "--", sys.executable], overrides
-
-
-def remove_older_checkpoints(folder: Path) -> None:
-    """Leave the last checkpoint. verl counts what it keeps within a process, and so leaves the one that a resumed
-    training began from. Where `folder` does not say which is the last, checkpoints lie elsewhere, and nothing goes."""
-    tracker = folder / "latest_checkpointed_iteration.txt"
-    if not tracker.is_file():
-        return
-    last = f"global_step_{tracker.read_text().strip()}"
-    for older in folder.glob("global_step_*"):
-        if older.name != last:
-            shutil.rmtree(older)
+        return [sys.executable, "recipes/running/cluster_run.py", "--address", address, "--", sys.executable], overrides
 
 
 def _model(config: DictConfig) -> DictConfig:

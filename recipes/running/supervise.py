@@ -6,7 +6,7 @@ Example:
 
 Ends the command and everything that it started, also detached processes, in three cases: this process gets Ctrl-C,
 SIGTERM or SIGHUP; its parent dies; one of verl's long-lived workers dies while verl continues without it
-(--watch-workers).
+(--watch-workers). Then removes its temporary files, and what it shared in /dev/shm.
 Exit status: that of the command; 1 after a dead worker or a stall; 128 + the signal's number after a signal.
 """
 
@@ -17,6 +17,7 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,8 @@ ONE_SIDED_STEPS = 5
 # How long the command may take to end after SIGTERM, before everything is killed.
 TERMINATION_S = 10.0
 POLL_S = 0.5
+# How often to look which shared memory the command uses. A look reads some thousand lines a process.
+SHARED_MEMORY_POLL_S = 20.0
 
 # Ray names its actors ray::Class or ray::Class.method, and idle workers ray::IDLE. vLLM names its processes VLLM::….
 # A process that one of them starts has the same name until it becomes another program.
@@ -69,6 +72,19 @@ def _command_line(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
+
+
+def shared_files(processes: Iterable[psutil.Process]) -> set[Path]:
+    """The files of /dev/shm that the processes have in their memory. Python and verl leave them when they are killed,
+    and Python's queues also otherwise."""
+    found = set()
+    for process in processes:
+        try:
+            maps = Path(f"/proc/{process.pid}/maps").read_text()
+        except OSError:  # it has ended
+            continue
+        found |= set(re.findall(r" (/dev/shm/\S+)$", maps, re.MULTILINE))
+    return {Path(name) for name in found}
 
 
 @dataclass
@@ -172,6 +188,7 @@ class Supervisor:
         self._signal: int | None = None
         self._status: int | None = None
         self._pid = 0
+        self._shared: set[Path] = set()
 
     def _note_signal(self, signum: int, _frame: FrameType | None) -> None:
         self._signal = signum
@@ -223,6 +240,15 @@ class Supervisor:
         return psutil.Process().children(recursive=True)
 
     def _end_all(self) -> None:
+        """End what runs, and remove what it leaves behind in /dev/shm and in its folder for temporary files."""
+        self._shared |= shared_files(self._descendants())
+        self._end_processes()
+        for path in self._shared:
+            path.unlink(missing_ok=True)
+        if self._arguments.temporary_folder:
+            shutil.rmtree(self._arguments.temporary_folder, ignore_errors=True)
+
+    def _end_processes(self) -> None:
         """Send SIGTERM to the command, so that verl and Ray can end in order. Then send SIGKILL to all that is left."""
         if self._status is None:
             os.kill(self._pid, signal.SIGTERM)
@@ -253,6 +279,7 @@ class Supervisor:
         progress = Progress(arguments.metrics, arguments.every)
         cause: str | None = None
         log_size, log_grew_s = log_start, time.monotonic()
+        looked_s = time.monotonic()
         while self._status is None and self._signal is None and cause is None:
             time.sleep(POLL_S)
             self._reap()
@@ -260,6 +287,9 @@ class Supervisor:
             progress.show(now_s)
             if self._status is not None:
                 break
+            if now_s - looked_s >= SHARED_MEMORY_POLL_S:
+                self._shared |= shared_files(self._descendants())
+                looked_s = now_s
             if arguments.watch_workers:
                 watch.look(self._descendants(), now_s)
                 if watch.dead_since is not None and now_s - watch.dead_since > arguments.grace:
@@ -318,6 +348,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=20.0,
         help="seconds for the command to notice a dead worker itself and say more about it (default: %(default)s)",
     )
+    parser.add_argument("--temporary-folder", type=Path, help="the command's TMPDIR, which is removed after it")
     parser.add_argument("--parent-pid", type=int, help="process id of the parent: end when it dies")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND ARGUMENT…")
     arguments = parser.parse_args(argv)

@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tsc.errors import ReplayError
-from tsc.files import REPO_ROOT
+from tsc.files import REPO_ROOT, code_digest
 from tsc.sumo.version import installed_sumo_version
 
 # Python may take long to start on a busy machine or from a slow disk.
@@ -95,7 +95,9 @@ class ServerAddress:
     @classmethod
     def here(cls) -> ServerAddress:
         """The address for this process. Raises ReplayError if the folder is unsafe or its name is too long."""
-        folder = Path(tempfile.gettempdir(), f"tsc-replay-{os.getuid()}")
+        # a launch has a folder for temporary files of its own, but shares the server
+        shared = os.environ.get("TSC_REPLAY_FOLDER") or tempfile.gettempdir()
+        folder = Path(shared, f"tsc-replay-{os.getuid()}")
         remedy = "set TMPDIR to a folder of your own"
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -176,7 +178,7 @@ class ServerAddress:
             raise ReplayError(
                 f"the replay server did not start within {_START_TIMEOUT_S:g} s{self.last_words()}"
             ) from None
-        if status != 0:
+        if status > 0:  # killed by somebody, it is started again
             raise ReplayError(f"the replay server cannot start (status {status}){self.last_words()}")
 
     def last_words(self) -> str:
@@ -196,13 +198,4 @@ def _server_name() -> str:
         os.readlink("/proc/self/ns/mnt"),
         sorted(os.sched_getaffinity(0)),
     )
-    return hashlib.sha256(f"{code_digest(REPO_ROOT)} {place!r}".encode()).hexdigest()[:12]
-
-
-def code_digest(root: Path) -> str:
-    """SHA-256 over the names and contents of all modules of tsc and reward below `root`, which replays use."""
-    digest = hashlib.sha256()
-    for package in ("reward", "tsc"):
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    return hashlib.sha256(f"{code_digest('reward', 'tsc')} {place!r}".encode()).hexdigest()[:12]

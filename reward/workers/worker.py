@@ -37,6 +37,7 @@ from tsc.errors import (
     TscError,
     UnknownJunction,
 )
+from tsc.processes import forbid_writing, limit_memory
 from tsc.replays.embedded_files import UnpackedFiles
 from tsc.replays.request import ReplayRequest
 
@@ -105,10 +106,13 @@ def _load(name: str) -> ReplayFunction:
 
 def main() -> None:
     _die_with_parent(int(sys.argv[2]))
+    limit_memory()
     # Ctrl-C reaches every process of the terminal; the parent decides
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = _private_stdout()
     replay = _load(sys.argv[1])
+    if sys.argv[1].startswith("tsc."):  # a user's own function may write what it likes
+        forbid_writing()
     replies.write(b'{"ready": true}\n')
     files = UnpackedFiles()
     for line in sys.stdin.buffer:

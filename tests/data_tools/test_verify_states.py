@@ -21,8 +21,9 @@ import pytest
 
 from data_tools import json_to_parquet, verify_states
 from data_tools.state_causes import CAUSES, has_low_precision
-from tsc.errors import ConfigError, SampleError
+from tsc.errors import ConfigError, SampleError, StateError
 from tsc.files import folder_lock
+from tsc.replays.saved_state import state_text
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 Sample = dict[str, Any]
@@ -445,3 +446,75 @@ def test_precision_is_judged_by_whether_the_next_number_could_be_told_apart() ->
 def test_every_cause_is_documented() -> None:
     text = (REPO_ROOT / "docs/replays.md").read_text()
     assert [name for name in CAUSES if f"| {name} |" not in text] == []
+
+
+@pytest.mark.parametrize("place", ["measure", "terms"])
+def test_a_dataset_cannot_choose_code_that_labels_are_by(copy: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "chosen.py").write_text(
+        "import sys\nprint('it runs', file=sys.stderr)\ndef queue(simulation, lanes):\n    return 1.0\n"
+    )
+    samples = samples_of(copy)
+    for sample in samples:
+        if place == "measure":
+            sample["outcomes"] |= {"yes": 45.0, "no": 45.0}
+            sample["outcomes"]["settings"]["measure"] = "pkg://chosen:queue"
+        else:
+            sample["outcomes"]["settings"]["terms"] = ["pkg://chosen:queue"]
+            sample["outcomes"]["terms"] = {"pkg://chosen:queue": {"yes": 45.0, "no": 45.0}}
+        sample.pop("expert_decision", None)
+    write(copy, samples)
+    command = [sys.executable, "data_tools/verify_states.py", "--data", str(copy), "--sample", "1", "--workers", "1"]
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        return subprocess.run([*command, *options], cwd=REPO_ROOT, env=environment, capture_output=True, text=True)
+
+    refused = run()
+    assert refused.returncode == 2
+    assert "sample 0: its label is by pkg://chosen:queue, which is code: name the reward file" in refused.stderr
+    assert "it runs" not in refused.stderr
+    section = "outcome: {measure: pkg://chosen:queue}" if place == "measure" else "terms: {pkg://chosen:queue: 1}"
+    (tmp_path / "reward.yaml").write_text(section)
+    trusted = run("--reward", str(tmp_path / "reward.yaml"))
+    assert trusted.returncode == 0, trusted.stdout + trusted.stderr
+    assert "it runs" in trusted.stderr
+
+
+def test_files_that_a_dataset_makes_sumo_write_are_not_written(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("mine")
+    (copy / "extra.add.xml").write_text(
+        f'<additional><edgeData id="a" file="{tmp_path}/edges.xml"/>'
+        f'<timedEvent type="SaveTLSStates" source="J4" dest="{tmp_path}/kept.txt"/></additional>'
+    )
+    # a vehicle with the device that SUMO calls ssm writes a file, too
+    device = f'<param key="has.ssm.device" value="true"/><param key="device.ssm.file" value="{tmp_path}/kept.txt"/>'
+    samples = samples_of(copy)
+    for sample in samples:
+        state = copy / sample["state_file"]
+        text = gzip.decompress(state.read_bytes()).decode()
+        state.write_bytes(gzip.compress(re.sub(r"(<vehicle [^>]*)/>", rf"\1>{device}</vehicle>", text).encode()))
+        sample["state_sha256"] = hashlib.sha256(state.read_bytes()).hexdigest()
+        sample["sumo"]["additional_files"] = ["extra.add.xml"]
+    write(copy, samples)
+    report = tmp_path / "r.json"
+    verify_states.main(["--data", str(copy), "--sample", "4", "--workers", "1", "--json", str(report)])
+    assert (tmp_path / "kept.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["four_way", "kept.txt", "r.json"]
+
+
+def test_a_state_that_unpacks_to_more_than_memory_is_an_error(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = copy / samples_of(copy)[0]["state_file"]
+    with gzip.open(state, "wb") as file:
+        for _ in range(300):
+            file.write(bytes(1 << 20))
+    with pytest.raises(StateError, match="more than 256 MiB"):
+        state_text(state.read_bytes(), state)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret.xml", "states/../../secret.xml", "/dev/zero"])
+def test_a_state_outside_of_its_dataset_is_refused(copy: Path, name: str) -> None:
+    samples = samples_of(copy)
+    samples[0]["state_file"] = name
+    write(copy, samples)
+    with pytest.raises(SampleError, match="states lie in the folder of the dataset file"):
+        verify_states.read_jobs([copy / "grpo_dataset.json"])

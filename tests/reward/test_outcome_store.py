@@ -105,9 +105,19 @@ def test_outcomes_of_another_sumo_or_another_replay_code_are_not_found(
         changed.setattr(module, "installed_sumo_version", lambda: "1.29.0")
         assert open_store(tmp_path).get("key") is None
     with monkeypatch.context() as changed:
-        changed.setattr(module, "REPLAY_VERSION", module.REPLAY_VERSION + 1)
+        changed.setattr(module, "code_digest", lambda *packages: "0" * 64)
         assert open_store(tmp_path).get("key") is None
     assert open_store(tmp_path).get("key") == SOME
+
+
+def test_outcomes_of_other_code_go_when_nobody_uses_them(tmp_path: Path) -> None:
+    old, recent = tmp_path / "replay-5-sumo-1.27.0", tmp_path / "replay-abc-sumo-1.28.0"
+    for folder, age_days in ((old, 31), (recent, 29)):
+        folder.mkdir()
+        os.utime(folder, times=(time.time() - age_days * 86400,) * 2)
+    open_store(tmp_path).put("key", SOME)
+    assert not old.exists()
+    assert recent.exists()
 
 
 def test_without_a_directory_the_users_cache_folder_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

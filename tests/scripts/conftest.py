@@ -70,6 +70,7 @@ class Project:
                 stdout=file,
                 stderr=file,
                 text=True,
+                start_new_session=True,  # a group of its own, as in a terminal
             )
         return Launch(process, output, metrics, before)
 

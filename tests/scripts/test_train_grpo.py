@@ -78,13 +78,28 @@ def test_wandb_logs_offline_without_a_key(project: Any) -> None:
     assert list(project.run.glob("grpo/tensorboard/events*"))
 
 
+def exposed(processes: list[psutil.Process]) -> list[str]:
+    """Who listens where another machine can reach it."""
+    return [
+        process.cmdline()[0]
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip not in ("127.0.0.1", "::1")
+    ]
+
+
 def test_sigterm_leaves_no_process_and_the_same_command_resumes(project: Any) -> None:
     before = records(project, "grpo")
+    # as a kill leaves it in the moment in which verl writes it
+    (project.run / "grpo/checkpoints/latest_checkpointed_iteration.txt").write_text("")
     launch = project.launch(steps=1000)
     launch.wait_for("a step after the resume", lambda: len(launch.records()) >= 1)
     started = launch.descendants()
     assert any("ray::WorkerDict" in " ".join(process.cmdline()) for process in started)
     assert launch.records()[0]["step"] == 3
+    assert "names step 2, the newest complete checkpoint" in launch.output.read_text()
+    # torch's rendezvous is a store of short texts
+    assert [name for name in exposed(started) if not name.startswith("ray::WorkerDict")] == []
     launch.process.send_signal(signal.SIGTERM)
     assert launch.process.wait(timeout=60) == 143
     _, alive = psutil.wait_procs(started, timeout=5)

@@ -13,17 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from tsc.errors import SampleError
+from tsc.files import memory_file
 from tsc.replays.request import ReplayRequest
+from tsc.replays.saved_state import MAX_STATE_BYTES
 
 # Net, routes and additional files are repeated in every row, so only small ones travel. The large ones of a city are
 # copied once, by hand.
 MAX_SCENARIO_BYTES = 64 * 1024
+# What a file of MAX_SCENARIO_BYTES may unpack to; a net of 64 kB has 1 MB. Larger files are not even read.
+MAX_UNPACKED_BYTES = 16 << 20
 _XZ_MAGIC = b"\xfd7zXZ\x00"
-
-
-def _scenario_names(request: ReplayRequest) -> list[str]:
-    sumo = request.sumo
-    return [sumo.net_file, *sumo.route_files, *sumo.additional_files]
 
 
 class FileEmbedder:
@@ -34,44 +33,51 @@ class FileEmbedder:
     """
 
     def __init__(self) -> None:
-        self._scenario_files: dict[Path, str] = {}
+        self._scenario_files: dict[tuple[Path, str | None], str] = {}
         self.num_states = 0
         self.state_chars = 0
         self.scenario_chars = 0
         self.left_out: set[Path] = set()
 
     def embed(self, request: ReplayRequest) -> ReplayRequest:
-        """Raises SampleError if a file cannot be read, or if the state is not the one that the request names."""
-        state = self._read(request.state_path, request)
-        if request.state_sha256 not in (None, hashlib.sha256(state).hexdigest()):
-            raise SampleError(
-                f"state {request.state_path} of sample {request.sample_id} is not the file whose digest the sample "
-                "gives: generate the dataset again"
-            )
+        """Raises SampleError if a file cannot be read, is not the one that the request names by its digest, or lies
+        outside of the dataset and has no digest: no dataset of others may make a private file travel."""
+        state = self._read(request.state_file, request.state_sha256, request)
         files = {request.state_file: base64.b64encode(state).decode()}
         self.num_states += 1
         self.state_chars += len(files[request.state_file])
-        names = _scenario_names(request)
-        paths = [Path(request.dataset_dir, name) for name in names]
-        texts = [self._scenario_file(path, request) for path in paths]
-        if sum(map(len, texts)) * 3 // 4 <= MAX_SCENARIO_BYTES:
-            files |= dict(zip(names, texts, strict=True))
-            self.scenario_chars += sum(map(len, texts))
-        else:
-            self.left_out.update(paths)
+        digests = request.sumo.digests
+        paths = [Path(request.dataset_dir, name) for name in digests]
+        # of a larger file, nobody needs to know how far it can be compressed
+        if not any(path.is_file() and path.stat().st_size > MAX_UNPACKED_BYTES for path in paths):
+            texts = {name: self._scenario_file(name, digest, request) for name, digest in digests.items()}
+            num_chars = sum(map(len, texts.values()))
+            if num_chars * 3 // 4 <= MAX_SCENARIO_BYTES:
+                self.scenario_chars += num_chars
+                return replace(request, embedded=files | texts)
+        self.left_out.update(paths)
         return replace(request, embedded=files)
 
-    def _scenario_file(self, path: Path, request: ReplayRequest) -> str:
-        if path not in self._scenario_files:
-            self._scenario_files[path] = base64.b64encode(lzma.compress(self._read(path, request))).decode()
-        return self._scenario_files[path]
+    def _scenario_file(self, name: str, digest: str | None, request: ReplayRequest) -> str:
+        key = (Path(request.dataset_dir, name), digest)
+        if key not in self._scenario_files:
+            data = self._read(name, digest, request)
+            self._scenario_files[key] = base64.b64encode(lzma.compress(data)).decode()
+        return self._scenario_files[key]
 
     @staticmethod
-    def _read(path: Path, request: ReplayRequest) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise SampleError(f"cannot embed {path} of sample {request.sample_id}: {error.strerror}") from error
+    def _read(name: str, digest: str | None, request: ReplayRequest) -> bytes:
+        path = Path(request.dataset_dir, name)
+        what = f"cannot embed {path} of sample {request.sample_id}"
+        if not path.is_file():
+            raise SampleError(f"{what}: No such file")
+        if digest is None and not path.resolve().is_relative_to(Path(request.dataset_dir).resolve()):
+            raise SampleError(f"{what}: it lies outside of the dataset, and the sample does not know its content")
+        with path.open("rb") as file:
+            data = file.read(MAX_STATE_BYTES)
+        if digest not in (None, hashlib.sha256(data).hexdigest()):
+            raise SampleError(f"{what}: it is not the file whose digest the sample gives: generate the dataset again")
+        return data
 
 
 class UnpackedFiles:
@@ -83,7 +89,7 @@ class UnpackedFiles:
     def __init__(self, max_bytes: int = 64 << 20) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._open: OrderedDict[str, tuple[int, int]] = OrderedDict()  # by text: descriptor, bytes
+        self._open: OrderedDict[str, tuple[int, Path, int]] = OrderedDict()  # by text: descriptor, path, bytes
         self._original_names: dict[str, str] = {}
 
     def unpack(self, request: ReplayRequest) -> ReplayRequest:
@@ -91,7 +97,7 @@ class UnpackedFiles:
         self._original_names.clear()
         if not request.embedded:
             return request
-        names = dict.fromkeys([request.state_file, *_scenario_names(request)])
+        names = dict.fromkeys([request.state_file, *request.sumo.digests])
         paths = {name: str(Path(request.dataset_dir, name)) for name in names}
         for name in names & request.embedded.keys():
             paths[name] = self._path_of(name, request)
@@ -113,15 +119,15 @@ class UnpackedFiles:
             try:
                 data = base64.b64decode(text, validate=True)
                 if data.startswith(_XZ_MAGIC):
-                    data = lzma.decompress(data)
+                    data = lzma.LZMADecompressor().decompress(data, MAX_UNPACKED_BYTES)
             except (binascii.Error, lzma.LZMAError) as error:
                 raise SampleError(
                     f"embedded file {name!r} of sample {request.sample_id} is damaged ({error}): convert the dataset "
                     "again with json_to_parquet"
                 ) from error
-            self._open[text] = (_memory_file(name, data), len(data))
+            self._open[text] = (*memory_file(Path(name).name, data), len(data))
             self._num_bytes += len(data)
-        path = f"/proc/{os.getpid()}/fd/{self._open[text][0]}"
+        path = str(self._open[text][1])
         self._original_names[path] = f"{Path(request.dataset_dir, name)} (embedded)"
         return path
 
@@ -133,21 +139,6 @@ class UnpackedFiles:
 
     def _close_surplus(self, num_needed: int) -> None:
         while self._num_bytes > self._max_bytes and len(self._open) > num_needed:
-            _, (descriptor, num_bytes) = self._open.popitem(last=False)
+            _, (descriptor, _, num_bytes) = self._open.popitem(last=False)
             os.close(descriptor)
             self._num_bytes -= num_bytes
-
-
-def _memory_file(name: str, data: bytes) -> int:
-    writable = os.memfd_create(Path(name).name)
-    try:
-        with open(writable, "wb", closefd=False) as file:
-            file.write(data)
-        # A descriptor's number is used again. A time of change that is made from the content keeps caches right that go
-        # by path and time.
-        time_ns = int.from_bytes(hashlib.sha256(data).digest()[:7], "big")
-        os.utime(writable, ns=(time_ns, time_ns))
-        # read-only, so that a fork of the simulation does not mistake it for one of SUMO's outputs
-        return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(writable)

@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 from tsc.cost.continuation import Continuation, continue_with, outcomes_of
 from tsc.cost.outcome import Outcomes, OutcomeSettings, import_measures
 from tsc.errors import ReplayError, ScenarioError, StateError, TscError
-from tsc.files import remembered_sha256_of
+from tsc.files import memory_file, remembered_sha256_of
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl, controllable_programs
 from tsc.replays.request import ReplayRequest
 from tsc.replays.saved_state import (
+    MAX_STATE_BYTES,
     demand_until_s,
     occupied_internal_lanes,
     state_text,
@@ -35,6 +36,7 @@ from tsc.replays.saved_state import (
     with_right_of_way,
     without_departures_after,
 )
+from tsc.sumo.additional_files import without_outputs
 from tsc.sumo.fork import in_fork
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.signal_program import SignalProgram
@@ -84,10 +86,9 @@ def _forget_template() -> None:
 
 
 def _sha256_of_scenario_file(path: Path) -> str:
-    try:
-        return remembered_sha256_of(path)
-    except FileNotFoundError:
-        raise ScenarioError(f"{path} does not exist: generate the dataset again, or move it back") from None
+    if not path.is_file():
+        raise ScenarioError(f"{path} does not exist: generate the dataset again, or move it back")
+    return remembered_sha256_of(path)
 
 
 def checked_state(request: ReplayRequest) -> str:
@@ -95,7 +96,8 @@ def checked_state(request: ReplayRequest) -> str:
     path = request.state_path
     if not path.is_file():
         raise StateError(f"state {path} does not exist: generate the dataset again, or move it back")
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        data = file.read(MAX_STATE_BYTES + 1)
     if request.state_sha256 is not None:
         digest = hashlib.sha256(data).hexdigest()
         if digest != request.state_sha256:
@@ -103,22 +105,37 @@ def checked_state(request: ReplayRequest) -> str:
                 f"state {path} has SHA-256 {digest[:12]}…, but the sample says {request.state_sha256[:12]}…: "
                 "the file was changed or damaged; generate the dataset again"
             )
-    sumo, dataset_dir = request.sumo, Path(request.dataset_dir)
-    names = [sumo.net_file, *sumo.route_files]
-    digests = [sumo.net_sha256, *(sumo.route_sha256 or ())]
-    for name, expected in zip(names, digests, strict=False):  # a foreign dataset has no digests of its routes
+    dataset_dir = Path(request.dataset_dir)
+    for name, expected in request.sumo.digests.items():
         if expected is not None and _sha256_of_scenario_file(dataset_dir / name) != expected:
             raise ScenarioError(
                 f"{dataset_dir / name} is not the file that state {path} was saved with (its SHA-256 differs): "
                 "generate the dataset again"
             )
-    made_by, installed = sumo.version, installed_sumo_version()
+    made_by, installed = request.sumo.version, installed_sumo_version()
     if made_by.split(".")[:2] != installed.split(".")[:2]:
         raise StateError(
             f"state {path} was saved by SUMO {made_by}, but {installed} is installed: install libsumo {made_by} or "
             "generate the dataset again"
         )
     return state_text(data, path)
+
+
+# Memory files of additional files, by path, size and time of change. They live as long as the process.
+_quiet_files: dict[tuple[Path, int, int], Path] = {}
+
+
+def _quiet(path: Path) -> Path:
+    """The additional file, or if it makes SUMO write files, a memory file without that. Many replays at once would
+    write into one file, and a dataset of others into any. Raises ScenarioError."""
+    if not path.is_file():
+        return path  # Simulation reports it
+    status = path.stat()
+    key = (path, status.st_size, status.st_mtime_ns)
+    if key not in _quiet_files:
+        text = without_outputs(path)
+        _quiet_files[key] = path if text is None else memory_file(path.name, text)[1]
+    return _quiet_files[key]
 
 
 @contextmanager
@@ -208,6 +225,7 @@ def continue_state(
     text = checked_state(request)
     files = request.sumo.files_in(Path(request.dataset_dir))
     try:
+        files = replace(files, additional_files=tuple(map(_quiet, files.additional_files)))
         template = _template_for(files, request.sumo.net_sha256)
         end_s = state_time_s(text) + length_s
         if demand_until_s(text) >= end_s:

@@ -14,12 +14,11 @@ from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ConfigError, SampleError
 from tsc.junction.clock import Clock
 from tsc.junction.timing import Timing
-from tsc.replays.sample import SCHEMA_VERSION, Sample
+from tsc.replays.sample import SCHEMA_VERSION, Sample, check_in_dataset
 from tsc.sumo.sumo_input import SumoInput
 
-# Raise this number with every change to what a replay computes. Outcomes that another number kept on disk are then
-# left alone.
-REPLAY_VERSION = 5
+# What `digest` leaves out of `sumo`: digests say it better.
+_BESIDE_DIGESTS = ("version", "net_file", "route_files")
 
 _REMEDY = "convert the dataset again with json_to_parquet"
 
@@ -79,6 +78,7 @@ class ReplayRequest:
             raise SampleError(f"not a replay request: {faults_in(error)}: {_REMEDY}") from error
         except ConfigError as error:
             raise SampleError(f"not a replay request: {error}: {_REMEDY}") from error
+        check_in_dataset(request.state_file)
         if not timing.may_decide(request.current_green_elapsed_s):
             raise SampleError(
                 f"not a replay request: current_green_elapsed_s is {request.current_green_elapsed_s:g}: must be at "
@@ -90,7 +90,7 @@ class ReplayRequest:
         """Plain JSON values, which share the request's texts."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         values["clocks"] = self._clocks_json()
-        values["sumo"] = self.sumo.model_dump(mode="json")
+        values["sumo"] = self.sumo.to_json()
         if not self.embedded:
             del values["embedded"]
         return values
@@ -111,15 +111,14 @@ class ReplayRequest:
     @property
     def has_all_digests(self) -> bool:
         """Whether every file that decides the outcomes is named by its content, so that `digest` holds for good."""
-        sumo = self.sumo
-        has_routes = bool(sumo.route_sha256) or not sumo.route_files
-        return bool(self.state_sha256 and sumo.net_sha256 and has_routes and not sumo.additional_files)
+        # an additional file may name further files
+        return bool(self.state_sha256 and all(self.sumo.digests.values()) and not self.sumo.additional_files)
 
     def digest(self, settings: OutcomeSettings, sumo_version: str) -> str:
         """SHA-256 over exactly what decides the outcomes: not the sample's id, nor where its files lie."""
         sumo = self.sumo
-        # without digests, only the names tell one net from another
-        named = None if sumo.net_sha256 else [self.dataset_dir, sumo.net_file, sumo.route_files]
+        # without digests, only the names tell one file from another
+        named = None if all(sumo.digests.values()) else [self.dataset_dir, sumo.net_file, sumo.route_files]
         what = {
             "schema_version": SCHEMA_VERSION,
             "sumo_version": sumo_version,
@@ -132,7 +131,7 @@ class ReplayRequest:
                 "green_extension_s": self.green_extension_s,
             },
             "clocks": self._clocks_json(),
-            "sumo": sumo.model_dump(mode="json", exclude={"version", "net_file", "route_files"}),
+            "sumo": {name: value for name, value in sumo.to_json().items() if name not in _BESIDE_DIGESTS},
             "files": named,
             "settings": settings.as_dict(),
         }

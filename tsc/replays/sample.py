@@ -7,10 +7,10 @@ kept.
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tsc.cost.measures import MEASURES
 from tsc.cost.outcome import Outcomes, OutcomeSettings
@@ -144,6 +144,14 @@ class Sample(_Record):
     expert_decision: Decision | None = None
     replay: ReplayMark | None = None
 
+    @field_validator("state_file")
+    @classmethod
+    def _state_lies_in_dataset(cls, value: str) -> str:
+        try:
+            return check_in_dataset(value)
+        except SampleError as error:
+            raise ValueError(str(error)) from error
+
     @model_validator(mode="after")
     def _green_lies_within_its_bounds(self) -> Sample:
         if self.max_green <= self.min_green:
@@ -178,6 +186,14 @@ class Sample(_Record):
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values of the fields that were given and are not None."""
         return self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+
+
+def check_in_dataset(state_file: str) -> str:
+    """Returns the name of a state as a sample gives it. Raises SampleError if it leads out of the dataset's folder."""
+    name = PurePath(state_file)
+    if name.is_absolute() or ".." in name.parts:
+        raise SampleError(f"state_file is {state_file!r}: states lie in the folder of the dataset file, or below it")
+    return state_file
 
 
 def find_dataset_files(path: Path) -> list[Path]:

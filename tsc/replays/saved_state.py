@@ -18,6 +18,7 @@ by comparing every vehicle, second by second, with the simulation that ran on:
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import re
 import zlib
@@ -26,6 +27,9 @@ from decimal import Decimal
 from pathlib import Path
 
 from tsc.errors import StateError
+
+# A city with 100,000 vehicles has 100 MB.
+MAX_STATE_BYTES = 256 << 20
 
 _DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.])")
 _SNAPSHOT = re.compile(r'<snapshot\b[^>]*\btime="([\d.]+)"')
@@ -40,9 +44,14 @@ _LOADER_TIME = re.compile(r'loaderTime="(\d+)"')
 def state_text(data: bytes, path: Path) -> str:
     """The XML in a state file's bytes, which may be compressed. path: for messages only. Raises StateError."""
     try:
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        if data[:2] == b"\x1f\x8b":
+            with gzip.open(io.BytesIO(data)) as file:
+                data = file.read(MAX_STATE_BYTES + 1)
+        text = data.decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise StateError(f"state {path} is damaged ({error}): generate the dataset again") from error
+    if len(data) > MAX_STATE_BYTES:
+        raise StateError(f"state {path} has more than {MAX_STATE_BYTES >> 20} MiB, so no replay can have saved it")
     if _SNAPSHOT.search(text) is None or "</snapshot>" not in text[-200:]:
         raise StateError(f"state {path} is not a complete SUMO state: generate the dataset again")
     return text

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tsc.errors import ScenarioError
 from tsc.sumo.binaries import sumo_binary
-from tsc.sumo.sumo_input import SumoInput, name_in_dataset
+from tsc.sumo.running import SumoFiles
+from tsc.sumo.sumo_input import SumoInput
 
 # SUMO's defaults for options that a sumocfg does not set
 SUMO_DEFAULT_SEED = 23423
@@ -130,17 +131,17 @@ def read_sumocfg(path: Path) -> SumoConfig:
     )
 
 
-def sumo_input(config: SumoConfig, *, version: str, dataset_dir: Path) -> SumoInput:
-    """The `sumo` field of a sample, without digests. The dataset file is in dataset_dir."""
-    return SumoInput(
-        version=version,
-        net_file=name_in_dataset(config.net_file, dataset_dir),
-        route_files=tuple(name_in_dataset(file, dataset_dir) for file in config.route_files),
-        additional_files=tuple(name_in_dataset(file, dataset_dir) for file in config.additional_files),
+def sumo_input(config: SumoConfig, dataset_dir: Path) -> SumoInput:
+    """The `sumo` field of a sample. The dataset file is in dataset_dir."""
+    files = SumoFiles(
+        net_file=config.net_file,
+        route_files=config.route_files,
+        additional_files=config.additional_files,
         seed=config.seed,
         step_length_s=config.step_length_s,
         time_to_teleport_s=config.time_to_teleport_s,
     )
+    return SumoInput.of(files, dataset_dir)
 
 
 def _seconds(text: str) -> float:

@@ -6,40 +6,21 @@ The files are the same in every episode. The seed draws only how drivers behave 
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tsc.errors import ScenarioError
 from tsc.files import sha256_of, write_atomically
 from tsc.scenarios.scenario import Seeds, Split
 from tsc.scenarios.sumocfg import SUMO_DEFAULT_TIME_TO_TELEPORT_S, SumoConfig, read_sumocfg
 from tsc.scenarios.traffic_scenario import ScenarioSettings, TrafficScenario
+from tsc.sumo.additional_files import without_outputs
 from tsc.sumo.running import SumoFiles
 
 # how long a sumocfg without an end is simulated
 DEFAULT_DURATION_S = 3600
 
 SAME_VEHICLES = "the same vehicles in every seed, which draws drivers and probabilistic flows"
-
-# by the kind of element, the attribute of an additional file that names a file which SUMO writes
-_WRITES = {
-    "calibrator": "output",
-    "e1Detector": "file",
-    "inductionLoop": "file",
-    "e2Detector": "file",
-    "laneAreaDetector": "file",
-    "e3Detector": "file",
-    "entryExitDetector": "file",
-    "instantInductionLoop": "file",
-    "edgeData": "file",
-    "laneData": "file",
-    "routeProbe": "file",
-    "vTypeProbe": "file",
-    "timedEvent": "dest",
-}
-_NOWHERE = "/dev/null"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,22 +103,10 @@ def _without_outputs(path: Path, folder: Path) -> Path:
     Episodes that run at the same time would write into one file, and into folders that are not ours. Raises
     ScenarioError.
     """
-    try:
-        tree = ElementTree.parse(path)
-    except ElementTree.ParseError as error:
-        line, column = error.position
-        raise ScenarioError(f"{path}:{line}:{column + 1}: broken XML: {error.msg}") from error
-    writes = False
-    for element in tree.iter():
-        written = _WRITES.get(element.tag)
-        if written and element.get(written):
-            element.set(written, _NOWHERE)
-            writes = True
-        elif element.get("file"):  # reroute and speed sign files, which SUMO looks for beside the additional file
-            element.set("file", str(path.resolve().parent / element.get("file", "")))
-    if not writes:
+    quiet = without_outputs(path)
+    if quiet is None:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / path.name
-    write_atomically(copy, ElementTree.tostring(tree.getroot()))
+    write_atomically(copy, quiet)
     return copy

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tsc.files import sha256_of
+from tsc.files import remembered_sha256_of
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.version import installed_sumo_version
 
@@ -23,16 +24,17 @@ class SumoInput(BaseModel):
     additional_files: tuple[str, ...] = ()
     net_sha256: str | None = None
     route_sha256: tuple[str, ...] | None = None
+    additional_sha256: tuple[str, ...] | None = None
     seed: int = 0
     step_length_s: float = Field(default=1.0, gt=0)
     time_to_teleport_s: float = -1.0
 
     @model_validator(mode="after")
-    def _one_digest_a_route_file(self) -> SumoInput:
-        if self.route_sha256 is not None and len(self.route_sha256) != len(self.route_files):
-            raise ValueError(
-                f"route_sha256 has {len(self.route_sha256)} digests for {len(self.route_files)} route_files"
-            )
+    def _one_digest_a_file(self) -> SumoInput:
+        for kind in ("route", "additional"):
+            digests, files = getattr(self, f"{kind}_sha256"), getattr(self, f"{kind}_files")
+            if digests is not None and len(digests) != len(files):
+                raise ValueError(f"{kind}_sha256 has {len(digests)} digests for {len(files)} {kind}_files")
         return self
 
     @classmethod
@@ -43,12 +45,27 @@ class SumoInput(BaseModel):
             net_file=name_in_dataset(files.net_file, folder),
             route_files=tuple(name_in_dataset(path, folder) for path in files.route_files),
             additional_files=tuple(name_in_dataset(path, folder) for path in files.additional_files),
-            net_sha256=sha256_of(files.net_file),
-            route_sha256=tuple(map(sha256_of, files.route_files)),
+            net_sha256=remembered_sha256_of(files.net_file),
+            route_sha256=tuple(map(remembered_sha256_of, files.route_files)),
+            # a sample without additional files says nothing of them
+            additional_sha256=tuple(map(remembered_sha256_of, files.additional_files)) or None,
             seed=files.seed,
             step_length_s=files.step_length_s,
             time_to_teleport_s=files.time_to_teleport_s,
         )
+
+    @property
+    def digests(self) -> dict[str, str | None]:
+        """The digest of each file, by the file's name. None where it is unknown."""
+        found: dict[str, str | None] = {self.net_file: self.net_sha256}
+        for names, known in ((self.route_files, self.route_sha256), (self.additional_files, self.additional_sha256)):
+            found |= zip(names, known or [None] * len(names), strict=True)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values. Without digests of additional files there is no key for them, as before there were any, so
+        that digests of requests of that time still hold."""
+        return self.model_dump(mode="json", exclude=None if self.additional_sha256 else {"additional_sha256"})
 
     def files_in(self, folder: Path) -> SumoFiles:
         """What a simulation is started from, where `folder` is the folder of the dataset file."""

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from recipes.preflight.compose import ALGORITHMS, compose
-from recipes.running.pipeline import Pipeline, Training, remove_older_checkpoints
+from recipes.running.pipeline import Pipeline, Training
 from recipes.running.run import FILE, Run, check_writable
 from recipes.running.stages import Stages
 from tsc.errors import ConfigError
@@ -218,20 +218,6 @@ def test_an_empty_knob_has_its_default() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- parts of stages
-
-
-def test_the_checkpoint_that_a_resumed_training_began_from_goes(tmp_path: Path) -> None:
-    for step in (4, 8, 12):
-        (tmp_path / f"global_step_{step}/actor").mkdir(parents=True)
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("12")
-    remove_older_checkpoints(tmp_path)
-    assert sorted(path.name for path in tmp_path.glob("global_step_*")) == ["global_step_12"]
-
-
-def test_checkpoints_elsewhere_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "global_step_4").mkdir()
-    remove_older_checkpoints(tmp_path)
-    assert (tmp_path / "global_step_4").is_dir()
 
 
 def test_a_file_where_a_folder_is_to_lie_is_told_before_anything_is_made(tmp_path: Path) -> None:

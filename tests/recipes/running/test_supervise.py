@@ -57,6 +57,30 @@ def test_a_command_that_ends_takes_its_leftovers_along_and_keeps_its_status(repo
     assert psutil.wait_procs(processes, timeout=2)[1] == []
 
 
+SHARES = """
+import os, sys, tempfile, time
+from multiprocessing import resource_tracker, shared_memory
+memory = shared_memory.SharedMemory(name="psm_" + os.urandom(8).hex(), create=True, size=1 << 20)
+resource_tracker.unregister(memory._name, "shared_memory")  # as in a process that is killed
+print(memory.name, tempfile.mkdtemp(), flush=True)
+time.sleep(300)
+"""
+
+
+def test_temporary_files_and_shared_memory_go_with_the_command(repo_root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    command = ["env", f"TMPDIR={folder}", sys.executable, "-c", SHARES]
+    supervisor = start(repo_root, "--temporary-folder", str(folder), command=command)
+    assert supervisor.stdout
+    name, made = supervisor.stdout.readline().split()
+    assert Path("/dev/shm", name).is_file() and Path(made).parent == folder
+    supervisor.terminate()
+    assert supervisor.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not Path("/dev/shm", name).exists()
+    assert not folder.exists()
+
+
 def test_a_dead_worker_ends_the_run_and_is_named(repo_root: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = "(exec -a ray::WorkerDict sleep 300) & (exec -a VLLM::Worker sleep 300) & echo $!; echo; sleep 300"

@@ -20,12 +20,12 @@ from typing import Any
 import psutil
 import pytest
 
-from reward.workers.connection import code_digest
 from reward.workers.pool import ReplayPool
 from reward.workers.server import cpu_quotas, num_cores
 from tests.reward.replay_processes import replay_processes
 from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ReplayError
+from tsc.files import code_digest
 from tsc.replays.request import ReplayRequest
 
 MakePool = Callable[..., ReplayPool]
@@ -258,7 +258,7 @@ import json, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import psutil
-from reward.workers.connection import code_digest
+from tsc.files import code_digest
 from reward.workers.pool import ReplayPool
 from reward.settings import ReplaySection
 from tsc.cost.outcome import OutcomeSettings
@@ -419,7 +419,20 @@ def test_a_server_that_cannot_start_is_named_with_what_it_said(
 def test_code_with_an_edited_rule_gets_a_server_of_its_own(repo_root: Path, tmp_path: Path) -> None:
     for package in ("tsc", "reward"):
         shutil.copytree(repo_root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    assert code_digest(tmp_path) == code_digest(repo_root)
+    packages = ("reward", "tsc")
+    assert code_digest(*packages, root=tmp_path) == code_digest(*packages)
     with (tmp_path / "tsc/rules/max_pressure.py").open("a") as rule:
         rule.write("\n# another rule\n")
-    assert code_digest(tmp_path) != code_digest(repo_root)
+    assert code_digest(*packages, root=tmp_path) != code_digest(*packages)
+
+
+def test_a_server_that_is_killed_while_it_starts_is_started_again(
+    make_pool: MakePool, make_request: MakeRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    once = f"[ -e {tmp_path}/started ] || {{ touch {tmp_path}/started; kill -9 $$; }}"
+    python.write_text(f'#!/bin/sh\n{once}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    make_pool(retries=0).replay(make_request("ok"), SETTINGS)
+    assert (tmp_path / "started").exists()

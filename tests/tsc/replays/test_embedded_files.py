@@ -14,7 +14,7 @@ import pytest
 
 from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import SampleError
-from tsc.replays.embedded_files import FileEmbedder, UnpackedFiles
+from tsc.replays.embedded_files import MAX_UNPACKED_BYTES, FileEmbedder, UnpackedFiles
 from tsc.replays.request import ReplayRequest
 from tsc.sumo.sumo_input import SumoInput
 
@@ -63,7 +63,8 @@ def test_unpacked_files_are_read_from_memory_when_the_folder_is_gone(
 
 def test_what_travels_along_is_not_part_of_the_digest(request_on_disk: ReplayRequest) -> None:
     settings = OutcomeSettings()
-    request = replace(request_on_disk, sumo=request_on_disk.sumo.model_copy(update={"net_sha256": "0" * 64}))
+    digest = hashlib.sha256(b"<net/>").hexdigest()
+    request = replace(request_on_disk, sumo=request_on_disk.sumo.model_copy(update={"net_sha256": digest}))
     assert FileEmbedder().embed(request).digest(settings, "1.28.0") == request.digest(settings, "1.28.0")
 
 
@@ -119,3 +120,45 @@ def test_a_file_that_cannot_be_read_is_named(request_on_disk: ReplayRequest, tmp
     (tmp_path / "a.rou.xml").unlink()
     with pytest.raises(SampleError, match=r"cannot embed .*a\.rou\.xml of sample s1: No such file"):
         FileEmbedder().embed(request_on_disk)
+
+
+@pytest.mark.parametrize("field", ["state_file", "net_file", "route_files", "additional_files"])
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_dataset_cannot_make_a_private_file_travel(
+    request_on_disk: ReplayRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, field: str, is_link: bool
+) -> None:
+    secret = tmp_path_factory.mktemp("home") / "secret"
+    secret.write_bytes(b"private")
+    name = str(secret)
+    if is_link:
+        (tmp_path / "link").symlink_to(secret)
+        name = "link"
+    if field == "state_file":
+        request = replace(request_on_disk, state_file=name, state_sha256=None)
+    else:
+        files = name if field == "net_file" else (name,)
+        request = replace(request_on_disk, sumo=request_on_disk.sumo.model_copy(update={field: files}))
+    with pytest.raises(SampleError, match="outside of the dataset, and the sample does not know its content"):
+        FileEmbedder().embed(request)
+    # who names the content knows it
+    digest = hashlib.sha256(b"private").hexdigest()
+    if field == "state_file":
+        request = replace(request, state_sha256=digest)
+    else:
+        known = digest if field == "net_file" else (digest,)
+        digests = {field.replace("files", "sha256").replace("file", "sha256"): known}
+        request = replace(request, sumo=request.sumo.model_copy(update=digests))
+    assert name in FileEmbedder().embed(request).embedded
+
+
+def test_a_device_is_not_read(request_on_disk: ReplayRequest) -> None:
+    request = replace(request_on_disk, sumo=request_on_disk.sumo.model_copy(update={"net_file": "/dev/zero"}))
+    with pytest.raises(SampleError, match="cannot embed /dev/zero of sample s1: No such file"):
+        FileEmbedder().embed(request)
+
+
+def test_an_embedded_file_unpacks_to_a_bounded_size(request_on_disk: ReplayRequest) -> None:
+    bomb = base64.b64encode(lzma.compress(bytes(200 << 20))).decode()
+    files = UnpackedFiles()
+    unpacked = files.unpack(replace(request_on_disk, embedded={"net.xml": bomb}))
+    assert os.path.getsize(unpacked.sumo.net_file) == MAX_UNPACKED_BYTES
