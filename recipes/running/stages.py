@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +19,6 @@ from tsc.files import REPO_ROOT
 SUPERVISOR = REPO_ROOT / "recipes" / "running" / "supervise.py"
 # marks every process of a launch, for the one case that the supervisor itself is killed
 MARK = "TSC_LAUNCH"
-# A Unix socket's path has at most 107 characters, and Ray's are long below its folder.
-LONGEST_TEMPORARY_FOLDER = 30
 
 
 class StageFailed(SystemExit):
@@ -79,17 +76,13 @@ class Stages:
         watch_workers: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Run a command under recipes/running/supervise.py, with a folder for temporary files that is removed after it.
+        """Run a command under recipes/running/supervise.py.
 
         log: takes its output; the metrics that verl writes (VERL_FILE_LOGGER_PATH) are shown instead.
         watch_workers: end it when a worker of Ray or vLLM dies. Raises StageFailed.
         """
-        given = tempfile.gettempdir()
-        folder = tempfile.mkdtemp(prefix="tsc-run.", dir=given if len(given) <= LONGEST_TEMPORARY_FOLDER else "/tmp")
-        # the replay server serves other runs, too
-        more = {"TSC_REPLAY_FOLDER": given, **(environment or {}), "TMPDIR": folder}
+        more = environment or {}
         supervisor = [sys.executable, str(SUPERVISOR), "--parent-pid", str(os.getpid()), "--name", name]
-        supervisor += ["--temporary-folder", folder]
         if log is not None:
             supervisor += ["--log", str(log), "--metrics", more["VERL_FILE_LOGGER_PATH"]]
         if watch_workers:

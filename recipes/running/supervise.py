@@ -6,7 +6,7 @@ Example:
 
 Ends the command and everything that it started, also detached processes, in three cases: this process gets Ctrl-C,
 SIGTERM or SIGHUP; its parent dies; one of verl's long-lived workers dies while verl continues without it
-(--watch-workers). Then removes its temporary files, and what it shared in /dev/shm.
+(--watch-workers). The command has a TMPDIR of its own, which goes after it, as does what it shared in /dev/shm.
 Exit status: that of the command; 1 after a dead worker or a stall; 128 + the signal's number after a signal.
 """
 
@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ TERMINATION_S = 10.0
 POLL_S = 0.5
 # How often to look which shared memory the command uses. A look reads some thousand lines a process.
 SHARED_MEMORY_POLL_S = 20.0
+# A Unix socket's path has at most 107 characters, and Ray's are long below TMPDIR.
+LONGEST_TEMPORARY_FOLDER = 30
 
 # Ray names its actors ray::Class or ray::Class.method, and idle workers ray::IDLE. vLLM names its processes VLLM::….
 # A process that one of them starts has the same name until it becomes another program.
@@ -189,6 +192,7 @@ class Supervisor:
         self._status: int | None = None
         self._pid = 0
         self._shared: set[Path] = set()
+        self._folder = ""
 
     def _note_signal(self, signum: int, _frame: FrameType | None) -> None:
         self._signal = signum
@@ -209,9 +213,14 @@ class Supervisor:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
+        given = tempfile.gettempdir()
+        parent_folder = given if len(given) <= LONGEST_TEMPORARY_FOLDER else "/tmp"
+        self._folder = tempfile.mkdtemp(prefix="tsc-run.", dir=parent_folder)
         try:
             command = subprocess.Popen(
                 self._arguments.command,
+                # the replay server serves other commands, too
+                env={"TSC_REPLAY_FOLDER": given} | os.environ | {"TMPDIR": self._folder},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT if log else None,
@@ -219,6 +228,7 @@ class Supervisor:
                 preexec_fn=in_child,
             )
         except OSError as error:
+            shutil.rmtree(self._folder)
             print(f"error: cannot start {self._arguments.command[0]}: {error.strerror}", file=sys.stderr)
             raise SystemExit(2) from error
         self._pid = command.pid
@@ -245,8 +255,7 @@ class Supervisor:
         self._end_processes()
         for path in self._shared:
             path.unlink(missing_ok=True)
-        if self._arguments.temporary_folder:
-            shutil.rmtree(self._arguments.temporary_folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _end_processes(self) -> None:
         """Send SIGTERM to the command, so that verl and Ray can end in order. Then send SIGKILL to all that is left."""
@@ -348,7 +357,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=20.0,
         help="seconds for the command to notice a dead worker itself and say more about it (default: %(default)s)",
     )
-    parser.add_argument("--temporary-folder", type=Path, help="the command's TMPDIR, which is removed after it")
     parser.add_argument("--parent-pid", type=int, help="process id of the parent: end when it dies")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND ARGUMENT…")
     arguments = parser.parse_args(argv)

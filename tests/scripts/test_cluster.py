@@ -225,7 +225,7 @@ def test_a_node_with_other_code_and_without_data_and_shared_folder_is_named_with
 
 # Runs a process like verl's reward workers on each node. It scores an answer against a replay of its own.
 SCORE_ON_EACH_NODE = """
-import json, logging, sys, tempfile
+import json, logging, os, sys
 import psutil, ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -234,7 +234,7 @@ class Scorer:
     def score(self, truth):
         from reward.compute_score import compute_score
         score = compute_score("tsc", '{"extend": "yes"}', truth, {}, audit_fraction=1.0)
-        place = tempfile.gettempdir()
+        place = os.environ["TSC_REPLAY_FOLDER"]
         # of a process that ends meanwhile, it gives None
         commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
         servers = [one for one in commands if f"reward.workers.server {place}/" in one]

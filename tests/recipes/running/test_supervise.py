@@ -67,18 +67,17 @@ time.sleep(300)
 """
 
 
-def test_temporary_files_and_shared_memory_go_with_the_command(repo_root: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    command = ["env", f"TMPDIR={folder}", sys.executable, "-c", SHARES]
-    supervisor = start(repo_root, "--temporary-folder", str(folder), command=command)
+def test_temporary_files_and_shared_memory_go_with_the_command(repo_root: Path) -> None:
+    supervisor = start(repo_root, command=[sys.executable, "-c", SHARES])
     assert supervisor.stdout
-    name, made = supervisor.stdout.readline().split()
-    assert Path("/dev/shm", name).is_file() and Path(made).parent == folder
+    name, folder = supervisor.stdout.readline().split()
+    assert Path("/dev/shm", name).is_file()
+    assert Path(folder).parent.name.startswith("tsc-run.")
+    assert Path(folder).parent.stat().st_mode & 0o777 == 0o700
     supervisor.terminate()
     assert supervisor.wait(timeout=30) == 128 + signal.SIGTERM
     assert not Path("/dev/shm", name).exists()
-    assert not folder.exists()
+    assert not Path(folder).parent.exists()
 
 
 def test_a_dead_worker_ends_the_run_and_is_named(repo_root: Path, tmp_path: Path) -> None:
