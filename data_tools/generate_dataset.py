@@ -284,7 +284,13 @@ def run_episodes(episodes: list[Episode], workers: int) -> None:
                 bar.update(seconds.value - bar.n)
                 bar.set_postfix_str(f"{decisions.value / (time.monotonic() - begin):.1f} decisions/s", refresh=False)
                 for future in done:
-                    _raise_failure(future, running[future])
+                    try:
+                        future.result()
+                    except BrokenProcessPool as error:
+                        raise TscError(
+                            f"a worker died, perhaps in episode {running[future].folder.name} (out of memory, or "
+                            "killed): run the same command with --resume"
+                        ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list((pool._processes or {}).values()):
@@ -292,16 +298,6 @@ def run_episodes(episodes: list[Episode], workers: int) -> None:
             raise
     elapsed_s = time.monotonic() - begin
     print(f"labelled {decisions.value} decisions in {elapsed_s:.0f} s ({decisions.value / elapsed_s:.1f} decisions/s)")
-
-
-def _raise_failure(future: Future[None], episode: Episode) -> None:
-    try:
-        future.result()
-    except BrokenProcessPool as error:
-        raise TscError(
-            f"a worker died, perhaps in episode {episode.folder.name} (out of memory, or killed): "
-            "run the same command with --resume"
-        ) from error
 
 
 def write_dataset(episodes: list[Episode], out: Path) -> int:
