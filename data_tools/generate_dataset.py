@@ -106,6 +106,7 @@ class Episode:
         return self.folder / "samples.jsonl"
 
 
+# the progress of all workers, which the parent shows
 _decisions_done: Synchronized[int]
 _seconds_done: Synchronized[int]
 
@@ -114,13 +115,6 @@ def _prepare_worker(decisions: Synchronized[int], seconds: Synchronized[int], pa
     global _decisions_done, _seconds_done
     die_with_parent(parent_id)
     _decisions_done, _seconds_done = decisions, seconds
-
-
-def _count_second(decisions: int) -> None:
-    """Report the progress of one simulated second to the parent."""
-    with _decisions_done.get_lock():
-        _decisions_done.value += decisions
-        _seconds_done.value += 1
 
 
 def run_episode(episode: Episode) -> None:
@@ -199,7 +193,9 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
             controller: Controller = random_controller if behaviour == "random" else tail_controller(behaviour)
             decisions = controller.decide(control, due)
         control.advance(decisions)
-        _count_second(len(chosen))
+        with _decisions_done.get_lock():
+            _decisions_done.value += len(chosen)
+            _seconds_done.value += 1
     simulation.close()
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from benchmarks.benchmark_datasets import default_dataset
 from benchmarks.effort import Effort
@@ -61,13 +62,8 @@ def train(folder: Path, effort: Effort) -> Path:
 def read_steps(run: Path) -> list[Step]:
     """All steps except the first one, in which everything starts."""
     (metrics,) = run.glob("metrics/*.jsonl")
-    arrived_s: dict[int, float] = defaultdict(float)
-    done_s: dict[int, float] = defaultdict(float)
-    for line in (run / "rewards.jsonl").read_text().splitlines():
-        call = json.loads(line)
-        version = call["version"]
-        arrived_s[version] = max(arrived_s[version], call["arrived_s"])
-        done_s[version] = max(done_s[version], call["done_s"])
+    calls = pd.DataFrame(map(json.loads, (run / "rewards.jsonl").read_text().splitlines()))
+    last = calls.groupby("version").max()
     steps = []
     for line in metrics.read_text().splitlines():
         record = json.loads(line)
@@ -79,7 +75,7 @@ def read_steps(run: Path) -> list[Step]:
                     # only the last step saves a checkpoint
                     step_s=data["timing_s/step"] - data.get("timing_s/save_checkpoint", 0.0),
                     generation_s=data["timing_s/gen"],
-                    wait_s=done_s[version] - arrived_s[version],
+                    wait_s=float(last["done_s"][version] - last["arrived_s"][version]),
                 )
             )
     return steps

@@ -111,28 +111,13 @@ def table(rows: Sequence[Row]) -> str:
     verdicts: Mapping[bool | None, str] = {True: "yes", False: "no", None: ""}
     cells = [("name", "value", "unit", "beside", "ratio", "must reach", "ok", "what; compared with")]
     for row in rows:
-        cells.append(
-            (
-                row.name,
-                number(row.value),
-                row.unit,
-                number(row.beside),
-                number(row.ratio),
-                str(row.must_reach or ""),
-                verdicts[row.ok],
-                row.what,
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    to_the_right = (1, 3, 4, 5)
-    lines = []
-    for line in cells:
-        padded = [
-            cell.rjust(width) if index in to_the_right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+        value, beside, ratio = map(number, (row.value, row.beside, row.ratio))
+        cells.append((row.name, value, row.unit, beside, ratio, str(row.must_reach or ""), verdicts[row.ok], row.what))
+    columns = []
+    for index, column in enumerate(zip(*cells, strict=True)):
+        width = max(map(len, column))
+        columns.append([cell.rjust(width) if index in (1, 3, 4, 5) else cell.ljust(width) for cell in column])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def number(value: float | None) -> str:
