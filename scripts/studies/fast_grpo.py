@@ -429,7 +429,7 @@ class Trainer:
         self._policy_loss = get_policy_loss_fn("vanilla")
         self._order = prompt_order(states, training_pool(states, settings), settings, seed)
         self._generator = torch.Generator().manual_seed(seed)
-        self._answers: dict[str, Answer] = {}
+        self._answer = cache(parse_answer)
         self._stretches = StretchSource(self._reward, settings.decisions) if settings.decisions > 1 else None
         self._parameters = [p for p in policy.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
@@ -604,11 +604,6 @@ class Trainer:
                 for number, text in enumerate(texts)
             ]
         )
-
-    def _answer(self, text: str) -> Answer:
-        if text not in self._answers:
-            self._answers[text] = parse_answer(text)
-        return self._answers[text]
 
 
 @dataclass(frozen=True, kw_only=True)
