@@ -64,8 +64,9 @@ def worker_rows(folder: Path, effort: Effort) -> list[Row]:
     contestants = [Contestant(name="max_pressure", kind="max_pressure")]
     jobs = episode_jobs(folder, contestants, effort.worker_episodes, effort.episode_s)
     with warm_processes(1) as (runner,):
-        run = partial(runner.call, jobs_cost, jobs)
-        costs = in_turn(effort.repetitions, partial(run, workers), partial(run, 1))
+        costs = in_turn(
+            effort.repetitions, partial(runner.call, jobs_cost, jobs, workers), partial(runner.call, jobs_cost, jobs, 1)
+        )
     what = f"{len(jobs)} episodes under max_pressure with {workers} workers, their start included; with one"
     return [
         Row.of_rates("workers", what, *costs, unit="1/s", must_reach=Bound(at="least", value=SHARE_OF_CORES * workers))

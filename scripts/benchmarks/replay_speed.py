@@ -104,8 +104,11 @@ def stretch_rows(folder: Path, effort: Effort) -> list[Row]:
     rows = []
     with warm_processes(1) as (worker,):
         for number in STRETCHES:
-            play = partial(worker.call, stretch_cost, requests, settings, number)
-            costs = in_turn(effort.repetitions, partial(play, asked=True), partial(play, asked=False))
+            costs = in_turn(
+                effort.repetitions,
+                partial(worker.call, stretch_cost, requests, settings, number, asked=True),
+                partial(worker.call, stretch_cost, requests, settings, number, asked=False),
+            )
             what = f"stretches of {number} decisions, a replay for each question; one replay per stretch"
             rows.append(Row.of_rates(f"stretch-{number}", what, *costs, by_cpu=True, unit="1/s of CPU"))
     return rows
