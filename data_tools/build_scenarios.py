@@ -23,44 +23,31 @@ def members_table(scenarios: list[Scenario]) -> list[str]:
     def each(values: list[object]) -> str:
         return " ".join(map(str, values if len(set(values)) > 1 else values[:1]))
 
-    head = (
-        "",
-        "approaches",
-        "lanes",
-        "stages",
-        "layout",
-        "left turns",
-        "left lanes",
-        "km/h",
-        "length [m]",
-        "bay [m]",
-        "veh/h",
-        "plan [s]",
-    )
-    rows = [head]
+    rows = []
     for scenario in scenarios:
         junction = scenario.junction
         assert junction is not None
         approaches = junction.approaches
         rates = zip(*scenario.demand.entries_veh_per_h.values(), strict=True)
         rows.append(
-            (
-                scenario.name,
-                str(len(approaches)),
-                each([approach.lanes for approach in approaches]),
-                str(len(junction.stages)),
-                junction.layout,
-                each([approach.left_turn for approach in approaches]),
-                each([approach.left_lane for approach in approaches]),
-                each([round(3.6 * approach.speed_m_per_s) for approach in approaches]),
-                each([round(approach.length_m) for approach in approaches]),
-                each([round(approach.bay_m) for approach in approaches]),
-                f"{max(map(sum, rates)):.0f}",
-                " ".join(map(str, junction.green_s)),
-            )
+            {
+                "": scenario.name,
+                "approaches": str(len(approaches)),
+                "lanes": each([approach.lanes for approach in approaches]),
+                "stages": str(len(junction.stages)),
+                "layout": junction.layout,
+                "left turns": each([approach.left_turn for approach in approaches]),
+                "left lanes": each([approach.left_lane for approach in approaches]),
+                "km/h": each([round(3.6 * approach.speed_m_per_s) for approach in approaches]),
+                "length [m]": each([round(approach.length_m) for approach in approaches]),
+                "bay [m]": each([round(approach.bay_m) for approach in approaches]),
+                "veh/h": f"{max(map(sum, rates)):.0f}",
+                "plan [s]": " ".join(map(str, junction.green_s)),
+            }
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,35 @@ def _read_head(path: Path, num_bytes: int) -> bytes:
         return gzip.GzipFile(fileobj=raw).read(num_bytes) if zipped else raw.read(num_bytes)
 
 
+def _digest(path: Path) -> str | None:
+    """None if there is no such file, or if it cannot be read. (A device could be read for ever.)"""
+    try:
+        return sha256_of(path) if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _state_head(path: Path) -> tuple[str, float | None] | None:
+    """SUMO version and time of a saved state. None if the file is missing or not a state."""
+    try:
+        head = _read_head(path, _STATE_HEAD_BYTES).decode(errors="replace")
+    except (OSError, EOFError, zlib.error):
+        return None
+    snapshot = re.search(r"<snapshot\b[^>]*>", head)
+    version = re.search(r'\bversion="([^"]+)"', snapshot[0]) if snapshot else None
+    time = re.search(r'\btime="(\d+(?:\.\d+)?)"', snapshot[0]) if snapshot else None
+    return (version[1], float(time[1]) if time else None) if version else None
+
+
+def _traffic_lights(net_file: Path) -> frozenset[str] | None:
+    """None if the net cannot be unpacked."""
+    try:
+        found = re.findall(rb'<tlLogic\b[^>]*?\bid="([^"]*)"', _read_head(net_file, _NET_BYTES))
+    except (OSError, EOFError, zlib.error):
+        return None
+    return frozenset(html.unescape(name.decode()) for name in found)
+
+
 def _version_numbers(version: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\d+", version)[:2])
 
@@ -184,11 +214,12 @@ class DatasetChecker:
         self.num_read = 0
         self.num_with_sumocfg = 0
         self._place_of_id: dict[str, tuple[Path, int]] = {}
-        self._digests: dict[Path, str | None] = {}
-        self._junctions: dict[Path, frozenset[str] | None] = {}
-        self._state_heads: dict[Path, tuple[str, float | None] | None] = {}
         self._shared_faults: dict[tuple[Path, str], Fault] = {}
-        self._sumo_messages: dict[tuple[Path, SumoInput], list[str]] = {}
+        # the samples of an input share most of their files, so each is read once
+        self._digest = cache(_digest)
+        self._traffic_lights = cache(_traffic_lights)
+        self._state_head = cache(_state_head)
+        self._faults_of_sumo = cache(lambda sumo, folder: list(self._find_faults_of_sumo(sumo, folder)))
 
     def check_file(self, path: Path, name: str) -> Iterator[CheckedSample]:
         """The samples of the dataset file `path` that have no fault. name: begins the ids that are made here."""
@@ -281,30 +312,6 @@ class DatasetChecker:
                 f"current_green_elapsed {sample.current_green_elapsed:g} s"
             )
 
-    def _digest(self, path: Path) -> str | None:
-        """None if there is no such file, or if it cannot be read. (A device could be read for ever.)"""
-        if path not in self._digests:
-            try:
-                self._digests[path] = sha256_of(path) if path.is_file() else None
-            except OSError:
-                self._digests[path] = None
-        return self._digests[path]
-
-    def _state_head(self, path: Path) -> tuple[str, float | None] | None:
-        """SUMO version and time of a saved state. None if the file is missing or not a state."""
-        if path not in self._state_heads:
-            self._state_heads[path] = None
-            try:
-                head = _read_head(path, _STATE_HEAD_BYTES).decode(errors="replace")
-            except (OSError, EOFError, zlib.error):
-                return None
-            snapshot = re.search(r"<snapshot\b[^>]*>", head)
-            version = re.search(r'\bversion="([^"]+)"', snapshot[0]) if snapshot else None
-            time = re.search(r'\btime="(\d+(?:\.\d+)?)"', snapshot[0]) if snapshot else None
-            if version:
-                self._state_heads[path] = (version[1], float(time[1]) if time else None)
-        return self._state_heads[path]
-
     def _check_state(self, sample: Sample, folder: Path, own: list[str]) -> str:
         path = folder / sample.state_file
         if not self.check_states:
@@ -318,12 +325,6 @@ class DatasetChecker:
                 "the state was changed or belongs to another dataset; generate the dataset again"
             )
         return digest or str(path)
-
-    def _faults_of_sumo(self, sumo: SumoInput, folder: Path) -> list[str]:
-        key = (folder, sumo)
-        if key not in self._sumo_messages:
-            self._sumo_messages[key] = list(self._find_faults_of_sumo(sumo, folder))
-        return self._sumo_messages[key]
 
     def _find_faults_of_sumo(self, sumo: SumoInput, folder: Path) -> Iterator[str]:
         wanted = _version_numbers(sumo.version)
@@ -345,16 +346,7 @@ class DatasetChecker:
 
     def _faults_of_junctions(self, sample: Sample, folder: Path) -> Iterator[str]:
         assert sample.sumo is not None
-        path = folder / sample.sumo.net_file
-        if path not in self._junctions:
-            try:
-                net = _read_head(path, _NET_BYTES)
-            except (OSError, EOFError, zlib.error):
-                self._junctions[path] = None
-            else:
-                found = re.findall(rb'<tlLogic\b[^>]*?\bid="([^"]*)"', net)
-                self._junctions[path] = frozenset(html.unescape(name.decode()) for name in found)
-        known = self._junctions[path]
+        known = self._traffic_lights(folder / sample.sumo.net_file)
         if known is None:
             yield f"sumo.net_file is {sample.sumo.net_file!r}: cannot be unpacked"
         elif sample.junction_id not in known:

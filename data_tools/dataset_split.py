@@ -50,12 +50,6 @@ def episode_key(sample: Sample) -> str:
     return f"{sample.episode} (seed {sample.sumo.seed}, demand {digest[:8]})"
 
 
-def describe(group: Group, block_s: float) -> str:
-    scenario, episode, block = group
-    when = "the whole episode" if block < 0 else f"{block * block_s:g} to {(block + 1) * block_s:g} s"
-    return f"scenario {scenario}, episode {episode}, {when}"
-
-
 def joined_groups(samples: Iterable[Placed], block_s: float) -> list[Group]:
     """Return the group of each sample, in order. Groups that share a state get the name of the smallest of them."""
     parent: dict[Group, Group] = {}
@@ -103,9 +97,11 @@ def split(
     side_of: dict[Group, str] = {}
     for sample, group in zip(samples, groups, strict=True):
         if sample.side is not None and side_of.setdefault(group, sample.side) != sample.side:
+            scenario, episode, block = group
+            when = "the whole episode" if block < 0 else f"{block * block_s:g} to {(block + 1) * block_s:g} s"
             raise SampleError(
-                f"the dataset's own `split` puts one group on both sides ({describe(group, block_s)}): "
-                "pass --resplit to split by time block instead, or a smaller --block-s"
+                f"the dataset's own `split` puts one group on both sides (scenario {scenario}, episode {episode}, "
+                f"{when}): pass --resplit to split by time block instead, or a smaller --block-s"
             )
     free = [group for group in dict.fromkeys(groups) if group not in side_of]
     val = chosen_groups(free, val_fraction, seed=seed, purpose=VAL)

@@ -106,6 +106,7 @@ class Episode:
         return self.folder / "samples.jsonl"
 
 
+# the progress of all workers, which the parent shows
 _decisions_done: Synchronized[int]
 _seconds_done: Synchronized[int]
 
@@ -114,13 +115,6 @@ def _prepare_worker(decisions: Synchronized[int], seconds: Synchronized[int], pa
     global _decisions_done, _seconds_done
     die_with_parent(parent_id)
     _decisions_done, _seconds_done = decisions, seconds
-
-
-def _count_second(decisions: int) -> None:
-    """Report the progress of one simulated second to the parent."""
-    with _decisions_done.get_lock():
-        _decisions_done.value += decisions
-        _seconds_done.value += 1
 
 
 def run_episode(episode: Episode) -> None:
@@ -199,7 +193,9 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
             controller: Controller = random_controller if behaviour == "random" else tail_controller(behaviour)
             decisions = controller.decide(control, due)
         control.advance(decisions)
-        _count_second(len(chosen))
+        with _decisions_done.get_lock():
+            _decisions_done.value += len(chosen)
+            _seconds_done.value += 1
     simulation.close()
 
 
@@ -284,7 +280,13 @@ def run_episodes(episodes: list[Episode], workers: int) -> None:
                 bar.update(seconds.value - bar.n)
                 bar.set_postfix_str(f"{decisions.value / (time.monotonic() - begin):.1f} decisions/s", refresh=False)
                 for future in done:
-                    _raise_failure(future, running[future])
+                    try:
+                        future.result()
+                    except BrokenProcessPool as error:
+                        raise TscError(
+                            f"a worker died, perhaps in episode {running[future].folder.name} (out of memory, or "
+                            "killed): run the same command with --resume"
+                        ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list((pool._processes or {}).values()):
@@ -292,16 +294,6 @@ def run_episodes(episodes: list[Episode], workers: int) -> None:
             raise
     elapsed_s = time.monotonic() - begin
     print(f"labelled {decisions.value} decisions in {elapsed_s:.0f} s ({decisions.value / elapsed_s:.1f} decisions/s)")
-
-
-def _raise_failure(future: Future[None], episode: Episode) -> None:
-    try:
-        future.result()
-    except BrokenProcessPool as error:
-        raise TscError(
-            f"a worker died, perhaps in episode {episode.folder.name} (out of memory, or killed): "
-            "run the same command with --resume"
-        ) from error
 
 
 def write_dataset(episodes: list[Episode], out: Path) -> int:

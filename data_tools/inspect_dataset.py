@@ -8,67 +8,25 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from pydantic import ValidationError
 
 from data_tools.dataset_checks import Fault, read_objects
 from data_tools.dataset_split import episode_key
 from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
 from tsc.cost.measures import unit_of
-from tsc.cost.outcome import Outcomes
 from tsc.errors import SampleError, run_main
 from tsc.replays.sample import Sample, find_dataset_files
 
 _BAR_CHARS = 40
-
-
-@dataclass
-class Figures:
-    """The figures of the summary, collected sample by sample."""
-
-    episodes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    junctions: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    num_samples: Counter[str] = field(default_factory=Counter)
-    answers: Counter[str] = field(default_factory=Counter)
-    sides: Counter[str] = field(default_factory=Counter)
-    settings: Counter[str] = field(default_factory=Counter)
-    sumo_versions: Counter[str] = field(default_factory=Counter)
-    prompt_versions: Counter[str] = field(default_factory=Counter)
-    elapsed_green_s: Counter[float] = field(default_factory=Counter)
-    yes_at_elapsed_green_s: Counter[float] = field(default_factory=Counter)
-    gaps: list[float] = field(default_factory=list)
-    units: set[str] = field(default_factory=set)
-    times_s: list[float] = field(default_factory=list)
-    prompts: list[list[dict[str, str]]] = field(default_factory=list)
-    num_broken: int = 0
-
-    def add(self, sample: Sample) -> None:
-        self.num_samples[sample.scenario] += 1
-        self.episodes[sample.scenario].add(episode_key(sample))
-        self.junctions[sample.scenario].add(sample.junction_id)
-        answer = answer_of(sample)
-        self.answers[answer] += 1
-        self.sides[sample.split or "not placed"] += 1
-        self.elapsed_green_s[sample.current_green_elapsed] += 1
-        self.yes_at_elapsed_green_s[sample.current_green_elapsed] += answer == "yes"
-        if sample.outcomes is not None:
-            self.settings[described_settings(sample)] += 1
-            self.units |= set(filter(None, [unit_of(sample.outcomes.outcome_settings.measure)]))
-            self.gaps.append(abs(sample.outcomes.yes - sample.outcomes.no))
-        if sample.sumo is not None:
-            self.sumo_versions[sample.sumo.version] += 1
-        if sample.time_s is not None:
-            self.times_s.append(sample.time_s)
-        self.prompt_versions[sample.prompt_version or "unknown"] += 1
-        self.prompts.append([{"role": m.role, "content": sys.intern(m.content)} for m in sample.prompt])
 
 
 def answer_of(sample: Sample) -> str:
@@ -86,55 +44,78 @@ def described_settings(sample: Sample) -> str:
     return f"{settings.measure} over {settings.horizon_s} s, {settings.tail} tail, scope {settings.scope}{terms}"
 
 
-def gather(files: Sequence[Path]) -> Figures:
-    """Collect the figures of all samples. Those that break the contract are only counted."""
-    figures = Figures()
-    for file in files:
-        for item in read_objects(file):
+def record_of(sample: Sample) -> dict[str, Any]:
+    """The figures of one sample that the summary counts. None is not counted."""
+    outcomes = sample.outcomes
+    return {
+        "scenario": sample.scenario,
+        "episode": episode_key(sample),
+        "junction": sample.junction_id,
+        "answer": answer_of(sample),
+        "side": sample.split or "not placed",
+        "elapsed_green_s": sample.current_green_elapsed,
+        "settings": described_settings(sample) if outcomes else None,
+        "unit": (unit_of(outcomes.outcome_settings.measure) or None) if outcomes else None,
+        "gap": abs(outcomes.yes - outcomes.no) if outcomes else None,
+        "time_s": sample.time_s,
+        "prompt_version": sample.prompt_version or "unknown",
+        "sumo_version": sample.sumo.version if sample.sumo is not None else None,
+        "prompt": [{"role": m.role, "content": sys.intern(m.content)} for m in sample.prompt],
+    }
+
+
+def gather(files: Sequence[Path]) -> tuple[pd.DataFrame, int]:
+    """Collect the records of all samples. Those that break the contract are only counted."""
+    records = []
+    num_broken = 0
+    for item in itertools.chain.from_iterable(map(read_objects, files)):
+        try:
             if isinstance(item, Fault):
-                figures.num_broken += 1
-                continue
-            try:
-                figures.add(Sample.model_validate(item[1]))
-            except ValidationError:
-                figures.num_broken += 1
-    return figures
+                num_broken += 1
+            else:
+                records.append(record_of(Sample.model_validate(item[1])))
+        except ValidationError:
+            num_broken += 1
+    return pd.DataFrame(records), num_broken
 
 
-def _counted(counts: Counter[Any]) -> str:
-    total = counts.total()
-    return ", ".join(f"{name} {count:,} ({100 * count / total:.1f} %)" for name, count in sorted(counts.items()))
+def _counted(values: pd.Series) -> str:
+    counts = values.value_counts().sort_index()
+    return ", ".join(f"{name} {count:,} ({100 * count / counts.sum():.1f} %)" for name, count in counts.items())
 
 
-def summary_lines(figures: Figures, tokenizer: Any | None) -> Iterator[str]:
-    total = figures.num_samples.total()
-    yield f"{total:,} decisions"
-    if figures.num_broken:
-        yield f"  {figures.num_broken:,} more break the contract: json_to_parquet.py lists them"
-    if not total:
+def _quantiles(values: Sequence[float]) -> str:
+    return ", ".join(f"{name} {value:,g}" for name, value in quantiles(values).items())
+
+
+def summary_lines(samples: pd.DataFrame, num_broken: int, tokenizer: Any | None) -> Iterator[str]:
+    yield f"{len(samples):,} decisions"
+    if num_broken:
+        yield f"  {num_broken:,} more break the contract: json_to_parquet.py lists them"
+    if samples.empty:
         return
-    for name, count in sorted(figures.num_samples.items()):
+    for name, ours in samples.groupby("scenario"):
         yield (
-            f"  scenario {name}: {count:,} decisions, {len(figures.episodes[name]):,} episode(s), "
-            f"{len(figures.junctions[name]):,} junction(s)"
+            f"  scenario {name}: {len(ours):,} decisions, {ours['episode'].nunique():,} episode(s), "
+            f"{ours['junction'].nunique():,} junction(s)"
         )
-    yield f"  better answer: {_counted(figures.answers)}"
-    yield f"  split: {_counted(figures.sides)}"
-    if figures.gaps:
-        yield f"  outcomes: {_counted(figures.settings)}"
-        units = ", ".join(sorted(figures.units)) or "in the unit of the measure"
-        yield f"  gap between the two answers, {units}: {quantiles(figures.gaps)}"
-    if figures.times_s:
-        yield f"  time of decision, s: {quantiles(figures.times_s)}"
-    yield f"  prompt tokens: {quantiles(prompt_tokens(figures.prompts, tokenizer))} ({how_counted(tokenizer)})"
-    yield f"  prompt version: {_counted(figures.prompt_versions)}"
-    if figures.sumo_versions:
-        yield f"  saved with SUMO: {_counted(figures.sumo_versions)}"
+    yield f"  better answer: {_counted(samples['answer'])}"
+    yield f"  split: {_counted(samples['side'])}"
+    if samples["gap"].notna().any():
+        yield f"  outcomes: {_counted(samples['settings'])}"
+        units = ", ".join(sorted(samples["unit"].dropna().unique())) or "in the unit of the measure"
+        yield f"  gap between the two answers, {units}: {_quantiles(samples['gap'].dropna().tolist())}"
+    if samples["time_s"].notna().any():
+        yield f"  time of decision, s: {_quantiles(samples['time_s'].dropna().tolist())}"
+    tokens = prompt_tokens(samples["prompt"].tolist(), tokenizer)
+    yield f"  prompt tokens: {_quantiles(tokens)} ({how_counted(tokenizer)})"
+    yield f"  prompt version: {_counted(samples['prompt_version'])}"
+    if samples["sumo_version"].notna().any():
+        yield f"  saved with SUMO: {_counted(samples['sumo_version'])}"
     yield "  elapsed green at the decision, and how often it had better be extended:"
-    most = max(figures.elapsed_green_s.values())
-    for elapsed_s, count in sorted(figures.elapsed_green_s.items()):
-        bar = "#" * max(1, round(_BAR_CHARS * count / most))
-        share = figures.yes_at_elapsed_green_s[elapsed_s] / count
+    is_yes = (samples["answer"] == "yes").groupby(samples["elapsed_green_s"]).agg(["size", "mean"])
+    for elapsed_s, count, share in is_yes.itertuples():
+        bar = "#" * max(1, round(_BAR_CHARS * count / is_yes["size"].max()))
         yield f"    {elapsed_s:>5g} s {count:>8,}  yes {100 * share:>5.1f} %  {bar}"
 
 
@@ -157,13 +138,6 @@ def find_sample(files: Sequence[Path], *, index: int | None, sample_id: str | No
     if index is not None:
         raise SampleError(f"{files[0]} has no sample {index}: it holds {num_seen:,}, counted from 0")
     raise SampleError(f"no sample has the id {sample_id!r} among the {num_seen:,} read")
-
-
-def _outcome_line(outcomes: Outcomes, unit: str) -> str:
-    better = outcomes.better()
-    if better is None:
-        return f"  both answers cost {outcomes.yes:g} {unit}".rstrip() + ": a tie"
-    return f"  {better.answer} saves {outcomes.saving(better):g} {unit}".rstrip()
 
 
 def sample_lines(sample: Sample, file: Path, index: int) -> Iterator[str]:
@@ -191,7 +165,11 @@ def sample_lines(sample: Sample, file: Path, index: int) -> Iterator[str]:
         for answer in ("yes", "no"):
             cost = getattr(sample.outcomes, answer)
             yield (f'  {{"extend": "{answer}"}}'.ljust(22) + f"costs {cost:g} {unit}").rstrip()
-        yield _outcome_line(sample.outcomes.outcomes, unit)
+        better = sample.outcomes.outcomes.better()
+        if better is None:
+            yield f"  both answers cost {sample.outcomes.yes:g} {unit}".rstrip() + ": a tie"
+        else:
+            yield f"  {better.answer} saves {sample.outcomes.outcomes.saving(better):g} {unit}".rstrip()
         for name, term in sample.outcomes.outcomes.terms.items():
             yield f"  term {name}: yes {term.yes:g}, no {term.no:g} {unit_of(name)}".rstrip()
     yield "\n[clocks]"
@@ -218,7 +196,7 @@ def _file_line(what: str, path: Path) -> str:
     return f"  {what} {path} ({size})"
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Summarise a dataset of decision points, or show one sample in full.",
         epilog="example: python data_tools/inspect_dataset.py --input data/four_way --index 17",
@@ -232,15 +210,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="a model's folder: count prompt tokens instead of estimating them"
     )
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
+    options = parser.parse_args(arguments)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     files = find_dataset_files(options.input)
     if options.index is None and options.sample_id is None:
-        lines = summary_lines(gather(files), tokenizer)
+        lines = summary_lines(*gather(files), tokenizer)
     else:
         file, index, raw = find_sample(files, index=options.index, sample_id=options.sample_id)
         try:

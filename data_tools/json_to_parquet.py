@@ -41,9 +41,9 @@ from tqdm import tqdm
 
 from data_tools.dataset_checks import CheckedSample, DatasetChecker
 from data_tools.dataset_split import TRAIN, VAL, Group, Placed, chosen_groups, episode_key, joined_groups, split
-from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
+from data_tools.prompt_lengths import QUANTILES, how_counted, load_tokenizer, prompt_tokens, quantiles
 from tsc.errors import ConfigError, SampleError, run_main
-from tsc.files import folder_lock
+from tsc.files import folder_lock, write_atomically
 from tsc.junction.decision import Decision
 from tsc.replays.embedded_files import MAX_SCENARIO_BYTES, FileEmbedder
 from tsc.replays.request import ReplayRequest
@@ -76,31 +76,30 @@ SFT_SCHEMA = pa.schema([("messages", _MESSAGES)])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(Placed):
     """The part of a checked sample that training needs."""
 
     sample_id: str
     prompt: list[dict[str, str]]
     ground_truth: str
-    placed: Placed
     answer: Decision | None  # the better one; None on a tie, or if the outcomes are unknown
     is_tie: bool
     is_faithful: bool | None  # the mark of verify_states; None for a sample without a mark
 
-    def grpo(self, index: int, side: str) -> dict[str, Any]:
+    def grpo(self, index: int, side: str, embedder: FileEmbedder | None) -> dict[str, Any]:
+        """With an embedder, the row gets the files that its replay needs. Raises SampleError if one cannot be read."""
+        ground_truth = self.ground_truth
+        if embedder is not None:
+            truth = json.loads(ground_truth)
+            truth["request"] = embedder.embed(ReplayRequest.from_json(truth["request"])).to_json()
+            ground_truth = _json_text(truth)
         return {
-            "data_source": f"tsc/{self.placed.scenario}",
+            "data_source": f"tsc/{self.scenario}",
             "prompt": self.prompt,
             "ability": ABILITY,
-            "reward_model": {"style": "rule", "ground_truth": self.ground_truth},
+            "reward_model": {"style": "rule", "ground_truth": ground_truth},
             "extra_info": {"index": index, "split": side, "sample_id": self.sample_id},
         }
-
-    def with_files(self, embedder: FileEmbedder) -> Row:
-        """Return the row with the files that its replay needs. Raises SampleError if a file cannot be read."""
-        truth = json.loads(self.ground_truth)
-        truth["request"] = embedder.embed(ReplayRequest.from_json(truth["request"])).to_json()
-        return replace(self, ground_truth=_json_text(truth))
 
     def sft(self) -> dict[str, Any]:
         assert self.answer is not None
@@ -125,13 +124,11 @@ def row_of(checked: CheckedSample) -> Row:
         # All samples have the same system message, which is kept once.
         prompt=[{"role": message.role, "content": sys.intern(message.content)} for message in sample.prompt],
         ground_truth=_json_text(truth),
-        placed=Placed(
-            scenario=sample.scenario,
-            episode=episode_key(sample),
-            time_s=sample.time_s,
-            state=checked.state,
-            side=sample.split,
-        ),
+        scenario=sample.scenario,
+        episode=episode_key(sample),
+        time_s=sample.time_s,
+        state=checked.state,
+        side=sample.split,
         answer=sample.expert_decision or better,
         is_tie=outcomes is not None and better is None,
         is_faithful=sample.replay.is_faithful if sample.replay is not None else None,
@@ -150,13 +147,6 @@ def read_rows(files: Sequence[Path], root: Path, checker: DatasetChecker) -> lis
                 progress.update(checker.num_read - progress.n)
             rows.append(of_file)
     return rows
-
-
-def with_valid_split(rows: Sequence[Row], *, resplit: bool) -> list[Row]:
-    """Return the rows of one file. Their own split is kept only if every row has one, and `resplit` is false."""
-    if not resplit and all(row.placed.side is not None for row in rows):
-        return list(rows)
-    return [replace(row, placed=replace(row.placed, side=None)) for row in rows]
 
 
 @contextlib.contextmanager
@@ -181,9 +171,7 @@ def written_together(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_parquet(
-    path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]], *, row_group: int = _ROW_GROUP
-) -> None:
+def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]], *, row_group: int) -> None:
     rows = iter(rows)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         while chunk := list(itertools.islice(rows, row_group)):
@@ -195,55 +183,40 @@ class Conversion:
     """The rows, and which file each of them goes to.
 
     sides, groups: of each row.
-    sft_groups: the training groups whose labels SFT gets.
-    surplus: numbers of the training rows that SFT leaves out, so that both answers are equally frequent.
-    balance_grpo: whether GRPO's training leaves out the surplus, too.
+    surplus: numbers of the training rows that are left out so that both answers are equally frequent.
+    files: by file name, the numbers of its rows.
     """
 
     rows: list[Row]
     sides: list[str]
     groups: list[Group]
-    sft_groups: set[Group]
     surplus: set[int]
-    balance_grpo: bool
+    files: dict[str, list[int]]
 
-    def for_grpo(self, side: str) -> Iterator[tuple[int, Row]]:
-        return ((i, row) for i, row in self.on(side) if not (self.balance_grpo and i in self.surplus))
-
-    def on(self, side: str) -> Iterator[tuple[int, Row]]:
-        return ((i, row) for i, row in enumerate(self.rows) if self.sides[i] == side)
-
-    def for_sft(self, side: str) -> Iterator[tuple[int, Row]]:
-        return (
-            (i, row)
-            for i, row in self.on(side)
-            if i not in self.surplus and row.answer is not None and (side == VAL or self.groups[i] in self.sft_groups)
-        )
-
-    def counts(self, rows: Iterable[tuple[int, Row]]) -> dict[str, int]:
-        rows = list(rows)
-        answers = Counter(row.answer.value for _, row in rows if row.answer is not None)
-        num_ties = sum(row.is_tie for _, row in rows)
+    def counts(self, name: str) -> dict[str, int]:
+        """The figures of one file."""
+        numbers = self.files[name]
+        answers = Counter(row.answer.value for i in numbers if (row := self.rows[i]).answer is not None)
+        num_ties = sum(self.rows[i].is_tie for i in numbers)
         return {
-            "samples": len(rows),
-            "groups": len({self.groups[i] for i, _ in rows}),
+            "samples": len(numbers),
+            "groups": len({self.groups[i] for i in numbers}),
             "yes": answers["yes"],
             "no": answers["no"],
             "ties": num_ties,
-            "unlabelled": len(rows) - answers.total() - num_ties,
+            "unlabelled": len(numbers) - answers.total() - num_ties,
         }
 
 
-def surplus_of_majority(rows: Sequence[Row], sides: Sequence[str], *, seed: int) -> set[int]:
-    """Draw, by hash, the training rows to leave out so that "yes" and "no" are the better answer equally often.
+def surplus_of_majority(rows: Sequence[Row], labelled: Iterable[int], *, seed: int) -> set[int]:
+    """Draw, by hash, the labelled rows to leave out so that "yes" and "no" are the better answer equally often.
 
     If one answer is better in two of three states, a policy gains at once by always giving it. It then stops exploring
     before it learns when the other answer is better. Imitation of such labels makes it start there.
     """
-    with_answer: dict[Decision, list[int]] = {decision: [] for decision in Decision}
-    for i, (row, side) in enumerate(zip(rows, sides, strict=True)):
-        if side == TRAIN and row.answer is not None:
-            with_answer[row.answer].append(i)
+    with_answer: dict[Decision | None, list[int]] = {decision: [] for decision in Decision}
+    for i in labelled:
+        with_answer[rows[i].answer].append(i)
     less, more = sorted(with_answer.values(), key=len)
 
     def rank(i: int) -> bytes:
@@ -252,49 +225,38 @@ def surplus_of_majority(rows: Sequence[Row], sides: Sequence[str], *, seed: int)
     return set(sorted(more, key=rank)[len(less) :])
 
 
-def arrange(
-    rows: list[Row], *, val_fraction: float, sft_fraction: float, block_s: float, seed: int, balance: str | None
-) -> Conversion:
-    placed = [row.placed for row in rows]
-    groups = joined_groups(placed, block_s)
-    sides = split(placed, groups, val_fraction=val_fraction, seed=seed, block_s=block_s)
-    labelled = {
-        group for row, group, side in zip(rows, groups, sides, strict=True) if side == TRAIN and row.answer is not None
+def arrange(rows: list[Row], options: argparse.Namespace) -> Conversion:
+    groups = joined_groups(rows, options.block_s)
+    sides = split(rows, groups, val_fraction=options.val_fraction, seed=options.seed, block_s=options.block_s)
+    train, val = ([i for i, own in enumerate(sides) if own == side] for side in (TRAIN, VAL))
+    labelled = [i for i in train if rows[i].answer is not None]
+    sft_groups = chosen_groups((groups[i] for i in labelled), options.sft_fraction, seed=options.seed, purpose="sft")
+    surplus = surplus_of_majority(rows, labelled, seed=options.seed) if options.balance else set()
+    files = {
+        "train.parquet": [i for i in train if options.balance != "all" or i not in surplus],
+        "val.parquet": val,
+        "sft_train.parquet": [i for i in labelled if groups[i] in sft_groups and i not in surplus],
+        "sft_val.parquet": [i for i in val if rows[i].answer is not None],
     }
-    sft_groups = chosen_groups(labelled, sft_fraction, seed=seed, purpose="sft")
-    surplus = surplus_of_majority(rows, sides, seed=seed) if balance else set()
-    return Conversion(
-        rows=rows,
-        sides=sides,
-        groups=groups,
-        sft_groups=sft_groups,
-        surplus=surplus,
-        balance_grpo=balance == "all",
-    )
+    return Conversion(rows=rows, sides=sides, groups=groups, surplus=surplus, files=files)
 
 
-def grpo_rows(conversion: Conversion, side: str, embedder: FileEmbedder | None) -> Iterator[dict[str, Any]]:
-    for i, row in conversion.for_grpo(side):
-        yield (row if embedder is None else row.with_files(embedder)).grpo(i, side)
-
-
-def write_files(
-    folder: Path, conversion: Conversion, summary: dict[str, Any], embedder: FileEmbedder | None = None
-) -> None:
+def write_files(folder: Path, conversion: Conversion, summary: dict[str, Any], embedder: FileEmbedder | None) -> None:
+    rows = conversion.rows
     row_group = _ROW_GROUP if embedder is None else _EMBEDDED_ROW_GROUP
     with written_together(folder) as temporary:
-        for side in (TRAIN, VAL):
-            rows = grpo_rows(conversion, side, embedder)
-            write_parquet(temporary / f"{side}.parquet", GRPO_SCHEMA, rows, row_group=row_group)
-            write_parquet(
-                temporary / f"sft_{side}.parquet", SFT_SCHEMA, (row.sft() for _, row in conversion.for_sft(side))
-            )
+        grpo_files = {side: temporary / f"{side}.parquet" for side in (TRAIN, VAL)}
+        for side, path in grpo_files.items():
+            grpo = (rows[i].grpo(i, side, embedder) for i in conversion.files[path.name])
+            write_parquet(path, GRPO_SCHEMA, grpo, row_group=row_group)
+            sft = (rows[i].sft() for i in conversion.files[f"sft_{side}.parquet"])
+            write_parquet(temporary / f"sft_{side}.parquet", SFT_SCHEMA, sft, row_group=_ROW_GROUP)
         if embedder is not None:
             summary["embedded"] = {
                 "states": embedder.num_states,
                 "state_chars": embedder.state_chars,
                 "scenario_chars": embedder.scenario_chars,
-                "parquet_bytes": sum((temporary / f"{side}.parquet").stat().st_size for side in (TRAIN, VAL)),
+                "parquet_bytes": sum(path.stat().st_size for path in grpo_files.values()),
                 "left_out": sorted(map(str, embedder.left_out)),
             }
         (temporary / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -309,25 +271,18 @@ def summarise(
     tokenizer: Any | None,
 ) -> dict[str, Any]:
     lengths = prompt_tokens([row.prompt for row in conversion.rows], tokenizer)
-    files = {}
-    for side in (TRAIN, VAL):
-        files[f"{side}.parquet"] = conversion.counts(conversion.for_grpo(side))
-    for side in (TRAIN, VAL):
-        files[f"sft_{side}.parquet"] = conversion.counts(conversion.for_sft(side))
-    scenarios: dict[str, dict[str, int]] = {}
-    for row, side in zip(conversion.rows, conversion.sides, strict=True):
-        of_scenario = scenarios.setdefault(row.placed.scenario, {TRAIN: 0, VAL: 0})
-        of_scenario[side] += 1
+    placed = Counter((row.scenario, side) for row, side in zip(conversion.rows, conversion.sides, strict=True))
     return {
-        "files": files,
+        "files": {name: conversion.counts(name) for name in conversion.files},
         "scenarios": {
-            name: {**counts, "ties_left_out": ties_left_out[name]} for name, counts in sorted(scenarios.items())
+            name: {side: placed[name, side] for side in (TRAIN, VAL)} | {"ties_left_out": ties_left_out[name]}
+            for name in sorted({scenario for scenario, _ in placed})
         },
         "ties_left_out": ties_left_out.total(),
         "surplus_left_out": len(conversion.surplus),
         "unfaithful_left_out": num_unfaithful,
         "faulty_left_out": num_faulty,
-        "prompt_tokens": {**quantiles(lengths).as_dict(), "exact": tokenizer is not None},
+        "prompt_tokens": {**quantiles(lengths), "exact": tokenizer is not None},
     }
 
 
@@ -335,14 +290,11 @@ def print_summary(summary: dict[str, Any], folder: Path, tokenizer: Any | None) 
     print(f"  {'':<18}{'samples':>9}{'groups':>8}{'yes':>8}{'no':>8}{'tie':>8}{'unlabelled':>12}")
     for name, counts in summary["files"].items():
         num_samples = counts["samples"]
-
-        def share(key: str, counts: dict[str, Any] = counts, num_samples: int = num_samples) -> str:
-            return f"{100 * counts[key] / num_samples:.1f} %" if num_samples else "-"
-
-        print(
-            f"  {name:<18}{num_samples:>9,}{counts['groups']:>8,}{share('yes'):>8}{share('no'):>8}"
-            f"{share('ties'):>8}{share('unlabelled'):>12}"
+        yes, no, tie, unlabelled = (
+            f"{100 * counts[key] / num_samples:.1f} %" if num_samples else "-"
+            for key in ("yes", "no", "ties", "unlabelled")
         )
+        print(f"  {name:<18}{num_samples:>9,}{counts['groups']:>8,}{yes:>8}{no:>8}{tie:>8}{unlabelled:>12}")
     for name, counts in summary["scenarios"].items():
         print(
             f"  scenario {name}: {counts[TRAIN]:,} train, {counts[VAL]:,} val, "
@@ -357,32 +309,26 @@ def print_summary(summary: dict[str, Any], folder: Path, tokenizer: Any | None) 
         )
     if summary["surplus_left_out"]:
         print(f"  balanced: {summary['surplus_left_out']:,} samples with the more frequent answer left out")
-    tokens = summary["prompt_tokens"]
-    print(
-        f"  prompt tokens: min {tokens['min']:g}, median {tokens['median']:g}, p95 {tokens['p95']:g}, "
-        f"max {tokens['max']:g} ({how_counted(tokenizer)})"
-    )
-    if "embedded" in summary:
-        print_embedded(summary["embedded"])
+    tokens = ", ".join(f"{name} {summary['prompt_tokens'][name]:g}" for name in QUANTILES)
+    print(f"  prompt tokens: {tokens} ({how_counted(tokenizer)})")
+    if embedded := summary.get("embedded"):
+        state_kb, scenario_kb = (
+            embedded[key] / max(1, embedded["states"]) / 1e3 for key in ("state_chars", "scenario_chars")
+        )
+        print(
+            f"  embedded in {embedded['states']:,} rows: a state ({state_kb:.1f} kB of text per row) and nets and "
+            f"routes ({scenario_kb:.1f} kB per row); train.parquet and val.parquet take "
+            f"{embedded['parquet_bytes'] / 1e6:.1f} MB"
+        )
+        if left_out := embedded["left_out"]:
+            print(
+                f"  not embedded, because a row would have over {MAX_SCENARIO_BYTES // 1024} KiB (compressed) of them: "
+                f"{len(left_out):,} nets and routes, which every machine needs at this path: {', '.join(left_out[:3])}"
+                f"{', … (all in ' + SUMMARY_FILE + ')' if len(left_out) > 3 else ''}"
+            )
     if not summary["files"]["sft_train.parquet"]["samples"]:
         print("  sft_train.parquet is empty: none of its samples has a better answer, so SFT has nothing to learn from")
     print(f"  written to {folder}")
-
-
-def print_embedded(embedded: dict[str, Any]) -> None:
-    num_rows = max(1, embedded["states"])
-    state_kb, scenario_kb = (embedded[key] / num_rows / 1e3 for key in ("state_chars", "scenario_chars"))
-    print(
-        f"  embedded in {embedded['states']:,} rows: a state ({state_kb:.1f} kB of text per row) and nets and routes "
-        f"({scenario_kb:.1f} kB per row); train.parquet and val.parquet take {embedded['parquet_bytes'] / 1e6:.1f} MB"
-    )
-    left_out = embedded["left_out"]
-    if left_out:
-        print(
-            f"  not embedded, because a row would have over {MAX_SCENARIO_BYTES // 1024} KiB (compressed) of them: "
-            f"{len(left_out):,} nets and routes, which every machine needs at this path: {', '.join(left_out[:3])}"
-            f"{', … (all in ' + SUMMARY_FILE + ')' if len(left_out) > 3 else ''}"
-        )
 
 
 def report_faults(checker: DatasetChecker, folder: Path, *, skipping: bool) -> None:
@@ -394,9 +340,7 @@ def report_faults(checker: DatasetChecker, folder: Path, *, skipping: bool) -> N
     if not checker.faults:
         path.unlink(missing_ok=True)
         return
-    with written_together(folder) as temporary:
-        text = "".join(f"{fault}\n" for fault in checker.faults)
-        (temporary / ERRORS_FILE).write_text(text, encoding="utf-8")
+    write_atomically(path, "".join(f"{fault}\n" for fault in checker.faults).encode())
     for fault in checker.faults[:MAX_PRINTED_FAULTS]:
         print(fault, file=sys.stderr)
     hidden = len(checker.faults) - MAX_PRINTED_FAULTS
@@ -420,15 +364,15 @@ def convert(files: Sequence[Path], options: argparse.Namespace) -> None:
     rows_of_files = read_rows(files, options.input, checker)
     report_faults(checker, options.output, skipping=options.on_error == "skip")
     split_is_given = False
-    rows = []
+    rows: list[Row] = []
     for file, of_file in zip(files, rows_of_files, strict=True):
-        num_placed = sum(row.placed.side is not None for row in of_file)
-        of_file = with_valid_split(of_file, resplit=options.resplit)
-        kept = sum(row.placed.side is not None for row in of_file)
-        split_is_given |= kept > 0
-        if num_placed > kept and not options.resplit:
+        # a file's own split is kept only if every row has one
+        num_placed = sum(row.side is not None for row in of_file)
+        keeps_split = num_placed == len(of_file) and not options.resplit
+        split_is_given |= keeps_split and num_placed > 0
+        if 0 < num_placed < len(of_file) and not options.resplit:
             print(f"note: {file}: only {num_placed:,} of {len(of_file):,} samples have a split, so none is used")
-        rows.extend(of_file)
+        rows += of_file if keeps_split else [replace(row, side=None) for row in of_file]
     num_unfaithful = 0
     if options.replays == "drop":
         if all(row.is_faithful is None for row in rows):
@@ -441,21 +385,14 @@ def convert(files: Sequence[Path], options: argparse.Namespace) -> None:
         rows = faithful
     ties_left_out: Counter[str] = Counter()
     if options.ties == "drop":
-        ties_left_out.update(row.placed.scenario for row in rows if row.is_tie)
+        ties_left_out.update(row.scenario for row in rows if row.is_tie)
         rows = [row for row in rows if not row.is_tie]
     if not rows:
         raise SampleError(
             f"{options.input} has no sample to train on: {checker.num_read:,} read, {checker.num_faulty:,} faulty, "
             f"{num_unfaithful:,} do not replay as labelled, {ties_left_out.total():,} ties"
         )
-    conversion = arrange(
-        rows,
-        val_fraction=options.val_fraction,
-        sft_fraction=options.sft_fraction,
-        block_s=options.block_s,
-        seed=options.seed,
-        balance=options.balance,
-    )
+    conversion = arrange(rows, options)
     summary = summarise(
         conversion,
         ties_left_out=ties_left_out,
@@ -486,7 +423,7 @@ def _fraction(text: str) -> float:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Check datasets of decision points and convert them to the Parquet files that verl trains on.",
         epilog="example: python data_tools/json_to_parquet.py --input data/four_way --output data/four_way/parquet",
@@ -570,11 +507,7 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="check that every state file exists and has the digest that the sample gives",
     )
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
+    options = parser.parse_args(arguments)
     if options.block_s <= 0:
         raise ConfigError(f"--block-s is {options.block_s:g}: choose more than 0 seconds")
     if options.embed_states and not options.check_states:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +16,14 @@ _TOKENS_A_MESSAGE = 4  # the chat template's marks around a message (ChatML)
 _BATCH = 1024
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quantiles:
-    """Quantiles by nearest rank, so that each of them is one of the values."""
-
-    minimum: float
-    median: float
-    p95: float
-    maximum: float
-
-    def __str__(self) -> str:
-        return f"min {self.minimum:,g}, median {self.median:,g}, p95 {self.p95:,g}, max {self.maximum:,g}"
-
-    def as_dict(self) -> dict[str, float]:
-        return {"min": self.minimum, "median": self.median, "p95": self.p95, "max": self.maximum}
+# Shares of the values. The quantiles are by nearest rank, so that each of them is one of the values.
+QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
-def quantiles(values: Sequence[float]) -> Quantiles:
-    """Return the quantiles of the values. Raises ValueError if there are no values."""
-    if not values:
-        raise ValueError("no values")
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Return the QUANTILES of one value or more."""
     ordered = sorted(values)
-
-    def at(share: float) -> float:
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-    return Quantiles(minimum=ordered[0], median=at(0.5), p95=at(0.95), maximum=ordered[-1])
+    return {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in QUANTILES.items()}
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -12,6 +12,7 @@ Exit status: 0; 1 if a row misses its bound; 2 if something cannot be measured.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ from benchmarks.effort import FULL, QUICK, Effort
 from benchmarks.episode_speed import CONTROLLERS, episode_rows, worker_rows
 from benchmarks.grpo_step import step_rows
 from benchmarks.replay_speed import bare_rows, city_rows, memory_rows, stretch_rows, traci_rows
-from benchmarks.rows import Machine, Row, table, write_rows
+from benchmarks.rows import Row, machine_lines, table, write_rows
 from benchmarks.score_rate import score_rows
 from tsc.errors import ConfigError, did_you_mean, run_main
 
@@ -46,19 +47,14 @@ EVALUATE: Mapping[Measure, tuple[str, ...]] = {
 }
 
 
-def check_names(names: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ConfigError with the nearest spelling."""
-    for name in names:
-        if name not in known:
-            meant = did_you_mean(name, known)
-            raise ConfigError(f"--only {name!r} is unknown: {meant}choose from {', '.join(known)}")
-
-
 def measure(
     measures: Mapping[Measure, tuple[str, ...]], only: Sequence[str], folder: Path, effort: Effort
 ) -> list[Row]:
-    """Measure the rows that `only` names, or all if it is empty, and print the progress."""
-    check_names(only, [name for names in measures.values() for name in names])
+    """Measure the rows that `only` names, or all if it is empty, and print the progress. Raises ConfigError."""
+    known = [name for names in measures.values() for name in names]
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"--only {name!r} is unknown: {did_you_mean(name, known)}choose from {', '.join(known)}")
     rows = []
     for function, names in measures.items():
         wanted = [name for name in names if not only or name in only]
@@ -92,9 +88,8 @@ def main() -> int:
         )
     arguments = parser.parse_args()
 
-    machine = Machine.here()
     effort = QUICK if arguments.quick else FULL
-    print("\n".join(machine.lines()))
+    print("\n".join(machine_lines(os.getloadavg()[0])))
     rows = measure(arguments.measures, arguments.only, arguments.folder.resolve(), effort)
     print()
     print(table(rows))

@@ -6,18 +6,12 @@ libsumo need their own process.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import process_time
-from typing import Any
 
-from benchmarks import with_benchmarks
 from benchmarks.stopwatch import Cost, cost_of
-from tsc.errors import ReplayError
-from tsc.files import REPO_ROOT
+from benchmarks.traci_replay import TraciReplay
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
@@ -80,35 +74,15 @@ def fresh_libsumo_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cos
     return cost_of(lambda: fresh_libsumo_queue_veh_s(requests, horizon_s), len(requests))
 
 
-def fresh_traci_cost(requests: Sequence[ReplayRequest], horizon_s: int) -> Cost:
-    """The time in benchmarks.traci_replay, without the start of its Python process."""
-    done = fresh_traci(requests, horizon_s)
-    return Cost(num_units=len(requests), wall_s=done["wall_s"], cpu_s=done["cpu_s"])
-
-
-def fresh_traci(requests: Sequence[ReplayRequest], horizon_s: int) -> dict[str, Any]:
-    """The output of benchmarks.traci_replay. Raises ReplayError."""
-    jobs = []
+def traci_replays(requests: Sequence[ReplayRequest]) -> list[TraciReplay]:
+    """For benchmarks.traci_replay: the replay of each answer to each request."""
+    replays = []
     for request in requests:
         files = request.sumo.files_in(Path(request.dataset_dir))
         command = [str(sumo_binary("sumo")), *files.options(), "--load-state", str(request.state_path)]
         command += ["--no-step-log", "--no-warnings", "--duration-log.disable"]
-        remaining_s = [_green_to_come_s(request, decision) for decision in Decision]
-        jobs.append({"command": command, "junction_id": request.junction_id, "remaining_s": remaining_s})
-    environment = {name: value for name, value in with_benchmarks().items() if name != "LIBSUMO_AS_TRACI"}
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.traci_replay"],
-        input=json.dumps({"requests": jobs, "num_steps": horizon_s}),
-        cwd=REPO_ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if process.returncode != 0:
-        raise ReplayError(f"the replay over TraCI ended with status {process.returncode}: {process.stderr[-2000:]}")
-    done: dict[str, Any] = json.loads(process.stdout)
-    return done
+        replays += [(command, request.junction_id, _green_to_come_s(request, decision)) for decision in Decision]
+    return replays
 
 
 def _green_to_come_s(request: ReplayRequest, decision: Decision) -> int:

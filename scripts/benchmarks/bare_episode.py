@@ -114,13 +114,9 @@ def _saving(signals: Mapping[str, Path], folder: Path) -> Path:
 
 def bare_cost(script: Script) -> Cost:
     """The cost from SUMO's start to its end, per simulated second. Raises ReplayError if the traffic differs."""
-    queue_veh_s = 0
-
-    def run() -> None:
-        nonlocal queue_veh_s
-        queue_veh_s = _run(script)
-
-    cost = cost_of(run, script.duration_s)
+    found: list[int] = []
+    cost = cost_of(lambda: found.append(_run(script)), script.duration_s)
+    (queue_veh_s,) = found
     if queue_veh_s != script.queue_veh_s:
         raise ReplayError(
             f"the bare episode has a queue of {queue_veh_s} veh·s, but the recorded one has {script.queue_veh_s} veh·s"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import sumo
 
-from tsc.errors import ScenarioError, TscError
+from benchmarks.supervised import run_supervised
 from tsc.files import REPO_ROOT, sha256_of, strip_generated_comment, write_atomically
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
@@ -40,19 +39,16 @@ def default_dataset(folder: Path, episodes: int) -> Path:
     tool's message.
     """
     dataset = folder / f"four_way-{episodes}"
-    _run_tool("generate_dataset", "--scenario", DEFAULT_SCENARIO, "--out", dataset, "--episodes", episodes,
-              "--validation-episodes", 1, "--resume")  # fmt: skip
+    run_supervised(
+        [sys.executable, "data_tools/generate_dataset.py", "--scenario", DEFAULT_SCENARIO, "--out", dataset,
+         "--episodes", episodes, "--validation-episodes", 1, "--resume"],
+    )  # fmt: skip
     if not (dataset / "parquet/train.parquet").exists():
         # with ties: they take as long as any other state
-        _run_tool("json_to_parquet", "--input", dataset, "--output", dataset / "parquet", "--ties", "keep")  # fmt: skip
+        parquet = dataset / "parquet"
+        tool = [sys.executable, "data_tools/json_to_parquet.py"]
+        run_supervised([*tool, "--input", dataset, "--output", parquet, "--ties", "keep"])
     return dataset
-
-
-def _run_tool(name: str, *arguments: object) -> None:
-    command = [sys.executable, str(REPO_ROOT / "data_tools" / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode != 0:
-        raise TscError(f"data_tools/{name}.py ended with status {done.returncode}: {done.stdout.strip()[-2000:]}")
 
 
 def samples_of(dataset: Path, *, episode: int | None = None) -> list[Sample]:
@@ -88,14 +84,14 @@ def make_city(folder: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     net_file, route_file = out / "city.net.xml", out / "city.rou.xml"
     raw = out / "raw.net.xml"
-    _run_sumo_tool(
+    run_supervised(
         [sumo_binary("netconvert"), "--sumo-net-file", Path(sumo.SUMO_HOME, CITY_NET), "--output-file", raw,
          "--tls.rebuild", "--tls.default-type", "static", "--no-warnings",
          "--remove-edges.by-vclass", "rail,rail_urban,rail_electric,rail_fast,tram,subway,ship"],
     )  # fmt: skip
     write_atomically(net_file, strip_generated_comment(raw.read_bytes()))
     raw.unlink()
-    _run_sumo_tool(
+    run_supervised(
         [sys.executable, Path(sumo.SUMO_HOME, "tools/randomTrips.py"), "--net-file", net_file,
          "--output-trip-file", out / "trips.xml", "--route-file", route_file, "--seed", CITY_SEED,
          "--end", CITY_DURATION_S, "--period", 1, "--fringe-factor", 5, "--min-distance", 500,
@@ -103,14 +99,6 @@ def make_city(folder: Path) -> None:
     )  # fmt: skip
     requests = _save_city_states(out, SumoFiles(net_file=net_file, route_files=(route_file,)))
     write_atomically(out / "requests.json", json.dumps(requests).encode())
-
-
-def _run_sumo_tool(command: list[object]) -> None:
-    done = subprocess.run(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise ScenarioError(f"{Path(str(command[0])).name} cannot make the city: {done.stdout.strip()[-2000:]}")
 
 
 def _save_city_states(out: Path, files: SumoFiles) -> list[dict[str, Any]]:

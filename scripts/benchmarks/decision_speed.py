@@ -22,7 +22,6 @@ from recipes.models.smollm2 import get_smollm2
 from tsc.controllers.language_model import Conversation, Reply
 from tsc.controllers.registry import LANGUAGE_MODEL
 from tsc.episodes.runner import EpisodeJob, run_jobs
-from tsc.errors import TscError
 from tsc.evaluation.plan import Contestant
 from tsc.evaluation.settings import LanguageModelSettings
 
@@ -121,16 +120,8 @@ def smollm2_rows(folder: Path, effort: Effort) -> list[Row]:
         episode_s=effort.smollm2_episode_s,
         repetitions=effort.smollm2_repetitions,
     )
-    return [
-        Row.of_medians(
-            name="llm-decisions",
-            what="decisions of SmolLM2-135M in an evaluation; its answers to the same prompts, offline in one batch",
-            values=[cost.rate_per_s for cost in served],
-            beside=[cost.rate_per_s for cost in offline],
-            unit="1/s",
-            must_reach=Bound(at="least", value=0.6),
-        )
-    ]
+    what = "decisions of SmolLM2-135M in an evaluation; its answers to the same prompts, offline in one batch"
+    return [Row.of_rates("llm-decisions", what, served, offline, unit="1/s", must_reach=Bound(at="least", value=0.6))]
 
 
 def tiny_rows(folder: Path, effort: Effort) -> list[Row]:
@@ -142,15 +133,8 @@ def tiny_rows(folder: Path, effort: Effort) -> list[Row]:
         episode_s=effort.episode_s,
         repetitions=effort.repetitions,
     )
-    return [
-        Row.of_medians(
-            name="llm-decisions-tiny",
-            what="the same with the demo's model of 0.8 million parameters",
-            values=[cost.rate_per_s for cost in served],
-            beside=[cost.rate_per_s for cost in offline],
-            unit="1/s",
-        )
-    ]
+    what = "the same with the demo's model of 0.8 million parameters"
+    return [Row.of_rates("llm-decisions-tiny", what, served, offline, unit="1/s")]
 
 
 def tiny_model(folder: Path, effort: Effort) -> Path:
@@ -161,21 +145,14 @@ def tiny_model(folder: Path, effort: Effort) -> Path:
         return model
     shutil.rmtree(run, ignore_errors=True)
     parquet = default_dataset(folder, effort.episodes) / "parquet"
-    _run(
-        [
-            sys.executable,
-            "recipes/models/tiny_model.py",
-            "--texts",
-            parquet / "sft_train.parquet",
-            "--out",
-            run / "tiny",
-        ]
-    )
-    _run(
+    tiny = run / "tiny"
+    texts = parquet / "sft_train.parquet"
+    run_supervised([sys.executable, "recipes/models/tiny_model.py", "--texts", texts, "--out", tiny])
+    run_supervised(
         ["bash", "scripts/train_sft.sh"],
         RUNS=folder,
         RUN_NAME=run.name,
-        MODEL_PATH=run / "tiny",
+        MODEL_PATH=tiny,
         DATA=parquet,
         HARDWARE="cpu",
         WANDB="off",
@@ -186,9 +163,3 @@ def tiny_model(folder: Path, effort: Effort) -> Path:
         EPOCHS=max(1, 20 // effort.episodes),
     )
     return model
-
-
-def _run(command: list[object], **environment: object) -> None:
-    status, output = run_supervised(command, os.environ | {name: str(value) for name, value in environment.items()})
-    if status != 0:
-        raise TscError(f"{command[1]} ended with status {status}: {output.strip()[-2000:]}")

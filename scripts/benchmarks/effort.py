@@ -14,40 +14,24 @@ class Effort:
     episode_s: simulated time of an evaluation's episode.
     """
 
-    episodes: int
-    repetitions: int
-    live_replays: int
-    traci_replays: int
-    city_replays: int
-    memory_replays: int
-    scores: int
-    step_prompts: int
-    steps: int
-    episode_s: int
-    worker_episodes: int
-    model_episodes: int
-    smollm2_episodes: int
-    smollm2_episode_s: int
-    smollm2_repetitions: int
+    episodes: int = 5
+    repetitions: int = 7
+    live_replays: int = 40
+    traci_replays: int = 2
+    city_replays: int = 6
+    memory_replays: int = 10_000
+    scores: int = 40_000
+    step_prompts: int = 128
+    steps: int = 12
+    episode_s: int = 3600
+    worker_episodes: int = 48
+    model_episodes: int = 16
+    smollm2_episodes: int = 16
+    smollm2_episode_s: int = 150
+    smollm2_repetitions: int = 3
 
 
-FULL = Effort(
-    episodes=5,
-    repetitions=7,
-    live_replays=40,
-    traci_replays=2,
-    city_replays=6,
-    memory_replays=10_000,
-    scores=40_000,
-    step_prompts=128,
-    steps=12,
-    episode_s=3600,
-    worker_episodes=48,
-    model_episodes=16,
-    smollm2_episodes=16,
-    smollm2_episode_s=150,
-    smollm2_repetitions=3,
-)
+FULL = Effort()
 
 # shows that everything runs; its numbers are not a result
 QUICK = Effort(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.bare_episode import bare_cost, record_script
@@ -44,19 +45,12 @@ def episode_rows(folder: Path, effort: Effort, *, controller: str) -> list[Row]:
         script = bare.call(record_script, job, folder / "bare" / controller)
         ours.call(episode_cost, job)
         bare.call(bare_cost, script)
-        our_costs, bare_costs = in_turn(
-            effort.repetitions, lambda: ours.call(episode_cost, job), lambda: bare.call(bare_cost, script)
+        costs = in_turn(
+            effort.repetitions, partial(ours.call, episode_cost, job), partial(bare.call, bare_cost, script)
         )
-    return [
-        Row.of_medians(
-            name=f"episode-{controller}",
-            what=f"an evaluation's episode under {controller}; a bare libsumo loop, same signals, reads and outputs",
-            values=[cost.rate_per_core_s for cost in our_costs],
-            beside=[cost.rate_per_core_s for cost in bare_costs],
-            unit="s/s of CPU",
-            must_reach=Bound(at="least", value=0.8),
-        )
-    ]
+    what = f"an evaluation's episode under {controller}; a bare libsumo loop, same signals, reads and outputs"
+    bound = Bound(at="least", value=0.8)
+    return [Row.of_rates(f"episode-{controller}", what, *costs, by_cpu=True, unit="s/s of CPU", must_reach=bound)]
 
 
 def jobs_cost(jobs: Sequence[EpisodeJob], workers: int) -> Cost:
@@ -70,18 +64,10 @@ def worker_rows(folder: Path, effort: Effort) -> list[Row]:
     contestants = [Contestant(name="max_pressure", kind="max_pressure")]
     jobs = episode_jobs(folder, contestants, effort.worker_episodes, effort.episode_s)
     with warm_processes(1) as (runner,):
-        all_costs, one_costs = in_turn(
-            effort.repetitions,
-            lambda: runner.call(jobs_cost, jobs, workers),
-            lambda: runner.call(jobs_cost, jobs, 1),
+        costs = in_turn(
+            effort.repetitions, partial(runner.call, jobs_cost, jobs, workers), partial(runner.call, jobs_cost, jobs, 1)
         )
+    what = f"{len(jobs)} episodes under max_pressure with {workers} workers, their start included; with one"
     return [
-        Row.of_medians(
-            name="workers",
-            what=f"{len(jobs)} episodes under max_pressure with {workers} workers, their start included; with one",
-            values=[cost.rate_per_s for cost in all_costs],
-            beside=[cost.rate_per_s for cost in one_costs],
-            unit="1/s",
-            must_reach=Bound(at="least", value=SHARE_OF_CORES * workers),
-        )
+        Row.of_rates("workers", what, *costs, unit="1/s", must_reach=Bound(at="least", value=SHARE_OF_CORES * workers))
     ]

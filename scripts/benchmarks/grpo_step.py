@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import with_benchmarks
+import pandas as pd
+
 from benchmarks.benchmark_datasets import default_dataset
 from benchmarks.effort import Effort
 from benchmarks.rows import Bound, Row
 from benchmarks.supervised import run_supervised
 from benchmarks.timed_score import CACHED, LIVE, mode_of_step
-from tsc.errors import TscError
-from tsc.files import REPO_ROOT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,45 +36,34 @@ def train(folder: Path, effort: Effort) -> Path:
     run = folder / f"grpo-{effort.step_prompts}"
     shutil.rmtree(run / "grpo", ignore_errors=True)  # the starting model, run/sft, is kept
     run.mkdir(parents=True, exist_ok=True)
-    environment = with_benchmarks() | {
-        "RUNS": str(folder),
-        "RUN_NAME": run.name,
-        "DATA": str(dataset / "parquet"),
-        "HARDWARE": "cpu",
-        "WANDB": "off",
-        "STEPS": str(effort.steps + 1),
-        "BATCH_PROMPTS": str(effort.step_prompts),
-        # enough passes to teach the answer's format on little data: an unreadable answer would not need a replay
-        "SFT_EPOCHS": str(max(1, 20 // effort.episodes)),
-        "EVAL_SEEDS": "0",
-    }
     (run / "grpo").mkdir()
-    log = run / "grpo/rewards.jsonl"
     function = "reward.custom_reward_function"
-    command = ["bash", str(REPO_ROOT / "scripts/train_grpo.sh")]
+    command = ["bash", "scripts/train_grpo.sh"]
     command += [f"{function}.path=pkg://benchmarks.timed_score", f"{function}.name=timed_score"]
-    command += [f"+{function}.reward_kwargs.log={log}"]
+    command += [f"+{function}.reward_kwargs.log={run / 'grpo/rewards.jsonl'}"]
     # an empty cache instead of the user's: every state is replayed when it first comes up
     command += [f"+{function}.reward_kwargs.cache.directory={run / 'grpo/cache'}"]
-    status, output = run_supervised(command, environment)
-    if status != 0:
-        raise TscError(
-            f"scripts/train_grpo.sh ended with status {status} (log: {run / 'grpo/train.log'}): "
-            f"{output.strip()[-2000:]}"
-        )
+    run_supervised(
+        command,
+        RUNS=folder,
+        RUN_NAME=run.name,
+        DATA=dataset / "parquet",
+        HARDWARE="cpu",
+        WANDB="off",
+        STEPS=effort.steps + 1,
+        BATCH_PROMPTS=effort.step_prompts,
+        # enough passes to teach the answer's format on little data: an unreadable answer would not need a replay
+        SFT_EPOCHS=max(1, 20 // effort.episodes),
+        EVAL_SEEDS="0",
+    )
     return run / "grpo"
 
 
 def read_steps(run: Path) -> list[Step]:
     """All steps except the first one, in which everything starts."""
     (metrics,) = run.glob("metrics/*.jsonl")
-    arrived_s: dict[int, float] = defaultdict(float)
-    done_s: dict[int, float] = defaultdict(float)
-    for line in (run / "rewards.jsonl").read_text().splitlines():
-        call = json.loads(line)
-        version = call["version"]
-        arrived_s[version] = max(arrived_s[version], call["arrived_s"])
-        done_s[version] = max(done_s[version], call["done_s"])
+    calls = pd.DataFrame(map(json.loads, (run / "rewards.jsonl").read_text().splitlines()))
+    last = calls.groupby("version").max()
     steps = []
     for line in metrics.read_text().splitlines():
         record = json.loads(line)
@@ -88,7 +75,7 @@ def read_steps(run: Path) -> list[Step]:
                     # only the last step saves a checkpoint
                     step_s=data["timing_s/step"] - data.get("timing_s/save_checkpoint", 0.0),
                     generation_s=data["timing_s/gen"],
-                    wait_s=done_s[version] - arrived_s[version],
+                    wait_s=float(last["done_s"][version] - last["arrived_s"][version]),
                 )
             )
     return steps
@@ -99,29 +86,30 @@ def rows_of(steps: Sequence[Step], num_prompts: int) -> list[Row]:
     cached, live = ([step for step in steps if step.mode == mode] for mode in (CACHED, LIVE))
     pairs = list(zip(cached, live, strict=True))
     the_step = f"the step, {num_prompts} prompts × 4 answers"
+    live_s = [step.step_s for step in live]
     return [
         Row.of_medians(
-            name="step-cached",
-            what=f"wait for the last reward, labelled states, 2 % of them audited live; {the_step}",
-            values=[step.wait_s for step in cached],
-            beside=[step.step_s for step in cached],
+            "step-cached",
+            f"wait for the last reward, labelled states, 2 % of them audited live; {the_step}",
+            [step.wait_s for step in cached],
+            [step.step_s for step in cached],
             unit="s",
             must_reach=Bound(at="most", value=0.02),
         ),
         Row.of_medians(
-            name="step-live",
-            what=f"how much longer generation takes if every state is replayed; {the_step}",
+            "step-live",
+            f"how much longer generation takes if every state is replayed; {the_step}",
             # the cached step waited, too
-            values=[of_live.generation_s - other.generation_s + other.wait_s for other, of_live in pairs],
-            beside=[step.step_s for step in live],
+            [of_live.generation_s - other.generation_s + other.wait_s for other, of_live in pairs],
+            live_s,
             unit="s",
             must_reach=Bound(at="most", value=0.2),
         ),
         Row.of_medians(
-            name="step-live-wait",
-            what="of that, the wait for the last reward after generation; the step",
-            values=[step.wait_s for step in live],
-            beside=[step.step_s for step in live],
+            "step-live-wait",
+            "of that, the wait for the last reward after generation; the step",
+            [step.wait_s for step in live],
+            live_s,
             unit="s",
         ),
     ]

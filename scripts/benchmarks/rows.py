@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from benchmarks.stopwatch import Cost
 from tsc.evaluation.machine import processor_name
 from tsc.files import write_atomically
 from tsc.sumo.version import installed_sumo_version
@@ -49,19 +51,17 @@ class Row:
     must_reach: Bound | None = None
 
     @classmethod
-    def of_medians(
-        cls,
-        *,
-        name: str,
-        what: str,
-        values: Sequence[float],
-        unit: str,
-        beside: Sequence[float] | None = None,
-        must_reach: Bound | None = None,
+    def of_medians(cls, name: str, what: str, values: Sequence[float], beside: Sequence[float], **more: Any) -> Row:
+        """The row of the medians over all repetitions. more: unit and must_reach."""
+        return cls(name=name, what=what, value=median(values), beside=median(beside), **more)
+
+    @classmethod
+    def of_rates(
+        cls, name: str, what: str, costs: Sequence[Cost], beside: Sequence[Cost], *, by_cpu: bool = False, **more: Any
     ) -> Row:
-        """The row of the medians over all repetitions."""
-        middle = median(beside) if beside is not None else None
-        return cls(name=name, what=what, value=median(values), unit=unit, beside=middle, must_reach=must_reach)
+        """The row of the median rates, by the clock or by CPU time. more: unit and must_reach."""
+        rates = [[cost.rate_per_core_s if by_cpu else cost.rate_per_s for cost in side] for side in (costs, beside)]
+        return cls.of_medians(name, what, *rates, **more)
 
     @property
     def ratio(self) -> float | None:
@@ -88,37 +88,22 @@ class Row:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """The machine that measures.
+def machine_lines(load: float) -> list[str]:
+    """What the measuring machine is. A busy one is warned of.
 
-    cores: the cores that this process may use. load: processes that were running or waiting for a core, mean over the
-    minute before the start.
+    load: processes that were running or waiting for a core, mean over the minute before the start.
     """
-
-    cores: int
-    cpu_model: str
-    load: float
-
-    @classmethod
-    def here(cls) -> Machine:
-        return cls(cores=len(os.sched_getaffinity(0)), cpu_model=processor_name(), load=os.getloadavg()[0])
-
-    @property
-    def is_busy(self) -> bool:
-        return self.load > BUSY_LOAD_PER_CORE * self.cores
-
-    def lines(self) -> list[str]:
-        lines = [
-            f"machine: {self.cores} cores, {self.cpu_model}, load average {self.load:.2f} at the start; "
-            f"SUMO {installed_sumo_version()}"
-        ]
-        if self.is_busy:
-            lines.append(
-                f"warning: the machine is busy (load average above {BUSY_LOAD_PER_CORE * self.cores:g}), so rates in "
-                "real time are too low, and ratios by CPU time are less precise: repeat on an idle machine"
-            )
-        return lines
+    cores = len(os.sched_getaffinity(0))  # those that this process may use
+    lines = [
+        f"machine: {cores} cores, {processor_name()}, load average {load:.2f} at the start; "
+        f"SUMO {installed_sumo_version()}"
+    ]
+    if load > BUSY_LOAD_PER_CORE * cores:
+        lines.append(
+            f"warning: the machine is busy (load average above {BUSY_LOAD_PER_CORE * cores:g}), so rates in real time "
+            "are too low, and ratios by CPU time are less precise: repeat on an idle machine"
+        )
+    return lines
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -126,40 +111,21 @@ def table(rows: Sequence[Row]) -> str:
     verdicts: Mapping[bool | None, str] = {True: "yes", False: "no", None: ""}
     cells = [("name", "value", "unit", "beside", "ratio", "must reach", "ok", "what; compared with")]
     for row in rows:
-        cells.append(
-            (
-                row.name,
-                number(row.value),
-                row.unit,
-                number(row.beside),
-                number(row.ratio),
-                str(row.must_reach or ""),
-                verdicts[row.ok],
-                row.what,
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    to_the_right = (1, 3, 4, 5)
-    lines = []
-    for line in cells:
-        padded = [
-            cell.rjust(width) if index in to_the_right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+        value, beside, ratio = map(number, (row.value, row.beside, row.ratio))
+        cells.append((row.name, value, row.unit, beside, ratio, str(row.must_reach or ""), verdicts[row.ok], row.what))
+    columns = []
+    for index, column in enumerate(zip(*cells, strict=True)):
+        width = max(map(len, column))
+        columns.append([cell.rjust(width) if index in (1, 3, 4, 5) else cell.ljust(width) for cell in column])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def number(value: float | None) -> str:
     """The value with about three significant digits, without an exponent."""
     if value is None:
         return ""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    for digits, least in ((0, 100), (1, 10), (2, 1), (3, 0.1)):
-        if abs(value) >= least:
-            return f"{value:.{digits}f}"
-    return f"{value:.4f}"
+    digits = 2 - math.floor(math.log10(abs(value) or 1e-4))
+    return f"{value:,.{min(max(digits, 0), 4)}f}"
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:

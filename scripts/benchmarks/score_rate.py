@@ -7,12 +7,14 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 from benchmarks.benchmark_datasets import default_dataset, samples_of, spread
 from benchmarks.effort import Effort
 from benchmarks.rows import Bound, Row
 from benchmarks.stopwatch import Cost, cost_of, in_turn
 from benchmarks.warm_process import warm_processes
+from reward.compute_score import close, compute_score
 from tsc.junction.decision import Decision
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample
@@ -37,8 +39,6 @@ def keep_cache_in(folder: Path) -> None:
 
 def score_all(truths: Sequence[str], num_scores: int) -> Cost:
     """The cost of compute_score from NUM_THREADS threads, with the default settings: all truths in turn, yes and no."""
-    from reward.compute_score import compute_score
-
     answers = [decision.answer for decision in Decision]
 
     def score_share(first: int) -> None:
@@ -50,12 +50,6 @@ def score_all(truths: Sequence[str], num_scores: int) -> Cost:
             list(pool.map(score_share, range(NUM_THREADS)))
 
     return cost_of(score_in_threads, num_scores)
-
-
-def end_replays() -> None:
-    from reward.compute_score import close
-
-    close()
 
 
 def score_rows(folder: Path, effort: Effort) -> list[Row]:
@@ -73,12 +67,12 @@ def score_rows(folder: Path, effort: Effort) -> list[Row]:
             lambda: scorer.call(score_all, cached, effort.scores),
             lambda: scorer.call(score_all, labelled, effort.scores),
         )
-        scorer.call(end_replays)
+        scorer.call(close)
     return [
-        Row.of_medians(
+        Row(
             name=name,
             what=f"scores of {what}, one process, {NUM_THREADS} threads",
-            values=[cost.rate_per_s for cost in costs],
+            value=median(cost.rate_per_s for cost in costs),
             unit="1/s",
             must_reach=Bound(at="least", value=20_000),
         )

@@ -1,25 +1,27 @@
 """The replay as tutorials write it: a new sumo for each answer, over TraCI.
 
-Run as a program of its own, `python -m benchmarks.traci_replay`, because importing libsumo also takes the name traci.
-Reads {"requests": [{"command", "junction_id", "remaining_s"}], "num_steps"} from standard input and writes the time of
-all requests. command: sumo with its options. remaining_s: how long the green still lasts, one number per answer.
+It needs a process of its own, because importing libsumo also takes the name traci.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import io
 import subprocess
-import sys
-from typing import Any
+from collections.abc import Sequence
 
 import traci
 
-from benchmarks.stopwatch import cost_of
+from benchmarks.stopwatch import Cost, cost_of
+from tsc.errors import ReplayError
+
+# sumo with its options, the junction, and how long the green still lasts in seconds
+TraciReplay = tuple[list[str], str, int]
 
 
-def replay(command: list[str], junction_id: str, remaining_s: float, num_steps: int) -> int:
-    """The queue of the junction over all steps, in vehicle-seconds."""
+def queue_veh_s(replay: TraciReplay, num_steps: int) -> int:
+    """The queue of the junction over all steps."""
+    command, junction_id, remaining_s = replay
     traci.start(command, stdout=subprocess.DEVNULL)
     lanes = dict.fromkeys(traci.trafficlight.getControlledLanes(junction_id))
     traci.trafficlight.setPhaseDuration(junction_id, remaining_s)
@@ -31,21 +33,15 @@ def replay(command: list[str], junction_id: str, remaining_s: float, num_steps: 
     return queue_veh_s
 
 
-def main() -> None:
-    job: dict[str, Any] = json.load(sys.stdin)
-    queues_veh_s: list[int] = []
-
-    def replay_all() -> None:
-        for request in job["requests"]:
-            for remaining_s in request["remaining_s"]:
-                queue = replay(request["command"], request["junction_id"], remaining_s, job["num_steps"])
-                queues_veh_s.append(queue)
-
+def queues_veh_s(replays: Sequence[TraciReplay], num_steps: int) -> list[int]:
+    """The queue of each replay. Raises ReplayError."""
     # TraCI prints "Retrying in 1 seconds" at every start
-    with contextlib.redirect_stdout(sys.stderr):
-        cost = cost_of(replay_all, len(job["requests"]))
-    print(json.dumps({"wall_s": cost.wall_s, "cpu_s": cost.cpu_s, "queue_veh_s": queues_veh_s}))
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return [queue_veh_s(replay, num_steps) for replay in replays]
+        except (traci.FatalTraCIError, traci.TraCIException) as error:
+            raise ReplayError(f"a replay over TraCI failed: {error}") from error
 
 
-if __name__ == "__main__":
-    main()
+def traci_cost(replays: Sequence[TraciReplay], num_steps: int, num_requests: int) -> Cost:
+    return cost_of(lambda: queues_veh_s(replays, num_steps), num_requests)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from benchmarks import with_benchmarks
 from tsc.errors import ReplayProcessDied
@@ -71,18 +71,12 @@ def warm_processes(count: int) -> Iterator[list[WarmProcess]]:
             process.close()
 
 
-def _private_stdout() -> IO[bytes]:
-    """The pipe to the parent. From now on, SUMO's output goes to standard error."""
-    pipe = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return pipe
-
-
 def main() -> None:
     # Ctrl-C reaches every process of the terminal, and ends this one without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     die_with_parent(int(sys.argv[1]))
-    answers = _private_stdout()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # SUMO's output goes to standard error
     while True:
         answer: tuple[Any, BaseException | None]
         try:

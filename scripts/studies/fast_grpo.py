@@ -384,19 +384,6 @@ def prompt_order(states: Sequence[State], pool: Sequence[int], settings: GrpoSet
         yield from draw.sample(pool, len(pool))
 
 
-def actor_config(settings: GrpoSettings) -> ActorConfig:
-    """The configuration that verl's policy loss reads, with verl's own defaults."""
-    return ActorConfig(
-        strategy="fsdp2",
-        rollout_n=settings.rollout_n,
-        ppo_mini_batch_size=settings.batch_prompts,
-        ppo_micro_batch_size_per_gpu=settings.batch_prompts,
-        use_kl_loss=settings.kl > 0,
-        kl_loss_coef=settings.kl,
-        kl_loss_type="low_var_kl",
-    )
-
-
 def group_advantages(scores: torch.Tensor, rollout_n: int, *, normalise_std: bool) -> torch.Tensor:
     """verl's GRPO advantages [B·n] of scores [B·n]. Each n scores in a row are one group."""
     groups = np.repeat(np.arange(len(scores) // rollout_n), rollout_n)
@@ -429,11 +416,20 @@ class Trainer:
         self._settings = settings
         self._start_logits = start_logits
         self._reward: RewardSettings = load_settings(overrides=dict(settings.reward))
-        self._actor = actor_config(settings)
+        # what verl's policy loss reads, otherwise with verl's own defaults
+        self._actor = ActorConfig(
+            strategy="fsdp2",
+            rollout_n=settings.rollout_n,
+            ppo_mini_batch_size=settings.batch_prompts,
+            ppo_micro_batch_size_per_gpu=settings.batch_prompts,
+            use_kl_loss=settings.kl > 0,
+            kl_loss_coef=settings.kl,
+            kl_loss_type="low_var_kl",
+        )
         self._policy_loss = get_policy_loss_fn("vanilla")
         self._order = prompt_order(states, training_pool(states, settings), settings, seed)
         self._generator = torch.Generator().manual_seed(seed)
-        self._answers: dict[str, Answer] = {}
+        self._answer = cache(parse_answer)
         self._stretches = StretchSource(self._reward, settings.decisions) if settings.decisions > 1 else None
         self._parameters = [p for p in policy.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
@@ -608,11 +604,6 @@ class Trainer:
                 for number, text in enumerate(texts)
             ]
         )
-
-    def _answer(self, text: str) -> Answer:
-        if text not in self._answers:
-            self._answers[text] = parse_answer(text)
-        return self._answers[text]
 
 
 @dataclass(frozen=True, kw_only=True)

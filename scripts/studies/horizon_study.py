@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import math
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from tsc.cost.measures import SCOPES
 from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
 from tsc.episodes.episode import run_episode
 from tsc.errors import ConfigError, run_main
+from tsc.evaluation.episodes_file import EpisodesFile
 from tsc.evaluation.statistics import interval95, paired_difference
 from tsc.files import REPO_ROOT, folder_lock, write_atomically
 from tsc.junction.decision import Decision
@@ -143,18 +145,6 @@ def plan_jobs(
     return jobs
 
 
-def read_episodes(path: Path) -> dict[str, dict[str, Any]]:
-    """The stored episodes by fingerprint, those of other arguments too. A last line cut short by a kill is dropped."""
-    episodes = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            episode = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        episodes[episode["fingerprint"]] = episode
-    return episodes
-
-
 def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
     """Yield each episode's record as it ends. Raises what an episode raises; no process is left behind."""
     context = multiprocessing.get_context("spawn")
@@ -231,24 +221,16 @@ def over_scenarios(results: Sequence[Result], name: str, level: float = 0.95) ->
     return mean, mean - half, mean + half
 
 
-def _with_half_width(interval: tuple[float, float, float], digits: int = 2) -> str:
-    mean, low, high = interval
-    return f"{mean:.{digits}f} ± {(high - low) / 2:.{digits}f}"
-
-
-def _percent(interval: tuple[float, float, float]) -> str:
-    mean, low, high = (100 * value for value in interval)
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def described(default: OutcomeSettings) -> str:
-    return f"{default.horizon_s} s, {default.tail} tail, {default.measure}, scope {default.scope}"
+def _half(interval: tuple[float, float, float]) -> float:
+    return (interval[2] - interval[1]) / 2
 
 
 def tables(results: Sequence[Result], names: Sequence[str], default: OutcomeSettings) -> str:
     """Markdown: one table a scenario, then all scenarios together."""
+    described = f"{default.horizon_s} s, {default.tail} tail, {default.measure}, scope {default.scope}"
+    scenarios = list(dict.fromkeys(result.scenario for result in results))
     lines = []
-    for scenario in dict.fromkeys(result.scenario for result in results):
+    for scenario in scenarios:
         ours = [result for result in results if result.scenario == scenario]
         lines += [
             f"**{scenario}**, {ours[0].num_seeds} seeds of {ours[0].duration_s} s",
@@ -257,32 +239,28 @@ def tables(results: Sequence[Result], names: Sequence[str], default: OutcomeSett
             "|:---|---:|---:|---:|---:|---:|",
         ]
         for result in ours:
-            label = f"default ({described(default)})" if result.name == DEFAULT else result.name
-            minus = (
-                ""
-                if result.name == DEFAULT
-                else f"{result.difference_veh[0]:+.2f} ± {_half(result.difference_veh):.2f}"
-            )
+            label, minus = f"default ({described})", ""
+            if result.name != DEFAULT:
+                label, minus = result.name, f"{result.difference_veh[0]:+.2f} ± {_half(result.difference_veh):.2f}"
             lines.append(
                 f"| {label} | {100 * result.tie_share:.1f} | {100 * result.yes_share:.0f} | "
-                f"{_with_half_width(result.queue_veh)} | {minus} | {_with_half_width(result.waiting_time_s, 1)} |"
+                f"{result.queue_veh[0]:.2f} ± {_half(result.queue_veh):.2f} | {minus} | "
+                f"{result.waiting_time_s[0]:.1f} ± {_half(result.waiting_time_s):.1f} |"
             )
         lines.append("")
-    scenarios = list(dict.fromkeys(result.scenario for result in results))
     lines += [
         f"**Mean queue against the default, in %**, mean over {', '.join(scenarios)} [95 % interval]",
         "",
         "| setting | difference [%] |",
         "|:---|---:|",
     ]
-    others = [name for name in names if name != DEFAULT and any(result.name == name for result in results)]
-    ordered = sorted(others, key=lambda name: over_scenarios(results, name)[0])
-    lines += [f"| {name} | {_percent(over_scenarios(results, name))} |" for name in ordered]
+    there = {result.name for result in results} - {DEFAULT}
+    intervals = {name: over_scenarios(results, name) for name in names if name in there}
+    ordered = sorted(intervals, key=lambda name: intervals[name][0])
+    for name in ordered:
+        mean, low, high = (100 * value for value in intervals[name])
+        lines.append(f"| {name} | {mean:+.1f} [{low:+.1f}, {high:+.1f}] |")
     return "\n".join([*lines, "", *verdict(results, ordered)])
-
-
-def _half(interval: tuple[float, float, float]) -> float:
-    return (interval[2] - interval[1]) / 2
 
 
 def verdict(results: Sequence[Result], ordered: Sequence[str]) -> list[str]:
@@ -305,82 +283,61 @@ def verdict(results: Sequence[Result], ordered: Sequence[str]) -> list[str]:
     ]
 
 
+def json_row(name: str, value: float, beside: float | None, **more: Any) -> dict[str, Any]:
+    """A queue and the one that it is compared with, as in the rows of scripts/benchmark.py."""
+    ratio = value / beside if beside else None
+    row = {"name": name, "value": value, "unit": "veh", "beside": beside, "ratio": ratio}
+    return row | {"must_reach": None, "ok": None} | more
+
+
 def json_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Mean queue of each setting beside that of the default."""
     reference = {result.scenario: result.queue_veh[0] for result in results if result.name == DEFAULT}
     return [
-        {
-            "name": f"{result.scenario}: mean queue, {result.name}",
-            "value": result.queue_veh[0],
-            "unit": "veh",
-            "beside": reference[result.scenario],
-            "ratio": result.queue_veh[0] / reference[result.scenario] if reference[result.scenario] else None,
-            "must_reach": None,
-            "ok": None,
-        }
-        for result in results
+        json_row(f"{each.scenario}: mean queue, {each.name}", each.queue_veh[0], reference[each.scenario])
+        for each in results
     ]
 
 
 def draw(results: Sequence[Result], default: OutcomeSettings, path: Path) -> None:
     """Figure of the table. Scenarios differ by marker and line, so that it reads in greyscale."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.figure import Figure
 
     scenarios = list(dict.fromkeys(result.scenario for result in results))
-    found = {(result.scenario, result.name): result for result in results}
-    looks = {
-        scenario: {"color": color, "linestyle": line, "marker": marker, "markersize": 5, "capsize": 2, "linewidth": 1.4}
-        for scenario, color, line, marker in zip(
-            scenarios,
-            ("black", "#4477aa", "#cc6677") * 3,
-            ("-", "--", ":") * 3,
-            ("o", "s", "^", "D", "v", "P"),
-            strict=False,
-        )
-    }
-
-    def name_of(factor: str, value: object) -> str:
-        return DEFAULT if value == getattr(default, factor) else f"{factor}={value}"
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
-    titles = (
-        "mean queue against the default [%]",
-        "mean queue against the default [%]",
-        "both answers cost the same [%]",
-        "yes is better, of those that differ [%]",
-    )
-    for axis, title in zip(axes.flat, titles, strict=True):
-        axis.set_ylabel(title)
+    looks = zip(("black", "#4477aa", "#cc6677") * 2, ("-", "--", ":") * 2, ("o", "s", "^", "D", "v", "P"), strict=True)
+    categories = [(factor, value) for factor in ("tail", "measure", "scope") for value in FACTORS[factor]]
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
+    horizon_queue, choices, horizon_ties, horizon_yes = axes.flat
+    horizon_queue.set_ylabel("mean queue against the default [%]")
+    choices.set_ylabel("mean queue against the default [%]")
+    horizon_ties.set_ylabel("both answers cost the same [%]")
+    horizon_yes.set_ylabel("yes is better, of those that differ [%]")
+    for axis in axes.flat:
         axis.grid(axis="y", color="0.9")
         axis.spines[["top", "right"]].set_visible(False)
-    horizon_queue, choices, horizon_ties, horizon_yes = axes.flat
     for axis in (horizon_queue, horizon_ties, horizon_yes):
         axis.set_xscale("log")
-        axis.set_xticks(HORIZONS_S)
-        axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xticks(HORIZONS_S, list(map(str, HORIZONS_S)))
         axis.minorticks_off()
         axis.set_xlabel("horizon [s]")
-    categories = [(factor, value) for factor in ("tail", "measure", "scope") for value in FACTORS[factor]]
-    for index, scenario in enumerate(scenarios):
-        look = looks[scenario]
-        rows = [(value, found.get((scenario, name_of("horizon_s", value)))) for value in HORIZONS_S]
-        there = [(value, row) for value, row in rows if row is not None]
-        values = [value for value, _ in there]
-        means, errors = _in_percent([row for _, row in there])
-        horizon_queue.errorbar(values, means, errors, label=scenario, **look)
-        plain = {key: value for key, value in look.items() if key != "capsize"}
-        horizon_ties.plot(values, [100 * row.tie_share for _, row in there], **plain)
-        horizon_yes.plot(values, [100 * row.yes_share for _, row in there], **plain)
-        rows = [(place, found.get((scenario, name_of(*category)))) for place, category in enumerate(categories)]
-        there = [(place, row) for place, row in rows if row is not None]
-        means, errors = _in_percent([row for _, row in there])
+    for index, (scenario, (color, line, marker)) in enumerate(zip(scenarios, looks, strict=False)):
+        look = {"color": color, "linestyle": line, "marker": marker, "markersize": 5, "linewidth": 1.4}
+        found = {result.name: result for result in results if result.scenario == scenario}
+
+        def there(factor: str, value: object, found: dict[str, Result] = found) -> Result | None:
+            return found.get(DEFAULT if value == getattr(default, factor) else f"{factor}={value}")
+
+        of_horizon = {value: result for value in HORIZONS_S if (result := there("horizon_s", value))}
+        means, errors = _in_percent(of_horizon.values())
+        horizon_queue.errorbar(of_horizon.keys(), means, errors, label=scenario, capsize=2, **look)
+        horizon_ties.plot(of_horizon.keys(), [100 * result.tie_share for result in of_horizon.values()], **look)
+        horizon_yes.plot(of_horizon.keys(), [100 * result.yes_share for result in of_horizon.values()], **look)
+        of_choice = {place: result for place, each in enumerate(categories) if (result := there(*each))}
+        means, errors = _in_percent(of_choice.values())
         shift = 0.18 * (index - (len(scenarios) - 1) / 2)
-        choices.errorbar([place + shift for place, _ in there], means, errors, **look | {"linestyle": "none"})
+        places = [place + shift for place in of_choice]
+        choices.errorbar(places, means, errors, capsize=2, **look | {"linestyle": "none"})
     labels = [f"{value}" + (" *" if value == getattr(default, factor) else "") for factor, value in categories]
     choices.set_xticks(range(len(categories)), labels, rotation=40, ha="right")
     choices.set_xlabel("tail, measure, scope (* the default)")
@@ -393,13 +350,12 @@ def draw(results: Sequence[Result], default: OutcomeSettings, path: Path) -> Non
         # the means fill the panel; of few seeds, an interval may be far wider, and is then cut off
         axis.set_ylim(-0.6 * largest - 5, 1.2 * largest + 5)
     horizon_queue.legend(frameon=False)
-    pyplot.close(figure)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=130)
-    temporary.replace(path)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=130)
+    write_atomically(path, png.getvalue())
 
 
-def _in_percent(results: Sequence[Result]) -> tuple[list[float], list[float]]:
+def _in_percent(results: Iterable[Result]) -> tuple[list[float], list[float]]:
     intervals = [interval95(result.relative_differences) for result in results]
     return [100 * interval[0] for interval in intervals], [100 * _half(interval) for interval in intervals]
 
@@ -465,39 +421,25 @@ def main() -> None:
     scenarios = scenarios_to_compare(words, durations_s, out / "scenarios")
     default = load_outcome_settings(arguments.reward).without_terms()
     settings = settings_to_compare(default)
+    jobs = plan_jobs(scenarios, num_seeds, settings)
     with folder_lock(out, "the study"):
-        run_study(plan_jobs(scenarios, num_seeds, settings), settings, default, arguments, out)
+        file = EpisodesFile(out / "episodes.jsonl", {job.fingerprint for job in jobs})
+        if file.episodes:
+            print(f"{len(file.episodes)} of {len(jobs)} episodes are there already")
+        done = {episode["fingerprint"] for episode in file.episodes}
+        for record in run_jobs([job for job in jobs if job.fingerprint not in done], arguments.workers):
+            file.append(record)
 
-
-def run_study(
-    jobs: Sequence[Job],
-    settings: Mapping[str, OutcomeSettings],
-    default: OutcomeSettings,
-    arguments: argparse.Namespace,
-    out: Path,
-) -> None:
-    """Run the missing jobs and write the results to `out`, whose lock the caller holds."""
-    path = out / "episodes.jsonl"
-    episodes = read_episodes(path)
-    missing = [job for job in jobs if job.fingerprint not in episodes]
-    write_atomically(path, "".join(json.dumps(episode) + "\n" for episode in episodes.values()).encode())
-    if len(missing) < len(jobs):
-        print(f"{len(jobs) - len(missing)} of {len(jobs)} episodes are there already")
-    with path.open("a") as file:
-        for record in run_jobs(missing, arguments.workers):
-            episodes[record["fingerprint"]] = record
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-
-    # in the order of the plan, whatever order they ended in
-    results = results_of([episodes[job.fingerprint] for job in jobs], list(settings))
-    text = tables(results, list(settings), default)
-    write_atomically(out / "horizon_study.md", f"{text}\n".encode())
-    draw(results, default, out / "horizon_study.png")
-    if arguments.json:
-        write_atomically(arguments.json, (json.dumps(json_rows(results), indent=1) + "\n").encode())
-    print(text)
-    print(f"\ntable and figure: {out / 'horizon_study.md'}, {out / 'horizon_study.png'}")
+        # in the order of the plan, whatever order they ended in
+        episodes = {episode["fingerprint"]: episode for episode in file.episodes}
+        results = results_of([episodes[job.fingerprint] for job in jobs], list(settings))
+        text = tables(results, list(settings), default)
+        write_atomically(out / "horizon_study.md", f"{text}\n".encode())
+        draw(results, default, out / "horizon_study.png")
+        if arguments.json:
+            write_atomically(arguments.json, (json.dumps(json_rows(results), indent=1) + "\n").encode())
+        print(text)
+        print(f"\ntable and figure: {out / 'horizon_study.md'}, {out / 'horizon_study.png'}")
 
 
 if __name__ == "__main__":

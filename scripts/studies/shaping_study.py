@@ -21,18 +21,21 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from horizon_study import json_row
 from reward.settings import load_settings
 from tsc.controllers.language_model import Ask, ask_function
 from tsc.controllers.registry import LANGUAGE_MODEL
 from tsc.cost.outcome import OutcomeSettings
 from tsc.episodes.runner import EpisodeJob, run_jobs
 from tsc.errors import ConfigError, TscError, did_you_mean, run_main
+from tsc.evaluation.episodes_file import EpisodesFile
 from tsc.evaluation.statistics import interval95, paired_difference
 from tsc.files import REPO_ROOT, folder_lock, sha256_of, write_atomically
 from tsc.junction.prompt import PROMPT_VERSION
@@ -65,24 +68,18 @@ class Variant:
     group: str = "decision"
 
 
-def _one(name: str, what: str, **changes: Any) -> Variant:
-    return Variant(name=name, what=what, changes=REFERENCE | changes)
+def _variant(group: str, fixed: dict[str, Any], name: str, what: str, **changes: Any) -> Variant:
+    return Variant(name=name, what=what, changes=fixed | changes, group=group)
 
 
-def _demo(name: str, what: str, **changes: Any) -> Variant:
-    return Variant(name=name, what=what, changes=changes, group="demo")
-
-
-def _stretch(name: str, what: str, **changes: Any) -> Variant:
-    return Variant(name=name, what=what, changes=changes, group="stretch")
+_one = partial(_variant, "decision", REFERENCE)
+_demo = partial(_variant, "demo", {})
+_stretch = partial(_variant, "stretch", {})
 
 
 def _whole(name: str, what: str, exact: float, embedded: float) -> Variant:
-    changes = REFERENCE | {
-        "whole_answers": True,
-        "reward": {"format": {"exact": exact, "embedded": embedded, "invalid": -1.0}},
-    }
-    return Variant(name=name, what=what, changes=changes, group="format")
+    reward = {"format": {"exact": exact, "embedded": embedded, "invalid": -1.0}}
+    return _variant("format", REFERENCE, name, what, whole_answers=True, reward=reward)
 
 
 VARIANTS = (
@@ -177,12 +174,9 @@ def closed_loop_jobs(scenario: Scenario, seeds: Sequence[int], folder: Path, nam
 
 def run_closed_loop(jobs: Sequence[EpisodeJob], ask: Ask) -> dict[str, dict[str, float]]:
     """Run the episodes. Returns mean_queue_veh, waiting_time_s and invalid_answers by seed."""
-    found = {
-        str(record["seed"]): {
-            key: float(record[key]) for key in ("mean_queue_veh", "waiting_time_s", "invalid_answers")
-        }
-        for record in run_jobs(jobs, len(jobs), ask)
-    }
+    keys = ("mean_queue_veh", "waiting_time_s", "invalid_answers")
+    records = run_jobs(jobs, len(jobs), ask)
+    found = {str(record["seed"]): {key: float(record[key]) for key in keys} for record in records}
     return dict(sorted(found.items()))
 
 
@@ -227,10 +221,6 @@ class Study:
         text = json.dumps([self._digest, variant.changes, seed], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    @property
-    def demand(self) -> Path:
-        return self.out / "scenarios" / self.scenario.name
-
 
 class Runner:
     """Does the runs one after the other, and prepares once what they share."""
@@ -254,7 +244,9 @@ class Runner:
         from fast_grpo import GrpoSettings, train
 
         begin = time.monotonic()
-        jobs = closed_loop_jobs(self._study.scenario, self._study.hours, self._study.demand, variant.name)
+        scenario = self._study.scenario
+        folder = self._study.out / "scenarios" / scenario.name
+        jobs = closed_loop_jobs(scenario, self._study.hours, folder, variant.name)
         if variant.changes is None:
             from recipes.serving.text_generation import LocalModel
 
@@ -316,19 +308,6 @@ class Runner:
         return ask_function(trained.policy.decide)
 
 
-def read_runs(path: Path) -> list[dict[str, Any]]:
-    """The stored runs. A line that was cut short by a kill is dropped."""
-    if not path.exists():
-        return []
-    runs = []
-    for line in path.read_text().splitlines():
-        try:
-            runs.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return runs
-
-
 def queue_by_run(runs: Sequence[dict[str, Any]], scenario: str) -> list[dict[str, Any]]:
     """One record per run for tsc.evaluation.statistics. `seed` is the training seed; the queue is the hours' mean."""
     return [
@@ -342,27 +321,24 @@ def queue_by_run(runs: Sequence[dict[str, Any]], scenario: str) -> list[dict[str
     ]
 
 
-# The metrics of a run in the table's last columns, by group.
-COLUMNS = {
-    "demo": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
-    "stretch": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
-    "decision": {"greedy yes": "greedy_yes", "greedy better": "greedy_better"},
-    "format": {"exact at start": "exact_at_start", "exact at end": "exact_at_end", "greedy better": "greedy_better"},
-}
+def columns_of(group: str) -> dict[str, str]:
+    """The metrics of a run in the table's last columns."""
+    if group == "format":
+        return {"exact at start": "exact_at_start", "exact at end": "exact_at_end", "greedy better": "greedy_better"}
+    return {"greedy yes": "greedy_yes", "greedy better": "greedy_better"}
 
 
 def result_table(group: str, runs: Sequence[dict[str, Any]], scenario: str) -> tuple[str, list[dict[str, Any]]]:
     """A Markdown table of one group's variants, and its rows for --json: one for each variant that has runs."""
-    variants = [variant for variant in VARIANTS if variant.group == group]
     reference = REFERENCES[group]
     records = queue_by_run(runs, scenario)
     header = ["variant", "what", "seeds", "mean queue [veh]", "worst", f"minus {reference}, paired [95 %]"]
-    header += COLUMNS[group]
+    header += columns_of(group)
     lines = ["| " + " | ".join(header) + " |", "|---|---|" + "--:|" * (len(header) - 2)]
     rows = []
-    for variant in variants:
+    for variant in VARIANTS:
         ours = [run for run in runs if run["variant"] == variant.name]
-        if not ours:
+        if variant.group != group or not ours:
             continue
         queues = [r["mean_queue_veh"] for r in records if r["controller"] == variant.name]
         mean, low, high = interval95(queues)
@@ -378,25 +354,13 @@ def result_table(group: str, runs: Sequence[dict[str, Any]], scenario: str) -> t
             f"{max(queues):.3f}",
             "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference) if difference else "",
         ]
-        for metric in COLUMNS[group].values():
+        for metric in columns_of(group).values():
             values = [run["metrics"][metric] for run in ours if metric in run["metrics"]]
             cells.append(f"{100 * sum(values) / len(values):.0f} %" if values else "")
         lines.append("| " + " | ".join(cells) + " |")
         beside = None if difference is None else mean - difference[0]
-        rows.append(
-            {
-                "name": f"mean queue, {variant.name}",
-                "value": mean,
-                "unit": "veh",
-                "beside": beside,
-                "ratio": mean / beside if beside else None,
-                "must_reach": None,
-                "ok": None,
-                "seeds": [run["seed"] for run in ours],
-                "ci95": [low, high],
-                "paired_difference": difference,
-            }
-        )
+        more = {"seeds": [run["seed"] for run in ours], "ci95": [low, high], "paired_difference": difference}
+        rows.append(json_row(f"mean queue, {variant.name}", mean, beside, **more))
     return "\n".join(lines), rows
 
 
@@ -446,12 +410,6 @@ def main() -> None:
         if not file.is_file():
             raise ConfigError(f"{file} does not exist: see the example in --help")
 
-    with folder_lock(study.out, "the study"):
-        run_study(study, variants, arguments)
-
-
-def run_study(study: Study, variants: Sequence[Variant], arguments: argparse.Namespace) -> None:
-    """Do the missing runs and write the results to `study.out`, whose lock the caller holds."""
     # The order is seed by seed: a study that is stopped early has compared all variants on the seeds that it has.
     wanted = {
         study.fingerprint(variant, seed): (variant, seed)
@@ -459,35 +417,26 @@ def run_study(study: Study, variants: Sequence[Variant], arguments: argparse.Nam
         for variant in variants
         if variant.changes is not None or seed == 1
     }
-    path = study.out / "runs.jsonl"
-    stored = read_runs(path)
-    done = {run["fingerprint"] for run in stored}
-    write_atomically(path, "".join(json.dumps(run) + "\n" for run in stored).encode())
-    missing = {name: what for name, what in wanted.items() if name not in done}
-    if len(missing) < len(wanted):
-        print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there already")
-    if missing:
-        runner = Runner(study)
-        print(f"the start's answers are exact with a probability of at least {runner.start_certainty:.3f}")
-        with path.open("a") as file:
-            for fingerprint, (variant, seed) in tqdm(missing.items(), unit=" runs", disable=None):
-                run = {"variant": variant.name, "seed": seed, "fingerprint": fingerprint, **runner.run(variant, seed)}
-                stored.append(run)
-                file.write(json.dumps(run) + "\n")
-                file.flush()
-                queue = queue_by_run([run], study.scenario.name)[0]["mean_queue_veh"]
-                print(f"{variant.name}, seed {seed}: mean queue {queue:.3f} veh ({run['wall_s']:.0f} s)", flush=True)
-    of_call = [run for run in stored if run["fingerprint"] in wanted]
-    tables, rows = [], []
-    for group in dict.fromkeys(variant.group for variant in variants):
-        table, of_group = result_table(group, of_call, study.scenario.name)
-        tables.append(table)
-        rows += of_group
-    text = "\n\n".join(tables)
-    write_atomically(study.out / "results.md", (text + "\n").encode())
-    write_atomically(study.out / "results.json", (json.dumps(rows, indent=1) + "\n").encode())
-    if arguments.json:
-        write_atomically(arguments.json, (json.dumps(rows, indent=1) + "\n").encode())
+    with folder_lock(study.out, "the study"):
+        file = EpisodesFile(study.out / "runs.jsonl", wanted)
+        if file.episodes:
+            print(f"{len(file.episodes)} of {len(wanted)} runs are there already")
+        done = {run["fingerprint"] for run in file.episodes}
+        missing = {name: what for name, what in wanted.items() if name not in done}
+        if missing:
+            runner = Runner(study)
+            print(f"the start's answers are exact with a probability of at least {runner.start_certainty:.3f}")
+        for fingerprint, (variant, seed) in tqdm(missing.items(), unit=" runs", disable=None):
+            run = {"variant": variant.name, "seed": seed, "fingerprint": fingerprint, **runner.run(variant, seed)}
+            file.append(run)
+            queue = queue_by_run([run], study.scenario.name)[0]["mean_queue_veh"]
+            print(f"{variant.name}, seed {seed}: mean queue {queue:.3f} veh ({run['wall_s']:.0f} s)", flush=True)
+        groups = dict.fromkeys(variant.group for variant in variants)
+        tables, rows = zip(*(result_table(each, file.episodes, study.scenario.name) for each in groups), strict=True)
+        text = "\n\n".join(tables)
+        write_atomically(study.out / "results.md", (text + "\n").encode())
+        for path in filter(None, (study.out / "results.json", arguments.json)):
+            write_atomically(path, (json.dumps(list(chain.from_iterable(rows)), indent=1) + "\n").encode())
     print(f"\n{study.scenario.name}, hours {', '.join(map(str, study.hours))}, {study.steps} steps a run\n\n{text}")
 
 

@@ -15,17 +15,18 @@ import pytest
 import sumo
 
 from benchmarks import replay_speed
-from benchmarks.alternatives import bare_cost, bare_step_cpu_s, fresh_libsumo_queue_veh_s, fresh_traci
+from benchmarks.alternatives import bare_cost, bare_step_cpu_s, fresh_libsumo_queue_veh_s, traci_replays
 from benchmarks.benchmark_datasets import CITY_NET, samples_of, spread
 from benchmarks.effort import FULL, QUICK, Effort
 from benchmarks.grpo_step import Step, read_steps, rows_of
 from benchmarks.live_replay import live_cost
 from benchmarks.replay_speed import bare_rows
-from benchmarks.rows import Bound, Machine, Row, table, write_rows
+from benchmarks.rows import Bound, Row, machine_lines, table, write_rows
 from benchmarks.score_rate import ground_truth
 from benchmarks.stopwatch import Cost, in_turn
 from benchmarks.timed_score import CACHED, LIVE, mode_of_step, timed_score, without_label
-from benchmarks.warm_process import WarmProcess
+from benchmarks.traci_replay import queues_veh_s
+from benchmarks.warm_process import WarmProcess, warm_processes
 from reward.ground_truth import parse_ground_truth
 from tests.tsc.sumo_process import in_new_process
 from tsc.cost.outcome import OutcomeSettings
@@ -104,9 +105,11 @@ def test_the_table_is_aligned_and_says_what_each_row_is_compared_with() -> None:
     assert len({line.index(word) for line, word in zip(lines, ("what;", "a thing", "a thing"), strict=True)}) == 1
 
 
-def test_a_busy_machine_is_warned_of() -> None:
-    assert len(Machine(cores=2, cpu_model="CPU", load=0.4).lines()) == 1
-    (_, warning) = Machine(cores=2, cpu_model="CPU", load=1.0).lines()
+def test_a_busy_machine_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    (line,) = machine_lines(0.4)
+    assert line.startswith("machine: 2 cores, ")
+    (_, warning) = machine_lines(1.0)
     assert warning.startswith("warning: the machine is busy")
 
 
@@ -185,7 +188,8 @@ def test_live_bare_and_fresh_replays_simulate_as_many_steps(requests: list[Repla
 def test_the_alternatives_simulate_the_same_traffic(requests: list[ReplayRequest]) -> None:
     """One simulates with a new sumo over TraCI, the other with libsumo."""
     expected = in_new_process(fresh_libsumo_queue_veh_s, requests[:1], 45)
-    assert fresh_traci(requests[:1], 45)["queue_veh_s"] == expected
+    with warm_processes(1) as (traci,):
+        assert traci.call(queues_veh_s, traci_replays(requests[:1]), 45) == expected
     assert sum(expected) > 0
 
 
