@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,12 +109,12 @@ CLOCK = {"mode": "green", "stage": 0, "elapsed_green_s": 15.0}
         (put(3, clocks__A0__elapsed_green_s=20.0), ["clocks.A0 says green for 20 s", "current_green_elapsed 15 s"]),
         (put(3, sumo=...), ["sumo is missing", "--sumocfg"]),
         (put(3, sumo__version="1.20.0"), ["sumo.version is '1.20.0'", installed_sumo_version(), "libsumo==1.20.*"]),
-        (put(3, sumo__net_file="gone.net.xml"), ["sumo.net_file is 'gone.net.xml'", "no such file"]),
+        (put(3, sumo__net_file="gone.net.xml"), ["sumo names 'gone.net.xml'", "no such file"]),
         (
             put(3, sumo__net_sha256="0" * 64),
-            ["sumo.net_file is 'scenario/net.net.xml' with digest 000", "put the file"],
+            ["sumo names 'scenario/net.net.xml' with digest 000", "put the file"],
         ),
-        (put(3, sumo__route_sha256=["0" * 64]), ["sumo.route_files.0 is 'scenario/cars.rou.xml' with digest 000"]),
+        (put(3, sumo__route_sha256=["0" * 64]), ["sumo names 'scenario/cars.rou.xml' with digest 000"]),
         (put(3, sumo__route_sha256=[]), ["sumo: route_sha256 has 0 digests for 1 route_files"]),
     ],
 )
@@ -142,7 +143,7 @@ def test_a_fault_in_a_file_that_all_samples_share_is_one_line(write_dataset, out
     path = write_dataset()
     (path.parent / "scenario/net.net.xml").write_text("<net/>")
     (line,) = refusal(path, out, capsys)
-    assert ": sample 0 (demo-e000-t00100-A0) and 35 more: sumo.net_file is" in line
+    assert ": sample 0 (demo-e000-t00100-A0) and 35 more: sumo names 'scenario/net.net.xml'" in line
 
 
 def test_many_faults_are_printed_in_part_and_listed_in_full(write_dataset, out, capsys):
@@ -617,7 +618,8 @@ def test_a_minimal_sample_replays_like_the_full_one(small_dataset, tmp_path):
     )
     foreign = [{name: sample[name] for name in FOREIGN_FIELDS} for sample in samples]
     for sample in foreign:
-        sample["state_file"] = str(small_dataset / sample["state_file"])
+        shutil.copy(small_dataset / sample["state_file"], tmp_path)
+        sample["state_file"] = Path(sample["state_file"]).name
     (tmp_path / "foreign.json").write_text(json.dumps(foreign))
     truths = {}
     for name, dataset in (("foreign", tmp_path / "foreign.json"), ("full", small_dataset)):
