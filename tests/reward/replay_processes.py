@@ -8,12 +8,13 @@ import psutil
 
 
 def replay_processes(folder: Path, module: str = "reward.workers.") -> list[psutil.Process]:
-    """Those that run `module` and have `folder` as TMPDIR."""
+    """Those that run `module` and have `folder` as TMPDIR, or had it before recipes/running/supervise.py."""
     found = []
     for process in psutil.process_iter():
         try:
             is_one = any(name.startswith(module) for name in process.cmdline())
-            if is_one and process.environ().get("TMPDIR") == str(folder):
+            given = process.environ() if is_one else {}
+            if given.get("TSC_REPLAY_FOLDER", given.get("TMPDIR")) == str(folder):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue

@@ -119,7 +119,10 @@ class UnpackedFiles:
             try:
                 data = base64.b64decode(text, validate=True)
                 if data.startswith(_XZ_MAGIC):
-                    data = lzma.LZMADecompressor().decompress(data, MAX_UNPACKED_BYTES)
+                    unpacker = lzma.LZMADecompressor()
+                    data = unpacker.decompress(data, MAX_UNPACKED_BYTES)
+                    if not unpacker.eof:
+                        raise lzma.LZMAError(f"it ends too early, or has more than {MAX_UNPACKED_BYTES >> 20} MiB")
             except (binascii.Error, lzma.LZMAError) as error:
                 raise SampleError(
                     f"embedded file {name!r} of sample {request.sample_id} is damaged ({error}): convert the dataset "
