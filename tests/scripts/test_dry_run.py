@@ -21,9 +21,7 @@ def dry_run(repo_root: Path, runs: Path, script: str, **knobs: str) -> subproces
 @pytest.mark.parametrize(
     ("script", "hardware", "model", "n_gpus"),
     [
-        ("grpo", "t4", "qwen2.5-1.5b", "1"),
         ("gspo", "l4", "qwen2.5-1.5b", "2"),
-        ("ppo", "h100", "qwen2.5-1.5b", "8"),
         ("sft", "a100_80g", "qwen2.5-7b", "1"),
         ("dpo", "a10g", "qwen2.5-3b", "1"),
     ],

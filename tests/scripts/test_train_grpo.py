@@ -1,4 +1,4 @@
-"""One real GRPO run on the CPU through scripts/train_grpo.sh: trained, killed, resumed."""
+"""Real GRPO runs on the CPU through scripts/train_grpo.sh: one that ends well, and one that is stopped."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
+
+from recipes.models.export_model import read_shards
 
 pytest.importorskip("verl")
 
@@ -88,21 +91,31 @@ def exposed(processes: list[psutil.Process]) -> list[str]:
     ]
 
 
-def test_sigterm_leaves_no_process_and_the_same_command_resumes(project: Any) -> None:
-    before = records(project, "grpo")
-    # as a kill leaves it in the moment in which verl writes it
-    (project.run / "grpo/checkpoints/latest_checkpointed_iteration.txt").write_text("")
-    launch = project.launch(steps=1000)
-    launch.wait_for("a step after the resume", lambda: len(launch.records()) >= 1)
+def test_variants_reach_verl_and_train_and_sigterm_leaves_no_process(project: Any) -> None:
+    launch = project.launch(
+        1000, RUN_NAME="variants", MODEL_PATH=str(project.run / "sft/merged"), SFT="no", ADVANTAGE="rloo", UPDATES="2",
+        LOSS_AGGREGATION="seq-mean-token-sum-norm", NORMALISE_STD="False", FILTER_GROUPS="True", CLIP_HIGH="0.28",
+        LORA_TARGETS="q_proj,v_proj", LEARNING_RATE="1e-4",  # a policy that says one thing has no group left
+    )  # fmt: skip
+    checkpoints = launch.metrics.parent / "checkpoints"
+    launch.wait_for("a checkpoint", (checkpoints / "latest_checkpointed_iteration.txt").is_file)
     started = launch.descendants()
     assert any("ray::WorkerDict" in " ".join(process.cmdline()) for process in started)
-    assert launch.records()[0]["step"] == 3
-    assert "names step 2, the newest complete checkpoint" in launch.output.read_text()
     # torch's rendezvous is a store of short texts
     assert [name for name in exposed(started) if not name.startswith("ray::WorkerDict")] == []
     launch.process.send_signal(signal.SIGTERM)
     assert launch.process.wait(timeout=60) == 143
     _, alive = psutil.wait_procs(started, timeout=5)
     assert [process.cmdline() for process in alive] == []
-    assert records(project, "grpo")[: len(before)] == before
     assert "the same command goes on from here" in launch.output.read_text()
+
+    assert [record["step"] for record in launch.records()][:1] == [1]
+    config = yaml.safe_load((checkpoints / "hydra/config.yaml").read_text())
+    assert config["algorithm"]["adv_estimator"] == "rloo"
+    assert config["algorithm"]["filter_groups"]["enable"] is True
+    assert config["actor_rollout_ref"]["actor"]["loss_agg_mode"] == "seq-mean-token-sum-norm"
+    weights = read_shards(checkpoints / "global_step_1/actor")
+    assert {name.split(".lora_A")[0].rpartition(".")[2] for name in weights if ".lora_A" in name} == {
+        "q_proj",
+        "v_proj",
+    }

@@ -1,8 +1,7 @@
-"""GSPO, PPO and the variants of GRPO, each in a small real run on the CPU from the start of GRPO's test."""
+"""GSPO and PPO, each in a small real run on the CPU from the start of GRPO's test."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +94,11 @@ def test_a_ppo_adapter_on_its_base_answers_as_the_merged_model(project: Any, ppo
 
 
 def test_ppo_goes_on_and_a_dead_worker_ends_it_with_its_cause_within_a_minute(project: Any, ppo: list[dict]) -> None:
+    # as a kill leaves it in the moment in which verl writes it
+    (project.run / "ppo/checkpoints/latest_checkpointed_iteration.txt").write_text("")
     launch = project.launch(1000, "ppo", **PPO)
     launch.wait_for("a step", lambda: len(steps_of(launch)) >= 1)
+    assert "names step 1, the newest complete checkpoint" in launch.output.read_text()
     assert steps_of(launch)[0]["step"] == 2
     check_ppo(steps_of(launch)[0])
     started = launch.descendants()
@@ -108,19 +110,3 @@ def test_ppo_goes_on_and_a_dead_worker_ends_it_with_its_cause_within_a_minute(pr
     assert "ppo/train.log" in output
     _, alive = psutil.wait_procs(started, timeout=5)
     assert [process.cmdline() for process in alive] == []
-
-
-def test_variants_of_grpo_reach_verl_and_train(project: Any) -> None:
-    launch = project.train(
-        2, RUN_NAME="variants", MODEL_PATH=str(project.run / "sft/merged"), SFT="no", ADVANTAGE="rloo", UPDATES="2",
-        LOSS_AGGREGATION="seq-mean-token-sum-norm", NORMALISE_STD="False", FILTER_GROUPS="True", CLIP_HIGH="0.28",
-        LORA_TARGETS="q_proj,v_proj", LEARNING_RATE="1e-4",  # a policy that says one thing has no group left
-    )  # fmt: skip
-    assert [record["step"] for record in steps_of(launch)] == [1, 2]
-    run = project.runs / "variants/grpo"
-    config = composed(run)
-    assert config["algorithm"]["adv_estimator"] == "rloo"
-    assert config["algorithm"]["filter_groups"]["enable"] is True
-    assert config["actor_rollout_ref"]["actor"]["loss_agg_mode"] == "seq-mean-token-sum-norm"
-    adapter = json.loads((run / "adapter/adapter_config.json").read_text())
-    assert sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]

@@ -67,7 +67,7 @@ def as_overrides(algorithm: str, remedy: Remedy) -> list[str]:
     return [*(f"{knobs[name]}={value}" for name, value in named.items()), *after]
 
 
-@pytest.mark.parametrize("hardware", HARDWARE)
+@pytest.mark.parametrize("hardware", ["t4", "a10g", "a100_80g"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_remedy_typed_as_it_is_told_makes_the_next_plan_fit(algorithm: str, hardware: str) -> None:
     for overrides in (

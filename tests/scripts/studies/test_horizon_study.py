@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from horizon_study import (
     DEFAULT,
     Result,
     json_rows,
+    main,
     over_scenarios,
     results_of,
     scenario_word,
@@ -23,7 +25,7 @@ from horizon_study import (
     tables,
 )
 from tsc.cost.outcome import OutcomeSettings
-from tsc.errors import ConfigError
+from tsc.errors import ConfigError, TscError
 from tsc.scenarios.drawn_scenario import DrawnScenario
 from tsc.scenarios.scenario import load_scenario
 
@@ -129,12 +131,12 @@ def test_rows_have_the_default_beside_them() -> None:
     ],
 )
 def test_a_wrong_option_is_reported_before_anything_runs(
-    repo_root: Path, tmp_path: Path, arguments: list[str], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    command = [sys.executable, str(repo_root / "scripts/studies/horizon_study.py"), "--scenarios", "four_way"]
-    done = subprocess.run([*command, "--out", str(tmp_path), *arguments], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
+    command = ["horizon_study.py", "--scenarios", "four_way", "--out", str(tmp_path), *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(TscError, match=re.escape(message)):
+        main()
     assert not (tmp_path / "episodes.jsonl").exists()
 
 
