@@ -99,9 +99,10 @@ def test_everything_in_a_request_that_decides_the_outcomes_is_in_its_key(unlabel
         other = ("other",) if isinstance(getattr(request.sumo, name), tuple) else 7 if name in numbers else "other"
         changed = replace(request, sumo=request.sumo.model_copy(update={name: other}))
         assert is_in_the_key(changed) == (name not in beside_in_sumo), name
-    with_file = replace(request, sumo=request.sumo.model_copy(update={"additional_files": ("a.add.xml",)}))
-    elsewhere = replace(with_file, dataset_dir="other")
-    assert with_file.digest(OutcomeSettings(), "1.28.0") != elsewhere.digest(OutcomeSettings(), "1.28.0")
+    # a file without a digest has only its name
+    unknown = replace(request, sumo=request.sumo.model_copy(update={"additional_sha256": None}))
+    elsewhere = replace(unknown, dataset_dir="other")
+    assert unknown.digest(OutcomeSettings(), "1.28.0") != elsewhere.digest(OutcomeSettings(), "1.28.0")
     assert request.digest(OutcomeSettings(), "1.29.0") != request.digest(OutcomeSettings(), "1.28.0")
 
 
