@@ -29,7 +29,8 @@ from tsc.files import REPO_ROOT, folder_lock
 from tsc.yaml_file import validate_values
 
 if TYPE_CHECKING:
-    from recipes.serving.model_choice import ModelChoice
+    from recipes.serving.chat_endpoint import without_password
+from recipes.serving.model_choice import ModelChoice
     from tsc.episodes.runner import EpisodeJob
     from tsc.evaluation.episodes_file import EpisodesFile
     from tsc.evaluation.reported import ReportedController
@@ -89,7 +90,7 @@ def reported_controllers(models: Mapping[str, ModelChoice | None]) -> list[Repor
         if isinstance(model, LocalModelChoice):
             where = str(model.model) + (f" with the adapter {model.adapter}" if model.adapter else "")
         else:
-            where = f"{model.model_id} at {model.base_url}"
+            where = f"{model.model_id} at {without_password(model.base_url)}"
         reported.append(
             ReportedController(
                 name=name,

@@ -44,7 +44,7 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from recipes.models.export_model import latest_step
+from recipes.models.checkpoints import TRACKER, latest_step
 from recipes.models.model_folder import no_progress_bars_in_logs
 from recipes.models.quantisation import (
     FOUR_BIT,
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from verl.utils.tracking import Tracking
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def offset_loss(

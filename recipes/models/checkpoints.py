@@ -14,7 +14,7 @@ from pathlib import Path
 from tsc.files import write_atomically
 
 TRACKER = "latest_checkpointed_iteration.txt"
-_SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
+SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 
 
 def latest_step(checkpoints: Path) -> int | None:
@@ -31,7 +31,7 @@ def is_complete(folder: Path) -> bool:
     files = list(folder.rglob("*.pt"))
     shards: dict[Path, set[tuple[int, int]]] = {}
     for path in files:
-        if match := _SHARD.fullmatch(path.name):
+        if match := SHARD.fullmatch(path.name):
             shards.setdefault(path.parent, set()).add((int(match[1]), int(match[2])))
     return (
         bool(shards)

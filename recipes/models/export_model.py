@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.models.checkpoints import latest_step
 from recipes.models.quantisation import quantised_base
 from tsc.errors import ConfigError
 from tsc.files import folder_lock, write_atomically
@@ -23,12 +24,6 @@ if TYPE_CHECKING:
 
 STAMP = "exported_step"
 SHARD = re.compile(r"_rank_(\d+)\.pt$")
-
-
-def latest_step(checkpoints: Path) -> int | None:
-    """Return the step of the last complete checkpoint, from verl's tracker file. None: there is no checkpoint yet."""
-    tracker = checkpoints / "latest_checkpointed_iteration.txt"
-    return int(tracker.read_text(encoding="utf-8")) if tracker.is_file() else None
 
 
 def exported_step(out: Path) -> int | None:

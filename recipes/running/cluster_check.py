@@ -15,13 +15,13 @@ import argparse
 import ipaddress
 import json
 import logging
-import re
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.models.checkpoints import SHARD, latest_step
 from recipes.preflight.hardware import load_hardware
 from recipes.running.node_address import check_head
 from tsc.errors import ConfigError, run_main
@@ -254,14 +254,11 @@ def problems_of(facts: Facts, here: Facts, wanted: Wanted, states: dict[str, str
 
 def check_world_size(checkpoints: Path, num_workers: int) -> None:
     """Raises ConfigError if another number of workers wrote the last checkpoint, or if parts of it are elsewhere."""
-    latest = checkpoints / "latest_checkpointed_iteration.txt"
-    if not latest.is_file():
+    step = latest_step(checkpoints)
+    if step is None:
         return
-    actor = checkpoints / f"global_step_{latest.read_text().strip()}" / "actor"
-    parts = [
-        re.fullmatch(r"model_world_size_(\d+)_rank_(\d+)\.pt", path.name) for path in actor.glob("model_world_size_*")
-    ]
-    ranks = {(int(part[1]), int(part[2])) for part in parts if part}
+    actor = checkpoints / f"global_step_{step}" / "actor"
+    ranks = {(int(part[1]), int(part[2])) for path in actor.glob("*.pt") if (part := SHARD.fullmatch(path.name))}
     sizes = {size for size, _ in ranks}
     if sizes and sizes != {num_workers}:
         size = min(sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -31,8 +32,13 @@ MAX_CONCURRENT_REQUESTS = 64
 MAX_NAMES_SHOWN = 20
 
 
+def without_password(address: str) -> str:
+    """The address as it may be shown: without the user and password that a server behind a proxy may want."""
+    return re.sub(r"(?<=//)[^/]*@|^[^/]*@", "", address)
+
+
 class ChatEndpoint:
-    """A model on the server at `base_url`, which usually ends with /v1.
+    """A model on the server at `base_url`, which usually ends with /v1. The attribute base_url has no password.
 
     Requests set temperature 0 and max_answer_tokens, and no other parameter. The server uses the model's own chat
     template, as in training.
@@ -59,15 +65,16 @@ class ChatEndpoint:
         """Sends nothing yet. Raises ConfigError if base_url is not an address."""
         address = urlsplit(base_url)
         if address.scheme not in ("http", "https") or not address.netloc:
-            raise ConfigError(f"--base-url {base_url!r} is not the address of a server: write http://HOST:PORT/v1")
-        self.base_url = base_url.rstrip("/")
+            told = without_password(base_url)
+            raise ConfigError(f"--base-url {told!r} is not the address of a server: write http://HOST:PORT/v1")
+        self.base_url = without_password(base_url.rstrip("/"))
         self.model = model
         self._max_answer_tokens = max_answer_tokens
         self._time_limit_s = time_limit_s
         self._in_one_request = own_vllm_log is not None and time_limit_s is None
         self._remedy = f"its log {own_vllm_log} may say why" if own_vllm_log else "check that it runs"
         self._client = openai.AsyncOpenAI(
-            base_url=self.base_url,
+            base_url=base_url.rstrip("/"),
             # The client requires a key; servers that do not need one ignore it.
             api_key=api_key or os.environ.get(KEY_VARIABLE) or "none",
             timeout=NETWORK_TIMEOUT_S,

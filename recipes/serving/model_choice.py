@@ -24,7 +24,7 @@ from recipes.models.model_folder import (
     no_progress_bars_in_logs,
     read_json_object,
 )
-from recipes.serving.chat_endpoint import ChatEndpoint
+from recipes.serving.chat_endpoint import ChatEndpoint, without_password
 from recipes.serving.vllm_server import VllmServer, check_servable, is_cpu_build
 from tsc.controllers.registry import LANGUAGE_MODEL
 from tsc.errors import ConfigError
@@ -66,8 +66,8 @@ class ServedModelChoice:
     model_id: str | None
 
     def identity(self) -> str:
-        """The server's address and the model's name there."""
-        return f"{self.base_url} {self.model_id}"
+        """The server's address and the model's name there, which may be shown and kept."""
+        return f"{without_password(self.base_url)} {self.model_id}"
 
 
 ModelChoice = LocalModelChoice | ServedModelChoice

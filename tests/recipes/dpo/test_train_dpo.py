@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.dpo.preference_pairs import SCHEMA
 from recipes.dpo.train_dpo import answer_log_probs, offset_loss, train
-from recipes.models.export_model import export, latest_step
+from recipes.models.checkpoints import latest_step
+from recipes.models.export_model import export
 from recipes.models.tiny_model import TinyModelSize, build_tiny_model
 from recipes.preflight.compose import compose
 from recipes.preflight.trl_settings import check_trl_fields, passes

@@ -133,3 +133,16 @@ def test_a_server_without_models_is_refused(web_server: str) -> None:
         endpoint.check()
     with ChatEndpoint(web_server) as endpoint, pytest.raises(ConfigError, match="does its address end with /v1"):
         endpoint.check()
+
+
+def test_a_password_in_the_address_is_used_and_never_shown() -> None:
+    with ChatEndpoint("http://me:secret@127.0.0.1:9/v1/", "m") as endpoint:
+        assert endpoint.base_url == "http://127.0.0.1:9/v1"
+        assert str(endpoint._client.base_url) == "http://me:secret@127.0.0.1:9/v1/"
+        with pytest.raises(ConfigError) as told:
+            endpoint.check()
+    assert "secret" not in str(told.value)
+    choice = ServedModelChoice(name="m", base_url="http://me:secret@host/v1", model_id="m")
+    assert choice.identity() == "http://host/v1 m"
+    with pytest.raises(ConfigError, match="--base-url 'host/v1' is not the address"):
+        ChatEndpoint("me:secret@host/v1")
