@@ -29,8 +29,7 @@ from tsc.files import REPO_ROOT, folder_lock
 from tsc.yaml_file import validate_values
 
 if TYPE_CHECKING:
-    from recipes.serving.chat_endpoint import without_password
-from recipes.serving.model_choice import ModelChoice
+    from recipes.serving.model_choice import ModelChoice
     from tsc.episodes.runner import EpisodeJob
     from tsc.evaluation.episodes_file import EpisodesFile
     from tsc.evaluation.reported import ReportedController
@@ -78,7 +77,6 @@ def reference_of(names: Sequence[str], asked: str | None, default: str) -> str:
 
 def reported_controllers(models: Mapping[str, ModelChoice | None]) -> list[ReportedController]:
     """What the report says about each controller."""
-    from recipes.serving.model_choice import LocalModelChoice
     from tsc.evaluation.reported import ReportedController
 
     reported = []
@@ -87,15 +85,11 @@ def reported_controllers(models: Mapping[str, ModelChoice | None]) -> list[Repor
             kind = CONTROLLERS[name]
             reported.append(ReportedController(name=name, kind=name, description=kind.description, bounds=kind.bounds))
             continue
-        if isinstance(model, LocalModelChoice):
-            where = str(model.model) + (f" with the adapter {model.adapter}" if model.adapter else "")
-        else:
-            where = f"{model.model_id} at {without_password(model.base_url)}"
         reported.append(
             ReportedController(
                 name=name,
                 kind=LANGUAGE_MODEL,
-                description=f"The language model {where}, at temperature 0. If its answer cannot be read or comes too "
+                description=f"The language model {model.where}, at temperature 0. If its answer cannot be read or comes too "
                 "late, the green times of the net's own plan decide.",
                 bounds=CONTROLLERS["max_pressure"].bounds,
             )

@@ -46,6 +46,10 @@ class LocalModelChoice:
     model: Path
     adapter: Path | None = None
 
+    @property
+    def where(self) -> str:
+        return str(self.model) + (f" with the adapter {self.adapter}" if self.adapter else "")
+
     def identity(self) -> str:
         """A digest of the names and contents of the weights, tokenizers and settings."""
         digest = hashlib.sha256()
@@ -68,6 +72,10 @@ class ServedModelChoice:
     def identity(self) -> str:
         """The server's address and the model's name there, which may be shown and kept."""
         return f"{without_password(self.base_url)} {self.model_id}"
+
+    @property
+    def where(self) -> str:
+        return f"{self.model_id} at {without_password(self.base_url)}"
 
 
 ModelChoice = LocalModelChoice | ServedModelChoice
