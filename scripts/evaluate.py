@@ -89,8 +89,8 @@ def reported_controllers(models: Mapping[str, ModelChoice | None]) -> list[Repor
             ReportedController(
                 name=name,
                 kind=LANGUAGE_MODEL,
-                description=f"The language model {model.where}, at temperature 0. If its answer cannot be read or comes too "
-                "late, the green times of the net's own plan decide.",
+                description=f"The language model {model.where}, at temperature 0. If its answer cannot be read or "
+                "comes too late, the green times of the net's own plan decide.",
                 bounds=CONTROLLERS["max_pressure"].bounds,
             )
         )
