@@ -194,16 +194,14 @@ def _margin(settings: RunSettings, plan: MemoryPlan) -> str:
 
 
 def _time(shape: ModelShape, settings: RunSettings) -> list[str]:
-    time = step_time(shape, settings)
-    parts = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in time.parts_s.items())
-    peak = settings.device.peak_tflops
-    assumed = (
-        f"{CPU_GFLOPS} GFLOP/s"
-        if peak is None
-        else f"{100 * FORWARD_SHARE:g} % of {peak:g} TFLOP/s forward, {100 * TRAINING_SHARE:g} % in training"
-    )
+    parts_s = step_time(shape, settings)
+    parts = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in parts_s.items())
+    tokens, peak = settings.sequences * settings.sequence_tokens, settings.device.peak_tflops
+    assumed = f"{CPU_GFLOPS} GFLOP/s"
+    if peak:
+        assumed = f"{100 * FORWARD_SHARE:g} % of {peak:g} TFLOP/s forward, {100 * TRAINING_SHARE:g} % in training"
     return [
-        f"a step       at most {time.tokens:,} tokens, very roughly {_seconds(time.total_s)}: {parts}",
+        f"a step       at most {tokens:,} tokens, very roughly {_seconds(sum(parts_s.values()))}: {parts}",
         f"             (with all sequences at their longest, and {assumed})",
     ]
 

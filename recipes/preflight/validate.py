@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipes.preflight.compose import POLICY_GRADIENT, leaves, meant_key, usual_config
 from recipes.preflight.hardware import BF16_CAPABILITY, Hardware, check_layout
+from recipes.preflight.run_settings import has_critic
 from tsc.errors import ConfigError, did_you_mean
 from tsc.yaml_file import validate_values
 
@@ -60,7 +61,7 @@ def validate(algorithm: str, config: DictConfig) -> None:
     values: Any = OmegaConf.to_container(config)
     _check_keys(algorithm, values)
     hardware = validate_values(values["hardware"], Hardware, where="hardware")
-    if algorithm in POLICY_GRADIENT and _has_critic(config) and algorithm != "ppo":
+    if algorithm in POLICY_GRADIENT and has_critic(config) and algorithm != "ppo":
         raise ConfigError(
             f"algorithm.adv_estimator={config.algorithm.adv_estimator} with critic.enable={config.critic.enable} needs "
             f"a critic, whose settings are PPO's: use scripts/train_ppo.sh, or for {algorithm} another estimator"
@@ -119,15 +120,9 @@ def _unused(config: DictConfig) -> tuple[str, ...]:
     """Prefixes of keys that nothing reads in this run: those of models that it does not use."""
     switches = {"reward.reward_model.": "enable", "distillation.": "enabled"}
     unused = [section for section, switch in switches.items() if not OmegaConf.select(config, section + switch)]
-    if "critic" in config and not _has_critic(config):
+    if "critic" in config and not has_critic(config):
         unused.append("critic.")
     return tuple(unused)
-
-
-def _has_critic(config: DictConfig) -> bool:
-    """As verl decides it (verl/trainer/ppo/utils.py, need_critic)."""
-    enabled = config.critic.enable
-    return config.algorithm.adv_estimator == "gae" if enabled is None else bool(enabled)
 
 
 def _check_keys(algorithm: str, values: dict[str, Any]) -> None:
@@ -200,7 +195,7 @@ def _check_policy_gradient(config: DictConfig) -> None:
     from verl.utils.config import validate_config
 
     worker = config[WORKER]
-    use_critic = _has_critic(config)
+    use_critic = has_critic(config)
     _check_rollout(config)
     engines = {f"{WORKER}.actor": worker.actor, **({"critic": config.critic} if use_critic else {})}
     for key, engine in engines.items():

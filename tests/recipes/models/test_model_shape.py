@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, LlamaConfig, Qwen2MoeConfig
 
 from recipes.models.model_shape import MODEL_CONFIGS, known_models, model_shape, shape_of_config
 from recipes.models.tiny_config import TinyModelSize, tiny_config
@@ -46,6 +46,35 @@ def test_the_count_equals_that_of_the_model_with_memory(name: str, repo_root: Pa
     assert shape.tied_embedding == (model.lm_head.weight is model.model.embed_tokens.weight)
     assert shape.num_embedding == model.model.embed_tokens.weight.numel()
     assert shape.num_layer == sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_layer_times_their_number_is_the_whole_model(name: str, repo_root: Path) -> None:
+    config = config_of(name, repo_root)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shape = model_shape(name, root=repo_root)
+    assert shape.layers == len(model.model.layers) == config.num_hidden_layers
+    assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.tied_embedding == (model.lm_head.weight is model.model.embed_tokens.weight)
+    found: dict[tuple[str, int, int], int] = {}
+    for path, module in model.model.layers.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            key = (path.rpartition(".")[2], module.in_features, module.out_features)
+            found[key] = found.get(key, 0) + 1
+    assert {(linear.name, linear.num_in, linear.num_out): linear.count for linear in shape.linears} == found
+
+
+def test_a_model_whose_layers_may_differ_is_counted_as_a_whole() -> None:
+    config = Qwen2MoeConfig(
+        hidden_size=32, intermediate_size=64, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, num_experts=4, vocab_size=99,
+        mlp_only_layers=[0],
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    shape = shape_of_config(config, name="moe")
+    assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.layers == config.num_hidden_layers == 3
 
 
 @pytest.mark.parametrize("name", MODELS)
