@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.models.tiny_config import TinyModelSize, tiny_config
-from tsc.errors import ConfigError
+from tsc.errors import ConfigError, did_you_mean
+from tsc.files import REPO_ROOT
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-MODEL_CONFIGS = Path("configs/models")
+MODEL_CONFIGS = REPO_ROOT / "configs" / "models"
 # transformers' names of models whose decoder layers all have the same tensors
 ALIKE_LAYERS = ("llama", "qwen2")
 ALL_LINEAR = "all-linear"
@@ -71,7 +72,8 @@ class ModelShape:
         """Parameters of a LoRA adapter: r · (in + out) for each matching linear layer (Hu et al. 2021, section 4.1).
 
         targets: "all-linear" (every linear layer but the head, as PEFT takes it), or the last parts of the layers'
-        names. Raises ConfigError for a name that the model does not have, with the names that it has.
+        names. Raises ConfigError for a name that the model does not have, with the names that it has. Neither verl's
+        vLLM nor TRL trains an adapter on the head.
         """
         return sum(rank * linear.count * (linear.num_in + linear.num_out) for linear in self.lora_linears(targets))
 
@@ -79,28 +81,27 @@ class ModelShape:
         if targets == ALL_LINEAR:
             return self.linears
         wanted = [targets] if isinstance(targets, str) else list(targets)
-        known = {linear.name for linear in self.linears}
+        known = list(dict.fromkeys(linear.name for linear in self.linears))
         unknown = [name for name in wanted if name not in known]
         if unknown or not wanted:
+            meant = did_you_mean(unknown[0], [*known, ALL_LINEAR]) if unknown else ""
             raise ConfigError(
-                f"LORA_TARGETS names {', '.join(unknown) or 'nothing'}, which {self.name} does not have: "
-                f"choose {ALL_LINEAR} or some of {', '.join(sorted(known))}"
+                f"LORA_TARGETS names {', '.join(unknown) or 'nothing'}, which {self.name} does not have: {meant}"
+                f"choose {ALL_LINEAR} or some of {', '.join(known)}, with commas between"
             )
         return tuple(linear for linear in self.linears if linear.name in wanted)
 
 
 @cache
-def model_shape(model: str, *, root: Path = Path(".")) -> ModelShape:
-    """The shape of `model`: `tiny`, `smollm2`, a name in configs/models, or a folder with a config.json.
-
-    root: the repository. Raises ConfigError for anything else.
-    """
-    return shape_of_config(_config(model, root), name=Path(model).name or model)
+def model_shape(model: str) -> ModelShape:
+    """The shape of `model`: `tiny`, `smollm2`, a name in configs/models, or a folder with a config.json. Raises
+    ConfigError for anything else."""
+    return shape_of_config(_config(model), name=Path(model).name or model)
 
 
-def known_models(root: Path = Path(".")) -> list[str]:
+def known_models() -> list[str]:
     """The names in configs/models, smallest model first."""
-    folders = [file.parent for file in (root / MODEL_CONFIGS).glob("*/config.json")]
+    folders = [file.parent for file in MODEL_CONFIGS.glob("*/config.json")]
 
     def size(folder: Path) -> int:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -172,7 +173,7 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _config(model: str, root: Path) -> PretrainedConfig:
+def _config(model: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
     if model == "tiny":
@@ -181,11 +182,11 @@ def _config(model: str, root: Path) -> PretrainedConfig:
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise ConfigError(f"{model} is a LoRA adapter: give the folder of its base model")
-        folder = root / MODEL_CONFIGS / model
+        folder = MODEL_CONFIGS / model
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"there is no model {model!r}: give a folder with a config.json, or one of tiny, "
-            f"{', '.join(known_models(root))}"
+            f"{', '.join(known_models())}"
         )
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
