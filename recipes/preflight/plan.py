@@ -130,7 +130,7 @@ def on_this_machine(settings: RunSettings) -> RunSettings:
 
 def machine_memory_bytes() -> int:
     """Main memory of this machine, or what its container may use of it."""
-    total = psutil.virtual_memory().total
+    total: int = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else ""
     return min(total, int(text)) if text.isdigit() else total

@@ -39,6 +39,8 @@ ATTENTION_BACKENDS = ("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "TRITON_ATTN
 # Sections that hand their keys on to something else. Any key may stand there; known keys are checked separately.
 OPEN_SECTIONS = ("override_config", "engine_kwargs", "ray_init", "trl", "sampler_kwargs", "custom", "kw_args")
 WORKER = "actor_rollout_ref"
+# what verl's own checks raise
+REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, ValueError, TypeError, NotImplementedError)
 # Sections of dataclasses. Their fields are checked with them, because a dataclass has more fields than verl's files.
 DATACLASS_SECTIONS = (
     *(f"{WORKER}.{part}." for part in ("actor", "ref", "rollout", "model")),
@@ -380,14 +382,7 @@ def _check_class(key: str, build: Callable[[], object]) -> None:
     """Turn what verl's own checks refuse into a ConfigError."""
     try:
         build()
-    except (
-        HydraException,
-        OmegaConfBaseException,
-        AssertionError,
-        ValueError,
-        TypeError,
-        NotImplementedError,
-    ) as error:
+    except REFUSALS as error:
         cause: BaseException = error
         while isinstance(cause, HydraException) and cause.__cause__ is not None:
             cause = cause.__cause__
