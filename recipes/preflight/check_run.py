@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from reward.ground_truth import parse_ground_truth
-from tsc.errors import ConfigError, SampleError, did_you_mean, run_main
+from tsc.errors import ConfigError, SampleError, run_main
 from tsc.replays.stretch import MAX_DECISIONS
 
 WORKER = "actor_rollout_ref"
@@ -164,30 +163,12 @@ def adapter_modules(value: Any) -> str | list[str]:
     return ALL_LINEAR if names == [ALL_LINEAR] else list(dict.fromkeys(names))
 
 
-def check_lora_targets(model: str, names: str | Sequence[str]) -> None:
-    """That the model has modules of these names: the last parts of the names of the linear layers in its decoder.
-
-    model: as recipes.models.model_shape takes it. Neither verl's vLLM nor TRL trains an adapter on the head. Raises
-    ConfigError.
-    """
-    if isinstance(names, str):
-        return
-    from recipes.models.model_shape import model_shape
-
-    known = list(dict.fromkeys(shape.name for shape in model_shape(model).linears))
-    for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"LORA_TARGETS names {name}, which {model} does not have: {did_you_mean(name, [*known, ALL_LINEAR])}"
-                f"choose {ALL_LINEAR} or some of {', '.join(known)}, with commas between"
-            )
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trainings", nargs="+", help="JSON object with algorithm, model, overrides and, dry, out")
     parser.add_argument("--ignore-fit", action="store_true", help="do not refuse what does not fit (FIT=ignore)")
     options = parser.parse_args()
+    from recipes.models.model_shape import model_shape
     from recipes.models.quantisation import check_quantize_installed
     from recipes.preflight.compose import compose
     from recipes.preflight.plan import show_plan
@@ -197,7 +178,7 @@ def main() -> int:
         algorithm, overrides = training["algorithm"], training["overrides"]
         config = compose(algorithm, overrides)
         model = config.model if "model" in config else config[WORKER].model
-        check_lora_targets(training["model"], adapter_modules(model.target_modules))
+        model_shape(training["model"]).lora_linears(adapter_modules(model.target_modules))
         out = Path(training["out"]) if training.get("out") else None
         if model.get("quantize") and out is None:
             check_quantize_installed()

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -93,8 +93,7 @@ class Detected:
     remarks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
+class Gpu(NamedTuple):
     """One line of nvidia-smi. memory_gib includes the driver's share."""
 
     index: str
@@ -204,29 +203,16 @@ def _ask_nvidia_smi() -> str:
 
 def _parse(text: str) -> list[Gpu]:
     gpus = []
-    for line in text.splitlines():
-        if not line.strip():
-            continue
-        fields = [field.strip() for field in line.split(",")]
-        values = dict(zip(QUERY, fields, strict=False))
-        memory = re.fullmatch(r"(\d+) MiB", values.get("memory.total", ""))
-        capability = re.fullmatch(r"\d+\.\d+", values.get("compute_cap", ""))
-        if len(fields) != len(QUERY) or memory is None or capability is None:
+    for line in filter(None, map(str.strip, text.splitlines())):
+        try:
+            index, uuid, name, memory, capability, mig, driver = (field.strip() for field in line.split(","))
+            memory_gib, compute_capability = int(memory.removesuffix(" MiB")) / 1024, float(capability)
+        except ValueError:
             raise ConfigError(
-                f"nvidia-smi says '{line.strip()}', but {', '.join(QUERY)} were asked for: name the profile with "
+                f"nvidia-smi says '{line}', but {', '.join(QUERY)} were asked for: name the profile with "
                 f"HARDWARE= ({', '.join(hardware_names())})"
-            )
-        gpus.append(
-            Gpu(
-                index=values["index"],
-                uuid=values["uuid"],
-                name=values["name"],
-                memory_gib=int(memory.group(1)) / 1024,
-                compute_capability=float(values["compute_cap"]),
-                mig=values["mig.mode.current"] == "Enabled",
-                driver=values["driver_version"],
-            )
-        )
+            ) from None
+        gpus.append(Gpu(index, uuid, name, memory_gib, compute_capability, mig == "Enabled", driver))
     return gpus
 
 
@@ -298,21 +284,15 @@ def check_layout(
     num_devices: of one machine. sequences: of one update over all machines (prompts × answers, or chats). num_heads,
     num_kv_heads: None if the model is unknown. The error names the knob and values that would do.
     """
-    if num_devices % tensor_parallel:
-        raise ConfigError(
-            f"TENSOR_PARALLEL={tensor_parallel} does not divide N_GPUS={num_devices}: choose "
-            f"{_words([size for size in range(1, num_devices + 1) if num_devices % size == 0])}"
-        )
-    if num_heads is not None:
+    fits, what = [size for size in range(1, num_devices + 1) if num_devices % size == 0], f"N_GPUS={num_devices}"
+    if tensor_parallel in fits and num_heads is not None:
         # vLLM splits attention by heads; with more GPUs than key-value heads, each GPU gets a copy of one
-        fits = [size for size in range(1, num_devices + 1) if num_devices % size == 0 and num_heads % size == 0]
-        if num_kv_heads is not None:
-            fits = [size for size in fits if num_kv_heads % size == 0 or size % num_kv_heads == 0]
-        if tensor_parallel not in fits:
-            raise ConfigError(
-                f"TENSOR_PARALLEL={tensor_parallel} does not divide the model's {num_heads} attention heads "
-                f"({num_kv_heads or num_heads} of keys and values): choose {_words(fits)}"
-            )
+        kv = num_kv_heads or num_heads
+        fits = [size for size in fits if num_heads % size == 0 and (kv % size == 0 or size % kv == 0)]
+        what = f"the model's {num_heads} attention heads ({kv} of keys and values)"
+    if tensor_parallel not in fits:
+        choices = " or ".join(map(str, fits))
+        raise ConfigError(f"TENSOR_PARALLEL={tensor_parallel} does not divide {what}: choose {choices}")
     if ray_num_cpus is not None and ray_num_cpus < (needed := RAY_CPUS_PER_DEVICE * num_devices + RAY_CPUS_BESIDE):
         raise ConfigError(
             f"hardware.ray_num_cpus={ray_num_cpus} is too small for {num_devices} workers: verl reserves 3 CPUs for "
@@ -326,10 +306,6 @@ def check_layout(
             f"{micro_batch}: set MICRO_BATCH={largest_micro_batch(per_device, micro_batch)}, or choose another "
             "BATCH_PROMPTS, ROLLOUT_N or UPDATES (BATCH_CHATS for SFT)"
         )
-
-
-def _words(numbers: list[int]) -> str:
-    return " or ".join(str(number) for number in numbers)
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ class MemoryPlan:
     phases: tuple[Phase, ...]
     host_parts: dict[str, int]
     kv_tokens: int | None
-    problems: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -79,19 +79,16 @@ class MemoryPlan:
 
 def memory_plan(model: ModelShape, settings: RunSettings) -> MemoryPlan:
     """The plan of a run. Raises ConfigError for LoRA targets that the model does not have."""
-    phases = _phases(model, settings)
-    host = _host_parts(model, settings)
-    kv_tokens = kv_cache_tokens(model, settings) if settings.rollout else None
+    plan = MemoryPlan(
+        phases=_phases(model, settings),
+        host_parts=_host_parts(model, settings),
+        kv_tokens=kv_cache_tokens(model, settings) if settings.rollout else None,
+    )
     if settings.device.is_cpu:
         # The tensors of the fullest phase and the processes share one memory.
-        fullest = max(phase.total for phase in phases)
-        host = {"the trainer's and vLLM's tensors": fullest, **host}
-    return MemoryPlan(
-        phases=phases,
-        host_parts=host,
-        kv_tokens=kv_tokens,
-        problems=_problems(model, settings, phases, host, kv_tokens),
-    )
+        tensors = {"the trainer's and vLLM's tensors": plan.fullest.total}
+        plan = replace(plan, host_parts=tensors | plan.host_parts)
+    return replace(plan, problems=_problems(settings, plan))
 
 
 # ---------------------------------------------------------------------------------------------- tensors of a model
@@ -99,9 +96,12 @@ def memory_plan(model: ModelShape, settings: RunSettings) -> MemoryPlan:
 
 def trained_parameters(model: ModelShape, engine: EngineSettings) -> int:
     """Parameters with a gradient and an optimizer state: all of them, or the adapter's."""
-    if engine.full:
-        return parameters(model, engine)
-    return model.lora_parameters(engine.lora_rank, engine.lora_targets)
+    return parameters(model, engine) if engine.full else model.lora_parameters(engine.lora_rank, engine.lora_targets)
+
+
+def trained_bytes(model: ModelShape, engine: EngineSettings) -> int:
+    """The trained weights in their own type, over all shards."""
+    return trained_parameters(model, engine) * (engine.master_bytes if engine.full else engine.adapter_bytes)
 
 
 def parameters(model: ModelShape, engine: EngineSettings) -> int:
@@ -127,7 +127,7 @@ def adapter_bytes(model: ModelShape, engine: EngineSettings) -> int:
     """LoRA's weights on one GPU."""
     if engine.full or engine.cpu_offload_policy:
         return 0
-    return int(trained_parameters(model, engine) * engine.adapter_bytes / engine.shards)
+    return int(trained_bytes(model, engine) / engine.shards)
 
 
 def gathered_bytes(model: ModelShape, engine: EngineSettings) -> int:
@@ -147,8 +147,7 @@ def gradient_bytes(model: ModelShape, engine: EngineSettings) -> int:
     the way to its shards, computed in compute_bytes and added up in fp32."""
     if not engine.trained:
         return 0
-    element = engine.master_bytes if engine.full else engine.adapter_bytes
-    sharded = 0 if engine.cpu_offload_policy else trained_parameters(model, engine) * element / engine.shards
+    sharded = 0 if engine.cpu_offload_policy else trained_bytes(model, engine) / engine.shards
     gathered = model.num_embedding * (engine.compute_bytes + 4) if engine.full and engine.shards > 1 else 0
     return int(sharded + gathered)
 
@@ -157,8 +156,7 @@ def optimizer_bytes(model: ModelShape, engine: EngineSettings) -> int:
     """Adam's two moments in the trained weights' type (torch.optim.AdamW; Kingma and Ba 2015)."""
     if not engine.trained or engine.cpu_offload_policy:
         return 0
-    element = engine.master_bytes if engine.full else engine.adapter_bytes
-    return int(2 * trained_parameters(model, engine) * element / engine.shards)
+    return int(2 * trained_bytes(model, engine) / engine.shards)
 
 
 def layer_activation_bytes_per_token(model: ModelShape, engine: EngineSettings) -> float:
@@ -173,10 +171,8 @@ def layer_activation_bytes_per_token(model: ModelShape, engine: EngineSettings) 
     width = model.heads * model.head_dim
     attention = c * 5 * width + 4 * model.heads
     mlp = c * 4 * model.intermediate
-    lora = 0.0
-    if not engine.full:
-        per_layer = sum(linear.count for linear in model.lora_linears(engine.lora_targets)) / model.layers
-        lora = c * engine.lora_rank * per_layer
+    adapted = 0 if engine.full else sum(linear.count for linear in model.lora_linears(engine.lora_targets))
+    lora = c * engine.lora_rank * adapted / model.layers
     return 2 * norm_activation_bytes_per_token(model, engine) + attention + mlp + lora
 
 
@@ -300,38 +296,20 @@ PARTS = (WEIGHTS, ADAPTER, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, CRITIC, VL
 
 def _phases(model: ModelShape, settings: RunSettings) -> tuple[Phase, ...]:
     actor, critic = settings.actor, settings.critic
-    resting = rollout_resting_bytes(model, settings)
-    critic_at_rest = _resident(model, critic)
-    phases: list[Phase] = []
+    at_rest = {CRITIC: _resident(model, critic), VLLM: rollout_resting_bytes(model, settings)}
+    parts: dict[str, dict[str, int]] = {}
     if settings.rollout is not None:
-        phases.append(
-            _phase(
-                settings,
-                "generate",
-                _at_rest(model, actor) | {CRITIC: critic_at_rest, VLLM: rollout_bytes(model, settings)},
-            )
-        )
-    asked = settings.reference_engine or actor
+        parts["generate"] = _at_rest(model, actor) | at_rest | {VLLM: rollout_bytes(model, settings)}
     if settings.reference != "none" or settings.old_log_prob_pass:
-        phases.append(
-            _phase(
-                settings,
-                "log-probs",
-                _forward(model, settings, asked, beside=actor) | {CRITIC: critic_at_rest, VLLM: resting},
-            )
-        )
+        parts["log-probs"] = _forward(model, settings) | at_rest
     if critic is not None:
-        actor_at_rest = {"actor at rest": _resident(model, actor), VLLM: resting}
-        phases.append(_phase(settings, "critic", _backward(model, settings, critic) | actor_at_rest))
-    phases.append(
-        _phase(settings, "update", _backward(model, settings, actor) | {CRITIC: critic_at_rest, VLLM: resting})
-    )
-    phases.append(
-        _phase(settings, "Adam step", _step(model, settings, actor) | {CRITIC: critic_at_rest, VLLM: resting})
-    )
+        resting = {"actor at rest": _resident(model, actor), VLLM: at_rest[VLLM]}
+        parts["critic"] = _backward(model, settings, critic) | resting
+    parts["update"] = _backward(model, settings, actor) | at_rest
+    parts["Adam step"] = _step(model, settings, actor) | at_rest
     if settings.rollout is not None:
-        phases.append(_phase(settings, "send weights", _send(model, settings) | {CRITIC: critic_at_rest}))
-    return tuple(phases)
+        parts["send weights"] = _send(model, settings) | {CRITIC: at_rest[CRITIC]}
+    return tuple(_phase(settings, name, each) for name, each in parts.items())
 
 
 def _phase(settings: RunSettings, name: str, parts: dict[str, int]) -> Phase:
@@ -358,27 +336,24 @@ def _resident(model: ModelShape, engine: EngineSettings | None) -> int:
     return sum(_at_rest(model, engine).values()) if engine else 0
 
 
-def _forward(
-    model: ModelShape, settings: RunSettings, engine: EngineSettings, *, beside: EngineSettings
-) -> dict[str, int]:
-    tokens = settings.pass_tokens(engine)
+def _forward(model: ModelShape, settings: RunSettings) -> dict[str, int]:
+    """A pass of the reference beside the actor at rest, or of the actor."""
+    actor, engine = settings.actor, settings.reference_engine or settings.actor
     parts = _weights(model, engine)
-    if engine is not beside:
-        for part, size in _at_rest(model, beside).items():
+    if engine is not actor:
+        for part, size in _at_rest(model, actor).items():
             parts[part] = parts.get(part, 0) + size
     elif not engine.optimizer_offload:
         parts[OPTIMIZER] = optimizer_bytes(model, engine)
     parts[WEIGHTS] += gathered_bytes(model, engine)
-    logits = logits_bytes(model, engine, settings.logit_tokens(engine), trained=False)
-    parts[LOGITS] = logits
-    parts[ACTIVATIONS] = max(0, forward_bytes(model, engine, tokens) - logits)
+    parts[LOGITS] = logits = logits_bytes(model, engine, settings.logit_tokens(engine), trained=False)
+    parts[ACTIVATIONS] = max(0, forward_bytes(model, engine, settings.pass_tokens(engine)) - logits)
     return parts
 
 
 def _backward(model: ModelShape, settings: RunSettings, engine: EngineSettings) -> dict[str, int]:
     """verl brings offloaded weights and optimizer back to the GPU for the whole of an update."""
-    tokens = settings.pass_tokens(engine)
-    kept, in_layer = activation_bytes(model, engine, tokens)
+    kept, in_layer = activation_bytes(model, engine, settings.pass_tokens(engine))
     logits = logits_bytes(model, engine, settings.logit_tokens(engine), trained=True)
     weights = _weights(model, engine)
     weights[WEIGHTS] += gathered_bytes(model, engine)
@@ -415,8 +390,7 @@ def _send(model: ModelShape, settings: RunSettings) -> dict[str, int]:
     rollout, actor = settings.rollout, settings.actor
     assert rollout is not None
     parts = _weights(model, actor) | ({} if actor.optimizer_offload else {OPTIMIZER: optimizer_bytes(model, actor)})
-    as_adapter = not actor.full and not rollout.merge_lora
-    if as_adapter:
+    if not actor.full and not rollout.merge_lora:
         moved = adapter_bytes(model, actor) * actor.shards
     else:
         moved = min(rollout.bucket_bytes, int(model.num_parameters * actor.master_bytes))
@@ -447,18 +421,15 @@ def _host_parts(model: ModelShape, settings: RunSettings) -> dict[str, int]:
         parts["processes"] = FIXED_PROCESSES_BYTES + workers + devices * (DEVICE_PROCESSES_BYTES + 2 * cuda_host)
         parts["Ray's object store"] = settings.object_store_bytes
     offloaded = 0.0
-    for engine in (actor, critic, settings.reference_engine):
-        if engine is None:
-            continue
-        trained = trained_parameters(model, engine) if engine.trained else 0
+    for engine in filter(None, (actor, critic, settings.reference_engine)):
+        trained = trained_bytes(model, engine) if engine.trained else 0
         share = devices / engine.shards
+        if engine.param_offload or engine.cpu_offload_policy:
+            offloaded += share * parameters(model, engine) * engine.master_bytes
         if engine.cpu_offload_policy:
-            offloaded += share * (parameters(model, engine) * engine.master_bytes + 3 * trained * engine.master_bytes)
-        else:
-            if engine.param_offload:
-                offloaded += share * parameters(model, engine) * engine.master_bytes
-            if engine.optimizer_offload:
-                offloaded += share * 2 * trained * engine.adapter_bytes
+            offloaded += share * 3 * trained
+        elif engine.optimizer_offload:
+            offloaded += share * 2 * trained
     if rollout is not None and not actor.full and not cpu:
         if rollout.merge_lora:
             # verl keeps the unmerged weights while it sends the merged ones.
@@ -492,27 +463,26 @@ def usable_bytes(memory_bytes: int) -> int:
     return int(memory_bytes * (1 - SAFETY))
 
 
-def _problems(
-    model: ModelShape, settings: RunSettings, phases: tuple[Phase, ...], host: dict[str, int], kv_tokens: int | None
-) -> tuple[str, ...]:
+def _problems(settings: RunSettings, plan: MemoryPlan) -> tuple[str, ...]:
     problems: list[str] = []
     device, rollout = settings.device, settings.rollout
     if device.memory_bytes and not device.is_cpu:
         usable = usable_bytes(device.memory_bytes)
-        for phase in phases:
+        for phase in plan.phases:
             if phase.total > usable:
                 largest = max(phase.parts, key=lambda part: phase.parts[part])
                 problems.append(
                     f"{phase.name}: {gib(phase.total)} GiB of {gib(usable)} usable, most of it {largest} "
                     f"({gib(phase.parts[largest])} GiB)"
                 )
-    total, usable = sum(host.values()), usable_bytes(device.host_bytes)
-    if device.host_bytes and total > usable:
-        problems.append(f"main memory: {gib(total)} GiB of {gib(usable)} usable")
-    if rollout is not None and kv_tokens is not None and kv_tokens < rollout.max_model_len:
+    usable = usable_bytes(device.host_bytes)
+    if device.host_bytes and plan.host_bytes > usable:
+        problems.append(f"main memory: {gib(plan.host_bytes)} GiB of {gib(usable)} usable")
+    if rollout is not None and plan.kv_tokens is not None and plan.kv_tokens < rollout.max_model_len:
         share = "its share of the GPU" if rollout.kv_cache_bytes is None else "kv_cache_memory_bytes"
         problems.append(
-            f"vLLM: {share} leaves a cache of {kv_tokens} tokens, less than one sequence of {rollout.max_model_len}"
+            f"vLLM: {share} leaves a cache of {plan.kv_tokens} tokens, less than one sequence of "
+            f"{rollout.max_model_len}"
         )
     return tuple(problems)
 

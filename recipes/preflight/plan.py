@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.models.model_shape import MODEL_CONFIGS, ModelShape, model_shape
+from recipes.models.model_shape import ModelShape, known_models, model_shape
 from recipes.preflight.compose import compose
 from recipes.preflight.memory_plan import PARTS, MemoryPlan, gib, longest_fitting_tokens, memory_plan, usable_bytes
 from recipes.preflight.remedies import find_remedy
 from recipes.preflight.run_settings import RunSettings, run_settings
 from recipes.preflight.step_time import CPU_GFLOPS, FORWARD_SHARE, TRAINING_SHARE, step_time
-from tsc.files import REPO_ROOT, write_atomically
+from tsc.files import write_atomically
 
 FAMILY = "qwen2.5-"
 COLUMN = 14
@@ -54,7 +55,7 @@ def print_plan(algorithm: str, config: DictConfig, *, model: str, ignore_fit: bo
     Imports neither verl nor vLLM. Raises ConfigError.
     """
     settings = on_this_machine(run_settings(algorithm, config, hardware=config.hardware.name))
-    shape = model_shape(model, root=REPO_ROOT)
+    shape = model_shape(model)
     plan = memory_plan(shape, settings)
     longest = settings.sequence_tokens if plan.fits else longest_fitting_tokens(shape, settings)
     # Main memory yields a little, and a step of short sequences never comes near: the demo's have 69 of 528 tokens.
@@ -71,8 +72,9 @@ def print_plan(algorithm: str, config: DictConfig, *, model: str, ignore_fit: bo
 
 def report(shape: ModelShape, settings: RunSettings, plan: MemoryPlan, *, fits: bool, longest: int) -> str:
     """The plan as text: what runs, the table, the verdict. longest: the tokens up to which sequences fit."""
+    host = ", ".join(f"{name} {gib(size)}" for name, size in plan.host_parts.items())
     lines = [*_title(shape, settings), "", *_table(settings, plan), ""]
-    lines.append(f"main memory  {gib(plan.host_bytes)} GiB: {_list_of(plan.host_parts)}")
+    lines.append(f"main memory  {gib(plan.host_bytes)} GiB: {host}")
     if settings.rollout is not None and plan.kv_tokens is not None:
         at_once = plan.kv_tokens // settings.sequence_tokens
         lines.append(f"KV cache     {plan.kv_tokens:,} tokens: {at_once:,} of the longest sequences at a time")
@@ -128,19 +130,15 @@ def on_this_machine(settings: RunSettings) -> RunSettings:
 
 def machine_memory_bytes() -> int:
     """Main memory of this machine, or what its container may use of it."""
-    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    sizes = [1024 * int(meminfo["MemTotal"].split()[0])]
+    total: int = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        sizes.append(int(text))
-    return min(sizes)
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(total, int(text)) if text.isdigit() else total
 
 
 def _family() -> list[ModelShape]:
     """The sizes of Qwen2.5 in configs/models, smallest first."""
-    folders = (REPO_ROOT / MODEL_CONFIGS).glob(f"{FAMILY}*/config.json")
-    models = [model_shape(file.parent.name, root=REPO_ROOT) for file in folders]
-    return sorted(models, key=lambda model: model.num_parameters)
+    return [model_shape(name) for name in known_models() if name.startswith(FAMILY)]
 
 
 # ---------------------------------------------------------------------------------------------- text
@@ -154,9 +152,11 @@ def _title(shape: ModelShape, settings: RunSettings) -> list[str]:
     samples = {"dpo": "pairs", "sft": "chats"}.get(settings.algorithm, f"prompts × {settings.answers} answers")
     if settings.rollout is not None and settings.sequences_per_sample > 1:
         samples += f" × {settings.sequences_per_sample} decisions"
+    count = shape.num_parameters
+    size = f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
     together = f"{settings.pass_tokens(engine):,} tokens" if engine.token_budget else f"{engine.micro_batch} sequences"
     return [
-        f"{settings.algorithm.upper()} of {shape.name} ({_count(shape.num_parameters)} parameters; {trained}{base}; "
+        f"{settings.algorithm.upper()} of {shape.name} ({size} parameters; {trained}{base}; "
         f"computed in {dtype}) on {_where(settings)}",
         f"a step: {settings.batch_prompts} {samples}; a sequence has at most {settings.sequence_tokens} tokens; "
         f"{together} in a pass",
@@ -194,26 +194,16 @@ def _margin(settings: RunSettings, plan: MemoryPlan) -> str:
 
 
 def _time(shape: ModelShape, settings: RunSettings) -> list[str]:
-    time = step_time(shape, settings)
-    parts = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in time.parts_s.items())
-    peak = settings.device.peak_tflops
-    assumed = (
-        f"{CPU_GFLOPS} GFLOP/s"
-        if peak is None
-        else f"{100 * FORWARD_SHARE:g} % of {peak:g} TFLOP/s forward, {100 * TRAINING_SHARE:g} % in training"
-    )
+    parts_s = step_time(shape, settings)
+    parts = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in parts_s.items())
+    tokens, peak = settings.sequences * settings.sequence_tokens, settings.device.peak_tflops
+    assumed = f"{CPU_GFLOPS} GFLOP/s"
+    if peak:
+        assumed = f"{100 * FORWARD_SHARE:g} % of {peak:g} TFLOP/s forward, {100 * TRAINING_SHARE:g} % in training"
     return [
-        f"a step       at most {time.tokens:,} tokens, very roughly {_seconds(time.total_s)}: {parts}",
+        f"a step       at most {tokens:,} tokens, very roughly {_seconds(sum(parts_s.values()))}: {parts}",
         f"             (with all sequences at their longest, and {assumed})",
     ]
-
-
-def _list_of(parts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {gib(size)}" for name, size in parts.items())
-
-
-def _count(count: int) -> str:
-    return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
 
 
 def _seconds(seconds: float) -> str:

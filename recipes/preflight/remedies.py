@@ -95,7 +95,7 @@ def _offload(settings: RunSettings) -> Choices:
 
 def _lighter_weights(settings: RunSettings) -> Choices:
     """An adapter instead of all weights. Under an adapter: base weights of 4 bits (TRL) or 16 bits (verl)."""
-    actor, capability = settings.actor, settings.device.compute_capability
+    actor = settings.actor
     if actor.full:
         frozen_bytes = actor.compute_bytes if settings.algorithm == "dpo" else actor.master_bytes
         adapted = replace(settings, actor=replace(actor, lora_rank=LORA_RANK, master_bytes=frozen_bytes))
@@ -104,7 +104,7 @@ def _lighter_weights(settings: RunSettings) -> Choices:
         yield f"LORA_RANK={LORA_RANK}", adapted
     elif settings.algorithm == "dpo" and not actor.quantised and not settings.device.is_cpu:
         yield "QUANTIZE=4bit", replace(settings, actor=replace(actor, quantised=True))
-    elif actor.fsdp_version and not settings.critic and (capability or 0) >= BF16_CAPABILITY:
+    elif actor.fsdp_version and not settings.critic and settings.device.compute_capability >= BF16_CAPABILITY:
         # verl gives the adapter the type of the base
         halved = settings.with_engines(lambda engine: replace(engine, master_bytes=2, adapter_bytes=2))
         yield "hardware.model_dtype=bf16", halved

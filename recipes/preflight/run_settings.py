@@ -19,15 +19,7 @@ from tsc.errors import ConfigError
 GIB = 2**30
 MIB = 2**20
 
-BYTES_OF_DTYPE = {
-    "fp32": 4,
-    "float32": 4,
-    "bf16": 2,
-    "bfloat16": 2,
-    "fp16": 2,
-    "float16": 2,
-    "half": 2,
-}
+BYTES_OF_DTYPE = {"fp32": 4, "float32": 4, **dict.fromkeys(("bf16", "bfloat16", "fp16", "float16", "half"), 2)}
 # Positions per DPO sequence that need logits: the answer, plus the padding between prompts of different length.
 DPO_LOGIT_TOKENS = 64
 
@@ -36,17 +28,17 @@ DPO_LOGIT_TOKENS = 64
 class DeviceSettings:
     """One GPU, or the whole machine of a CPU run. hardware: name of the file in configs/hardware.
 
-    memory_bytes: the GPU's, as torch sees it. host_bytes: main memory of the machine. Both are 0 if unknown.
-    peak_tflops, bandwidth_gb_per_s: the data sheet's, None for a CPU.
+    memory_bytes: the GPU's, as torch sees it. host_bytes: main memory of the machine. peak_tflops, bandwidth_gb_per_s:
+    the data sheet's. Numbers are 0 if unknown.
     """
 
     hardware: str
     is_cpu: bool
     memory_bytes: int
     host_bytes: int = 0
-    compute_capability: float | None = None
-    peak_tflops: float | None = None
-    bandwidth_gb_per_s: float | None = None
+    compute_capability: float
+    peak_tflops: float
+    bandwidth_gb_per_s: float
 
     @property
     def title(self) -> str:
@@ -64,29 +56,29 @@ class EngineSettings:
     instead, for batches of varying size. logit_tokens: tokens of a sequence that get logits, None for all of them.
     """
 
-    trained: bool
     master_bytes: int
     adapter_bytes: int
-    quantised: bool
     compute_bytes: int
     lora_rank: int
     lora_targets: str | tuple[str, ...]
-    shards: int
-    fsdp_version: int
     micro_batch: int
-    token_budget: int | None
     gradient_checkpointing: bool
-    param_offload: bool
-    optimizer_offload: bool
+    trained: bool = True
+    quantised: bool = False
+    shards: int = 1
+    fsdp_version: int = 0
+    token_budget: int | None = None
+    param_offload: bool = False
+    optimizer_offload: bool = False
     # FSDP2's policy: weights, gradients and optimizer stay in main memory, and layers come to the GPU when needed
-    cpu_offload_policy: bool
-    remove_padding: bool
-    fused_log_probs: bool
-    entropy: bool
+    cpu_offload_policy: bool = False
+    remove_padding: bool = False
+    fused_log_probs: bool = False
+    entropy: bool = False
     # a temperature other than 1 takes one more copy of the logits
-    scaled_logits: bool
-    has_lm_head: bool
-    logit_tokens: int | None
+    scaled_logits: bool = False
+    has_lm_head: bool = True
+    logit_tokens: int | None = None
 
     @property
     def full(self) -> bool:
@@ -124,21 +116,21 @@ class RunSettings:
     num_nodes: int
     devices_per_node: int
     batch_prompts: int
-    answers: int
     prompt_tokens: int
-    answer_tokens: int
     actor: EngineSettings
-    critic: EngineSettings | None
-    reference: str
-    reference_engine: EngineSettings | None
-    old_log_prob_pass: bool
-    rollout: RolloutSettings | None
-    updates_per_batch: int
+    critic: EngineSettings | None = None
+    reference: str = "none"
+    reference_engine: EngineSettings | None = None
+    answers: int = 1
+    answer_tokens: int = 0
+    old_log_prob_pass: bool = False
+    rollout: RolloutSettings | None = None
+    updates_per_batch: int = 1
     # DPO: the two answers of a pair, which share a pass; otherwise the decisions of an answer, each one sequence
-    sequences_per_sample: int
-    object_store_bytes: int
-    num_agent_workers: int
-    num_reward_workers: int
+    sequences_per_sample: int = 1
+    object_store_bytes: int = 0
+    num_agent_workers: int = 0
+    num_reward_workers: int = 0
 
     @property
     def num_devices(self) -> int:
@@ -210,20 +202,41 @@ class RunSettings:
 def run_settings(algorithm: str, config: DictConfig, *, hardware: str) -> RunSettings:
     """The settings of a composed configuration (recipes.preflight.compose). Raises ConfigError that names a missing or
     wrong key."""
-    read = _Reader(config, hardware)
+    read = _Reader(config)
     if algorithm == "dpo":
-        return _dpo(read)
-    if algorithm == "sft":
-        return _sft(read)
-    return _policy_gradient(algorithm, read)
+        num_nodes, devices_per_node = 1, read.integer("hardware.num_devices", 1, least=1)
+        of_algorithm = _dpo(read)
+    else:
+        num_nodes, devices_per_node = (read.integer(f"trainer.{key}", least=1) for key in ("nnodes", "n_gpus_per_node"))
+        of_algorithm = (_sft if algorithm == "sft" else _policy_gradient)(read, num_nodes * devices_per_node)
+    return RunSettings(
+        algorithm=algorithm,
+        device=DeviceSettings(
+            hardware=hardware,
+            is_cpu=read.get("hardware.device", "cuda") == "cpu",
+            memory_bytes=int(read.number("hardware.memory_gib", 0) * GIB),
+            compute_capability=read.number("hardware.compute_capability", 0),
+            peak_tflops=read.number("hardware.peak_tflops", 0),
+            bandwidth_gb_per_s=read.number("hardware.memory_bandwidth_gb_per_s", 0),
+        ),
+        num_nodes=num_nodes,
+        devices_per_node=devices_per_node,
+        batch_prompts=read.integer("data.train_batch_size", least=1),
+        **of_algorithm,
+    )
+
+
+def has_critic(config: DictConfig) -> bool:
+    """As verl decides it (verl/trainer/ppo/utils.py, need_critic)."""
+    enabled = config.critic.enable
+    return config.algorithm.adv_estimator == "gae" if enabled is None else bool(enabled)
 
 
 class _Reader:
     """Reads and converts values of a configuration by key. Every error names the key."""
 
-    def __init__(self, config: DictConfig, hardware: str) -> None:
+    def __init__(self, config: DictConfig) -> None:
         self.config = config
-        self.hardware = hardware
 
     def get(self, key: str, default: Any = None) -> Any:
         try:
@@ -240,7 +253,7 @@ class _Reader:
             raise ConfigError(f"{key}={value} is not a whole number of at least {least}")
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
+    def number(self, key: str, default: float) -> float:
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{key}={value} is not a number")
@@ -258,110 +271,77 @@ class _Reader:
             raise ConfigError(f"{key}={value} is unknown: choose one of {', '.join(BYTES_OF_DTYPE)}")
         return BYTES_OF_DTYPE[value]
 
-    def targets(self, key: str) -> str | tuple[str, ...]:
-        value = self.get(key, ALL_LINEAR)
+    def targets(self, section: str) -> str | tuple[str, ...]:
+        value = self.get(f"{section}.target_modules", ALL_LINEAR)
         return value if isinstance(value, str) else tuple(value)
 
-    def device(self) -> DeviceSettings:
-        def optional(key: str) -> float | None:
-            return None if self.get(key) is None else self.number(key)
 
-        return DeviceSettings(
-            hardware=self.hardware,
-            is_cpu=self.get("hardware.device", "cuda") == "cpu",
-            memory_bytes=int((optional("hardware.memory_gib") or 0) * GIB),
-            compute_capability=optional("hardware.compute_capability"),
-            peak_tflops=optional("hardware.peak_tflops"),
-            bandwidth_gb_per_s=optional("hardware.memory_bandwidth_gb_per_s"),
-        )
-
-
-def _policy_gradient(algorithm: str, read: _Reader) -> RunSettings:
-    world = read.integer("trainer.nnodes", least=1) * read.integer("trainer.n_gpus_per_node", least=1)
+def _policy_gradient(read: _Reader, world: int) -> dict[str, Any]:
+    """The fields of RunSettings that this kind of training has of its own; so do _sft and _dpo."""
     worker = "actor_rollout_ref"
+    rollout = f"{worker}.rollout"
     lora_rank = read.integer(f"{worker}.model.lora_rank", 0)
-    temperature = read.number(f"{worker}.rollout.temperature", 1.0)
     shared = {
-        "lora_rank": lora_rank,
-        "lora_targets": read.targets(f"{worker}.model.target_modules"),
-        "remove_padding": read.flag(f"{worker}.model.use_remove_padding", True),
+        "lora_targets": read.targets(f"{worker}.model"),
         "fused_log_probs": read.flag(f"{worker}.model.use_fused_kernels"),
-        "scaled_logits": temperature != 1.0,
-        "gradient_checkpointing": read.flag(f"{worker}.model.enable_gradient_checkpointing", True),
+        "scaled_logits": read.number(f"{rollout}.temperature", 1.0) != 1.0,
     }
     actor = _engine(
         read,
+        world,
+        model=f"{worker}.model",
         fsdp=f"{worker}.actor.fsdp_config",
         strategy=f"{worker}.actor.strategy",
-        micro_batch=f"{worker}.actor.ppo_micro_batch_size_per_gpu",
+        sizes=f"{worker}.actor.ppo_",
         dynamic=f"{worker}.actor.use_dynamic_bsz",
-        budget=f"{worker}.actor.ppo_max_token_len_per_gpu",
-        world=world,
-        trained=True,
         entropy=read.flag(f"{worker}.actor.calculate_entropy") or read.number(f"{worker}.actor.entropy_coeff", 0) != 0,
         **shared,
     )
-    wants_reference = read.flag(f"{worker}.actor.use_kl_loss") or read.flag("algorithm.use_kl_in_reward")
-    reference = "none" if not wants_reference else "adapter_off" if lora_rank else "separate"
-    reference_engine = None
+    reference, reference_engine, critic = "none", None, None
+    if read.flag(f"{worker}.actor.use_kl_loss") or read.flag("algorithm.use_kl_in_reward"):
+        reference = "adapter_off" if lora_rank else "separate"
     if reference == "separate":
         reference_engine = _engine(
             read,
+            world,
+            model=f"{worker}.model",
             fsdp=f"{worker}.ref.fsdp_config",
             strategy=f"{worker}.ref.strategy",
-            micro_batch=f"{worker}.ref.log_prob_micro_batch_size_per_gpu",
+            sizes=f"{worker}.ref.log_prob_",
             dynamic=f"{worker}.ref.log_prob_use_dynamic_bsz",
-            budget=f"{worker}.ref.log_prob_max_token_len_per_gpu",
-            world=world,
             trained=False,
-            entropy=False,
-            **{**shared, "lora_rank": 0},
+            **shared,
         )
-    critic = None
-    critic_enabled = read.get("critic.enable")
-    if critic_enabled if critic_enabled is not None else read.get("algorithm.adv_estimator") == "gae":
+    if has_critic(read.config):
         critic = _engine(
             read,
+            world,
+            model="critic.model",
             fsdp="critic.fsdp",
             strategy="critic.strategy",
-            micro_batch="critic.ppo_micro_batch_size_per_gpu",
+            sizes="critic.ppo_",
             dynamic="critic.use_dynamic_bsz",
-            budget="critic.ppo_max_token_len_per_gpu",
-            world=world,
-            trained=True,
-            entropy=False,
-            **{
-                **shared,
-                "lora_rank": read.integer("critic.model.lora_rank", 0),
-                "remove_padding": read.flag("critic.model.use_remove_padding", True),
-                "gradient_checkpointing": read.flag("critic.model.enable_gradient_checkpointing", True),
-                "has_lm_head": False,
-            },
+            has_lm_head=False,
+            **shared,
         )
-    batch = read.integer("data.train_batch_size", least=1)
-    mini_batch = read.integer(f"{worker}.actor.ppo_mini_batch_size", least=1)
     # recipes/verl_plugins/decision_loop.py: each decision is a sequence of its own
     decisions = read.integer(f"{worker}.actor.decisions", 1, least=1)
+    sequences = read.integer("data.train_batch_size", least=1) * decisions
+    updates = max(1, sequences // read.integer(f"{worker}.actor.ppo_mini_batch_size", least=1))
     prompt_tokens = read.integer("data.max_prompt_length", least=1)
     answer_tokens = read.integer("data.max_response_length", least=1)
-    rollout = f"{worker}.rollout"
     kv_cache = read.get(f"{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes")
     rollout_bytes = read.dtype_bytes(f"{rollout}.dtype", "bfloat16")
-    return RunSettings(
-        algorithm=algorithm,
-        device=read.device(),
-        num_nodes=read.integer("trainer.nnodes", least=1),
-        devices_per_node=read.integer("trainer.n_gpus_per_node", least=1),
-        batch_prompts=batch,
-        answers=read.integer(f"{rollout}.n", 1, least=1),
-        prompt_tokens=prompt_tokens,
-        answer_tokens=answer_tokens,
-        actor=actor,
-        critic=critic,
-        reference=reference,
-        reference_engine=reference_engine,
-        old_log_prob_pass=not read.flag("algorithm.rollout_correction.bypass_mode"),
-        rollout=RolloutSettings(
+    return {
+        "answers": read.integer(f"{rollout}.n", 1, least=1),
+        "prompt_tokens": prompt_tokens,
+        "answer_tokens": answer_tokens,
+        "actor": actor,
+        "critic": critic,
+        "reference": reference,
+        "reference_engine": reference_engine,
+        "old_log_prob_pass": not read.flag("algorithm.rollout_correction.bypass_mode"),
+        "rollout": RolloutSettings(
             weight_bytes=1 if read.get(f"{rollout}.quantization") == "fp8" else rollout_bytes,
             kv_bytes=rollout_bytes,
             tensor_parallel=read.integer(f"{rollout}.tensor_model_parallel_size", 1, least=1),
@@ -376,50 +356,43 @@ def _policy_gradient(algorithm: str, read: _Reader) -> RunSettings:
             merge_lora=read.flag(f"{worker}.model.lora.merge"),
             layered_summon=read.flag(f"{rollout}.layered_summon"),
         ),
-        updates_per_batch=max(1, batch * decisions // mini_batch)
-        * read.integer(f"{worker}.actor.ppo_epochs", 1, least=1),
-        sequences_per_sample=decisions,
-        object_store_bytes=int(read.get("ray_kwargs.ray_init.object_store_memory", 0)),
-        num_agent_workers=read.integer(f"{rollout}.agent.num_workers", 8),
-        num_reward_workers=read.integer("reward.num_workers", 8),
-    )
+        "updates_per_batch": updates * read.integer(f"{worker}.actor.ppo_epochs", 1, least=1),
+        "sequences_per_sample": decisions,
+        "object_store_bytes": int(read.get("ray_kwargs.ray_init.object_store_memory", 0)),
+        "num_agent_workers": read.integer(f"{rollout}.agent.num_workers", 8),
+        "num_reward_workers": read.integer("reward.num_workers", 8),
+    }
 
 
-def _sft(read: _Reader) -> RunSettings:
-    world = read.integer("trainer.nnodes", least=1) * read.integer("trainer.n_gpus_per_node", least=1)
+def _sft(read: _Reader, world: int) -> dict[str, Any]:
     actor = _engine(
         read,
+        world,
+        model="model",
         fsdp="engine",
         strategy="engine.strategy",
-        micro_batch="data.micro_batch_size_per_gpu",
+        sizes="data.",
         dynamic="data.use_dynamic_bsz",
-        budget="data.max_token_len_per_gpu",
-        world=world,
-        trained=True,
-        entropy=False,
-        lora_rank=read.integer("model.lora_rank", 0),
-        lora_targets=read.targets("model.target_modules"),
-        remove_padding=read.flag("model.use_remove_padding", True),
+        lora_targets=read.targets("model"),
         fused_log_probs=read.flag("model.use_fused_kernels"),
-        scaled_logits=False,
-        gradient_checkpointing=read.flag("model.enable_gradient_checkpointing", True),
     )
-    return _run_without_rollout("sft", read, actor, tokens=read.integer("data.max_length", least=1))
+    return {"actor": actor, "prompt_tokens": read.integer("data.max_length", least=1)}
 
 
 def _engine(
     read: _Reader,
+    world: int,
     *,
+    model: str,
     fsdp: str,
     strategy: str,
-    micro_batch: str,
+    sizes: str,
     dynamic: str,
-    budget: str,
-    world: int,
-    trained: bool,
-    entropy: bool,
-    **shared: Any,
+    trained: bool = True,
+    **others: Any,
 ) -> EngineSettings:
+    """An engine of verl. model, fsdp: sections; strategy, dynamic: keys; sizes: how the keys of its passes' sizes
+    begin."""
     sharded_over = read.integer(f"{fsdp}.fsdp_size", -1, least=-1)
     uses_budget = read.flag(dynamic)
     # Unless it is set, verl takes fp32 for a model that is trained and bf16 for one that is not.
@@ -429,80 +402,38 @@ def _engine(
         master_bytes=master,
         # verl casts the adapter to the type of the base.
         adapter_bytes=master,
-        quantised=False,
         compute_bytes=read.dtype_bytes(f"{fsdp}.mixed_precision.param_dtype", "bf16"),
+        lora_rank=read.integer(f"{model}.lora_rank", 0),
         shards=world if sharded_over < 1 or sharded_over >= world else sharded_over,
         fsdp_version=2 if read.get(strategy) == "fsdp2" else 1,
-        micro_batch=1 if uses_budget else read.integer(micro_batch, least=1),
-        token_budget=read.integer(budget, least=1) if uses_budget else None,
+        micro_batch=1 if uses_budget else read.integer(f"{sizes}micro_batch_size_per_gpu", least=1),
+        token_budget=read.integer(f"{sizes}max_token_len_per_gpu", least=1) if uses_budget else None,
+        gradient_checkpointing=read.flag(f"{model}.enable_gradient_checkpointing", True),
         param_offload=read.flag(f"{fsdp}.param_offload"),
         optimizer_offload=read.flag(f"{fsdp}.optimizer_offload"),
         # verl keeps a model that is not trained in main memory, and brings its layers to the GPU one by one.
         cpu_offload_policy=read.flag(f"{fsdp}.offload_policy") or not trained,
-        entropy=entropy,
-        logit_tokens=None,
-        **{"has_lm_head": True, **shared},
+        remove_padding=read.flag(f"{model}.use_remove_padding", True),
+        **others,
     )
 
 
-def _run_without_rollout(
-    algorithm: str, read: _Reader, actor: EngineSettings, *, tokens: int, sequences_per_sample: int = 1
-) -> RunSettings:
-    return RunSettings(
-        algorithm=algorithm,
-        device=read.device(),
-        num_nodes=read.integer("trainer.nnodes", 1, least=1),
-        devices_per_node=read.integer("trainer.n_gpus_per_node", 1, least=1),
-        batch_prompts=read.integer("data.train_batch_size", least=1),
-        answers=1,
-        prompt_tokens=tokens,
-        answer_tokens=0,
-        actor=actor,
-        critic=None,
-        reference="none",
-        reference_engine=None,
-        old_log_prob_pass=False,
-        rollout=None,
-        updates_per_batch=1,
-        sequences_per_sample=sequences_per_sample,
-        object_store_bytes=0,
-        num_agent_workers=0,
-        num_reward_workers=0,
-    )
-
-
-def _dpo(read: _Reader) -> RunSettings:
+def _dpo(read: _Reader) -> dict[str, Any]:
     """TRL (recipes/dpo/train_dpo.py): a copy of the model in each process. The starting model's log-probs are computed
     once, before the training."""
-    num_devices = read.integer("hardware.num_devices", 1, least=1)
     lora_rank = read.integer("model.lora_rank", 0)
     compute = read.dtype_bytes("hardware.param_dtype", "bf16")
     actor = EngineSettings(
-        trained=True,
         # load_model keeps trained weights in fp32 and loads frozen ones in the type of the computation
         master_bytes=compute if lora_rank else 4,
         adapter_bytes=4,
         quantised=read.get("model.quantize") == "4bit",
         compute_bytes=compute,
         lora_rank=lora_rank,
-        lora_targets=read.targets("model.target_modules"),
-        shards=1,
-        fsdp_version=0,
+        lora_targets=read.targets("model"),
         # sequences, two for each pair; at least one pair
         micro_batch=2 * max(1, read.integer("hardware.micro_batch_size", least=1) // 2),
-        token_budget=None,
         gradient_checkpointing=read.flag("trl.gradient_checkpointing"),
-        param_offload=False,
-        optimizer_offload=False,
-        cpu_offload_policy=False,
-        remove_padding=False,
-        fused_log_probs=False,
-        entropy=False,
-        scaled_logits=False,
-        has_lm_head=True,
         logit_tokens=DPO_LOGIT_TOKENS,
     )
-    settings = _run_without_rollout(
-        "dpo", read, actor, tokens=read.integer("data.max_length", least=1), sequences_per_sample=2
-    )
-    return replace(settings, devices_per_node=num_devices)
+    return {"actor": actor, "prompt_tokens": read.integer("data.max_length", least=1), "sequences_per_sample": 2}

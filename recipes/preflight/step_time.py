@@ -6,7 +6,6 @@ It is good enough to tell minutes from hours, but not to compare two runs.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from recipes.models.model_shape import ModelShape
 from recipes.preflight.memory_plan import kv_bytes_per_token, kv_cache_tokens, rollout_weight_bytes
@@ -29,21 +28,9 @@ CPU_BANDWIDTH_GB_PER_S = 10
 FIXED_S = 2.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepTime:
-    """Seconds of one step's parts, and its tokens over all devices."""
-
-    parts_s: dict[str, float]
-    tokens: int
-
-    @property
-    def total_s(self) -> float:
-        return sum(self.parts_s.values())
-
-
-def step_time(model: ModelShape, settings: RunSettings) -> StepTime:
-    """The time of one step, from 2 operations a parameter and token forward and 4 backward. 2 of the 4 are for the
-    weights' gradients, which a frozen base does not need; recomputed activations take 2 more (Kaplan et al. 2020,
+def step_time(model: ModelShape, settings: RunSettings) -> dict[str, float]:
+    """Seconds of one step by part, from 2 operations a parameter and token forward and 4 backward. 2 of the 4 are for
+    the weights' gradients, which a frozen base does not need; recomputed activations take 2 more (Kaplan et al. 2020,
     arXiv:2001.08361, section 2.1)."""
     forward, training = (
         flops_per_s(settings, share) * settings.num_devices for share in (FORWARD_SHARE, TRAINING_SHARE)
@@ -60,7 +47,7 @@ def step_time(model: ModelShape, settings: RunSettings) -> StepTime:
         parts["critic"] = critic * tokens * (2 / forward + training_operations(settings.critic) / training)
     parts["update"] = training_operations(settings.actor) * model.num_matmul_parameters * tokens / training
     parts["the rest"] = FIXED_S
-    return StepTime(parts_s=parts, tokens=tokens)
+    return parts
 
 
 def training_operations(engine: EngineSettings) -> int:
@@ -70,7 +57,7 @@ def training_operations(engine: EngineSettings) -> int:
 
 def flops_per_s(settings: RunSettings, share: float) -> float:
     """Operations a second that one device is assumed to reach. share: the share of a GPU's data sheet."""
-    if settings.device.peak_tflops is None:
+    if not settings.device.peak_tflops:
         return CPU_GFLOPS * 1e9 / settings.devices_per_node
     return share * settings.device.peak_tflops * 1e12
 
@@ -82,11 +69,7 @@ def generation_s(model: ModelShape, settings: RunSettings) -> float:
     rollout = settings.rollout
     assert rollout is not None
     flops = flops_per_s(settings, FORWARD_SHARE)
-    bandwidth = 1e9 * (
-        CPU_BANDWIDTH_GB_PER_S
-        if settings.device.bandwidth_gb_per_s is None
-        else BANDWIDTH_SHARE * settings.device.bandwidth_gb_per_s
-    )
+    bandwidth = 1e9 * (BANDWIDTH_SHARE * settings.device.bandwidth_gb_per_s or CPU_BANDWIDTH_GB_PER_S)
     copies = max(1, settings.num_devices // rollout.tensor_parallel)
     sequences = math.ceil(settings.sequences / copies)
     # the answers of a group share their prompt; each decision of a stretch has a new one

@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipes.preflight.compose import POLICY_GRADIENT, leaves, meant_key, usual_config
 from recipes.preflight.hardware import BF16_CAPABILITY, Hardware, check_layout
+from recipes.preflight.run_settings import has_critic
 from tsc.errors import ConfigError, did_you_mean
 from tsc.yaml_file import validate_values
 
@@ -38,6 +39,8 @@ ATTENTION_BACKENDS = ("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "TRITON_ATTN
 # Sections that hand their keys on to something else. Any key may stand there; known keys are checked separately.
 OPEN_SECTIONS = ("override_config", "engine_kwargs", "ray_init", "trl", "sampler_kwargs", "custom", "kw_args")
 WORKER = "actor_rollout_ref"
+# what verl's own checks raise
+REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, ValueError, TypeError, NotImplementedError)
 # Sections of dataclasses. Their fields are checked with them, because a dataclass has more fields than verl's files.
 DATACLASS_SECTIONS = (
     *(f"{WORKER}.{part}." for part in ("actor", "ref", "rollout", "model")),
@@ -60,7 +63,7 @@ def validate(algorithm: str, config: DictConfig) -> None:
     values: Any = OmegaConf.to_container(config)
     _check_keys(algorithm, values)
     hardware = validate_values(values["hardware"], Hardware, where="hardware")
-    if algorithm in POLICY_GRADIENT and _has_critic(config) and algorithm != "ppo":
+    if algorithm in POLICY_GRADIENT and has_critic(config) and algorithm != "ppo":
         raise ConfigError(
             f"algorithm.adv_estimator={config.algorithm.adv_estimator} with critic.enable={config.critic.enable} needs "
             f"a critic, whose settings are PPO's: use scripts/train_ppo.sh, or for {algorithm} another estimator"
@@ -68,7 +71,10 @@ def validate(algorithm: str, config: DictConfig) -> None:
     _check_dtypes(config, values, hardware)
     _import_quietly(algorithm)
     if algorithm == "dpo":
-        _check_dpo(config)
+        from recipes.preflight.trl_settings import check_trl_fields, passes
+
+        check_trl_fields(config)
+        passes(config, config.hardware.num_devices)
     elif algorithm == "sft":
         _check_sft(config)
     else:
@@ -119,15 +125,9 @@ def _unused(config: DictConfig) -> tuple[str, ...]:
     """Prefixes of keys that nothing reads in this run: those of models that it does not use."""
     switches = {"reward.reward_model.": "enable", "distillation.": "enabled"}
     unused = [section for section, switch in switches.items() if not OmegaConf.select(config, section + switch)]
-    if "critic" in config and not _has_critic(config):
+    if "critic" in config and not has_critic(config):
         unused.append("critic.")
     return tuple(unused)
-
-
-def _has_critic(config: DictConfig) -> bool:
-    """As verl decides it (verl/trainer/ppo/utils.py, need_critic)."""
-    enabled = config.critic.enable
-    return config.algorithm.adv_estimator == "gae" if enabled is None else bool(enabled)
 
 
 def _check_keys(algorithm: str, values: dict[str, Any]) -> None:
@@ -200,13 +200,13 @@ def _check_policy_gradient(config: DictConfig) -> None:
     from verl.utils.config import validate_config
 
     worker = config[WORKER]
-    use_critic = _has_critic(config)
+    use_critic = has_critic(config)
     _check_rollout(config)
     engines = {f"{WORKER}.actor": worker.actor, **({"critic": config.critic} if use_critic else {})}
     for key, engine in engines.items():
         _check_engine(config, key, engine)
     _check_vllm(OmegaConf.to_container(worker.rollout.engine_kwargs))
-    _check_model(worker.model, f"{WORKER}.model")
+    _check_dataclasses(f"{WORKER}.model", worker.model)
     _check_choice(
         f"{WORKER}.actor.policy_loss.loss_mode", worker.actor.policy_loss.loss_mode, sorted(POLICY_LOSS_REGISTRY)
     )
@@ -220,7 +220,7 @@ def _check_policy_gradient(config: DictConfig) -> None:
     for key, section in sections.items():
         _check_section(key, section)
     if use_critic:
-        _check_model(config.critic.model, "critic.model")
+        _check_dataclasses("critic.model", config.critic.model)
         # it is built from its own files, which this machine need not have
         config.critic.model = None
     for key, engine in engines.items():
@@ -240,7 +240,7 @@ def _check_sft(config: DictConfig) -> None:
         sequences=config.data.train_batch_size,
         micro_batch=1 if config.data.use_dynamic_bsz else config.data.micro_batch_size_per_gpu,
     )
-    _check_model(config.model, "model")
+    _check_dataclasses("model", config.model)
     for key in ("engine", "optim", "checkpoint", "profiler"):
         _check_section(key, config[key])
 
@@ -274,8 +274,7 @@ def _check_engine(config: DictConfig, key: str, engine: DictConfig) -> None:
 
 def _check_devices(config: DictConfig, *, sequences: int, micro_batch: int) -> None:
     rollout = OmegaConf.select(config, f"{WORKER}.rollout")
-    path = OmegaConf.select(config, f"{WORKER}.model.path") or OmegaConf.select(config, "model.path")
-    heads, kv_heads = _heads(path)
+    heads, kv_heads = _heads(config.model.path if rollout is None else config[WORKER].model.path)
     check_layout(
         num_devices=config.trainer.n_gpus_per_node,
         nnodes=config.trainer.nnodes,
@@ -329,13 +328,6 @@ def _check_vllm(engine_kwargs: Any) -> None:
             _check_choice(path, value, ATTENTION_BACKENDS, "null (vLLM's own choice), ")
 
 
-def _check_model(model: DictConfig, key: str) -> None:
-    """Check the keys of verl's HFModelConfig. Building it would load the model's tokenizer."""
-    from verl.workers.config import HFModelConfig
-
-    _check_names(HFModelConfig, OmegaConf.to_container(model), key)
-
-
 def _check_code(config: DictConfig) -> None:
     """Refuse a path to our own code at which there is nothing. verl would look for it later."""
     rollout = config[WORKER].rollout
@@ -361,9 +353,21 @@ def _check_section(key: str, section: DictConfig) -> None:
 
 
 def _check_dataclasses(key: str, section: DictConfig) -> None:
-    """Check the keys of a section's dataclasses."""
+    """Check the keys of a section's dataclasses. Building verl's HFModelConfig would load the model's tokenizer."""
     for path, values in _with_target(OmegaConf.to_container(section), key):
-        _check_names(_class(values["_target_"], path), values, path)
+        name = values["_target_"]
+        module, _, attribute = name.rpartition(".")
+        try:
+            cls = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{path}._target_={name} cannot be imported ({error}): remove the override") from error
+        # nested dataclasses are checked on their own
+        known = sorted(field.name for field in dataclasses.fields(cls))
+        for unknown in (name for name in values if name not in ("_target_", *known)):
+            raise ConfigError(
+                f"verl's {cls.__name__} does not know {path}.{unknown}: {did_you_mean(unknown, known)}remove the "
+                f"override +{path}.{unknown}=…"
+            )
 
 
 def _with_target(values: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -374,37 +378,11 @@ def _with_target(values: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]
             yield from _with_target(value, f"{path}.{key}")
 
 
-def _class(name: str, path: str) -> Any:
-    module, _, attribute = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{path}._target_={name} cannot be imported ({error}): remove the override") from error
-
-
-def _check_names(cls: Any, values: Any, path: str) -> None:
-    """Refuse keys that are not fields of a dataclass; nested dataclasses are checked on their own."""
-    known = sorted(field.name for field in dataclasses.fields(cls))
-    for key in values:
-        if key != "_target_" and key not in known:
-            raise ConfigError(
-                f"verl's {cls.__name__} does not know {path}.{key}: {did_you_mean(key, known)}remove the override "
-                f"+{path}.{key}=…"
-            )
-
-
 def _check_class(key: str, build: Callable[[], object]) -> None:
     """Turn what verl's own checks refuse into a ConfigError."""
     try:
         build()
-    except (
-        HydraException,
-        OmegaConfBaseException,
-        AssertionError,
-        ValueError,
-        TypeError,
-        NotImplementedError,
-    ) as error:
+    except REFUSALS as error:
         cause: BaseException = error
         while isinstance(cause, HydraException) and cause.__cause__ is not None:
             cause = cause.__cause__
@@ -433,13 +411,3 @@ def _verl_notices() -> Iterator[None]:
         for line in said.getvalue().splitlines():
             if line.startswith(("NOTICE", "WARNING")):
                 print(line, file=sys.stderr)
-
-
-# ---------------------------------------------------------------------------------------------- TRL
-
-
-def _check_dpo(config: DictConfig) -> None:
-    from recipes.preflight.trl_settings import check_trl_fields, passes
-
-    check_trl_fields(config)
-    passes(config, config.hardware.num_devices)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from recipes.models.model_shape import model_shape
 from recipes.preflight.check_run import (
     adapter_modules,
     check_decisions,
-    check_lora_targets,
     check_numbers,
     check_parquet,
     prompts_of_update,
@@ -135,9 +135,9 @@ def test_rows_that_no_stretch_can_be_played_from_are_named_before_the_run(tmp_pa
 def test_the_targets_of_an_adapter_are_the_word_all_linear_or_names_of_the_models_modules() -> None:
     assert adapter_modules(["all-linear"]) == adapter_modules("all-linear") == "all-linear"
     assert adapter_modules(["v_proj", "q_proj", "v_proj"]) == ["v_proj", "q_proj"]
-    check_lora_targets("tiny", ["q_proj", "gate_proj"])
+    model_shape("tiny").lora_linears(["q_proj", "gate_proj"])
     with pytest.raises(ConfigError) as raised:
-        check_lora_targets("tiny", ["q_proj", "v_prj"])
+        model_shape("tiny").lora_linears(["q_proj", "v_prj"])
     text = str(raised.value)
     assert "v_prj, which tiny does not have: did you mean 'v_proj'?" in text
     for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "all-linear"):

@@ -113,7 +113,7 @@ def test_published_times_of_an_update_and_of_a_pass_forward() -> None:
     measured = {"qwen2.5-1.5b": (2, 32, 0.1, 312, 7.05, 2.9), "qwen2.5-7b": (8, 8, 0.2, 373, 7.07, 3.4)}
     for model, (gpus, micro_batch, fraction, tokens, update_s, passes_s) in measured.items():
         settings = verls_recipe(gpus=gpus, micro_batch=micro_batch, memory_fraction=fraction, tensor_parallel=2)
-        parts = step_time(model_shape(model), with_tokens(settings, tokens)).parts_s
+        parts = step_time(model_shape(model), with_tokens(settings, tokens))
         assert 0.5 < parts["update"] / update_s < 2
         assert 0.3 < parts["log-probs"] / passes_s < 2
 
@@ -124,8 +124,7 @@ def test_published_times_of_a_generation() -> None:
     for model, (gpus, micro_batch, fraction, shortest_s, longest_s) in measured_s.items():
         settings = verls_recipe(gpus=gpus, micro_batch=micro_batch, memory_fraction=fraction, tensor_parallel=2)
         planned_s = [
-            step_time(model_shape(model), with_tokens(settings, 100 + answer)).parts_s["generate"]
-            for answer in (700, 900)
+            step_time(model_shape(model), with_tokens(settings, 100 + answer))["generate"] for answer in (700, 900)
         ]
         print(f"\n{model}: {planned_s[0]:.0f} to {planned_s[1]:.0f} s, measured {shortest_s} to {longest_s} s")
         assert 0.6 < planned_s[0] / shortest_s < 1.5
