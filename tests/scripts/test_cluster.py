@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 pytest.importorskip("verl")
 
@@ -307,6 +308,7 @@ def train(cluster: Cluster, folder: Path, parquet: Path) -> Training:
         "RAY_ADDRESS": cluster.address, "NNODES": "2", "HARDWARE": "cpu", "DATA": str(parquet), "SFT": "no",
         "RUNS": str(folder), "RUN_NAME": "test", "STEPS": "1000", "SAVE_EVERY": "1", "BATCH_PROMPTS": "8",
         "ROLLOUT_N": "4", "MICRO_BATCH": "8", "KL": "0", "WANDB": "off", "EVAL_SEEDS": "0",
+        "ADVANTAGE": "rloo", "LOSS_AGGREGATION": "seq-mean-token-sum-norm", "CLIP_HIGH": "0.28",
     }  # fmt: skip
     output = folder / f"output-{time.monotonic_ns()}.txt"
     earlier = set(folder.glob("test/grpo/metrics/*.jsonl"))
@@ -336,6 +338,9 @@ def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_contin
             for name in ("ray::WorkerDict", "ray::RewardLoopWorker", "VLLM::Worker"):
                 assert machine.runs(name), f"no {name} on {machine.folder}"
         checkpoints = training.run / "grpo/checkpoints"
+        config = yaml.safe_load((checkpoints / "hydra/config.yaml").read_text())
+        assert config["algorithm"]["adv_estimator"] == "rloo"
+        assert config["actor_rollout_ref"]["actor"]["loss_agg_mode"] == "seq-mean-token-sum-norm"
         wait_for("checkpoint", (checkpoints / "latest_checkpointed_iteration.txt").is_file, training.log)
         cluster.worker.kill()
         status, output = training.end()

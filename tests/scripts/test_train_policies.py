@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def test_algorithms_of_one_run_name_share_the_model_of_the_sft(gspo: Any) -> Non
     assert "== SFT: already done" in gspo.output.read_text()
 
 
-PPO = {"BATCH_PROMPTS": "16", "ROLLOUT_N": "1"}
+PPO = {"BATCH_PROMPTS": "16", "ROLLOUT_N": "1", "LORA_TARGETS": "q_proj,v_proj"}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,20 @@ def test_a_ppo_adapter_on_its_base_answers_as_the_merged_model(project: Any, ppo
         with_adapter = PeftModel.from_pretrained(start, project.run / "ppo/adapter")(tokens).logits
     assert (from_merged - from_start).abs().max() > 1e-4
     torch.testing.assert_close(from_merged, with_adapter, atol=1e-4, rtol=1e-4)
+    adapter = json.loads((project.run / "ppo/adapter/adapter_config.json").read_text())
+    assert sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]
+
+
+def exposed(processes: list[psutil.Process]) -> set[str]:
+    """Who listens where another machine can reach it."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            for connection in process.net_connections("inet"):
+                is_local = connection.laddr.ip.removeprefix("::ffff:") in ("127.0.0.1", "::1")
+                if connection.status == psutil.CONN_LISTEN and not is_local:
+                    found.add(process.cmdline()[0].partition(".")[0])
+    return found
 
 
 def test_ppo_goes_on_and_a_dead_worker_ends_it_with_its_cause_within_a_minute(project: Any, ppo: list[dict]) -> None:
@@ -102,6 +118,8 @@ def test_ppo_goes_on_and_a_dead_worker_ends_it_with_its_cause_within_a_minute(pr
     assert steps_of(launch)[0]["step"] == 2
     check_ppo(steps_of(launch)[0])
     started = launch.descendants()
+    # torch's rendezvous, a store of short texts
+    assert exposed(started) == {"ray::WorkerDict"}
     worker = next(process for process in started if process.cmdline()[:1] == ["VLLM::Worker"])
     worker.kill()
     assert launch.process.wait(timeout=60) == 1
