@@ -132,19 +132,31 @@ def missing_state(truth: str, _: Path) -> str:
     return changed(truth, state_file="states/gone.xml.gz")
 
 
-def altered_state(truth: str, folder: Path) -> str:
+def with_state(truth: str, folder: Path, name: str, data: bytes, **changes: Any) -> str:
+    """The truth with another state, which lies in `folder` as the dataset's."""
     request = json.loads(truth)["request"]
-    copy = folder / "altered.xml.gz"
-    copy.write_bytes(Path(request["dataset_dir"], request["state_file"]).read_bytes() + b"\0")
-    return changed(truth, state_file=str(copy))
+    (folder / name).write_bytes(data)
+    net, *routes = (
+        str(Path(request["dataset_dir"], file))
+        for file in (request["sumo"]["net_file"], *request["sumo"]["route_files"])
+    )
+    sumo = {"net_file": net, "route_files": routes} | changes.pop("sumo", {})
+    return changed(truth, dataset_dir=str(folder), state_file=name, sumo=sumo, **changes)
+
+
+def state_bytes(truth: str) -> bytes:
+    request = json.loads(truth)["request"]
+    return Path(request["dataset_dir"], request["state_file"]).read_bytes()
+
+
+def altered_state(truth: str, folder: Path) -> str:
+    return with_state(truth, folder, "altered.xml.gz", state_bytes(truth) + b"\0")
 
 
 def truncated_state(truth: str, folder: Path) -> str:
-    request = json.loads(truth)["request"]
-    copy = folder / "truncated.xml.gz"
-    whole = gzip.decompress(Path(request["dataset_dir"], request["state_file"]).read_bytes())
-    copy.write_bytes(gzip.compress(whole[: len(whole) // 2]))
-    return changed(truth, state_file=str(copy), state_sha256=None)
+    whole = gzip.decompress(state_bytes(truth))
+    half = gzip.compress(whole[: len(whole) // 2])
+    return with_state(truth, folder, "truncated.xml.gz", half, state_sha256=None)
 
 
 def missing_net(truth: str, _: Path) -> str:
@@ -209,13 +221,14 @@ def test_a_fatal_error_of_sumo_inside_the_simulation_is_named_and_disturbs_no_ot
     lost = f'<vehicle id="lost" depart="{late[1]}"><route edges="nowhere"/></vehicle>'
     (tmp_path / "lost.rou.xml").write_text(routes[: late.start()] + lost + routes[late.start() :])
     # a state of which SUMO has yet to read all demand, so that the replay reads the route files
-    state = gzip.decompress(Path(request["dataset_dir"], request["state_file"]).read_bytes()).decode()
+    state = gzip.decompress(state_bytes(unlabelled[0])).decode()
     read_until = f'loaderTime="{round(state_time_s(state) * 1000)}"'
     state = re.sub(r'(<delay [^>]*?)( loaderTime="\d+")?/>', rf"\1 {read_until}/>", state)
-    (tmp_path / "t1.xml.gz").write_bytes(gzip.compress(state.encode()))
-    truth = changed(
+    truth = with_state(
         unlabelled[0],
-        state_file=str(tmp_path / "t1.xml.gz"),
+        tmp_path,
+        "t1.xml.gz",
+        gzip.compress(state.encode()),
         state_sha256=None,
         sumo={"route_files": [str(tmp_path / "lost.rou.xml")], "route_sha256": None},
     )
