@@ -17,15 +17,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL
 from tsc.errors import ConfigError, did_you_mean, run_main
-from tsc.files import REPO_ROOT, folder_lock
+from tsc.files import REPO_ROOT, folder_lock, this_command
 from tsc.yaml_file import validate_values
 
 if TYPE_CHECKING:
@@ -241,7 +239,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             scenarios=reported,
             controllers=reported_controllers(models),
             settings={**settings.model_dump(mode="json"), "lookahead": lookahead.as_dict()},
-            command=shlex.join(["python", *sys.argv]),
+            command=this_command(),
             reference=reference,
         )
     )

@@ -133,8 +133,17 @@ def _locked(path: Path) -> int | None:
 
 def _this_process() -> str:
     began = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    command = shlex.join(["python", *sys.argv])
-    return f"process {os.getpid()} on {socket.gethostname()} (since {began}: {command})\n"
+    return f"process {os.getpid()} on {socket.gethostname()} (since {began}: {this_command()})\n"
+
+
+def this_command() -> str:
+    """The command line of this process, as it may be shown and kept."""
+    return shlex.join(["python", *map(without_password, sys.argv)])
+
+
+def without_password(text: str) -> str:
+    """The text without the user and password of the address in it, if there is one (http://USER:PASSWORD@HOST)."""
+    return re.sub(r"(?<=://).*@", "", text)
 
 
 def _holder(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -17,6 +16,7 @@ from openai.types.chat import ChatCompletion
 
 from tsc.controllers.language_model import Conversation, Reply
 from tsc.errors import ConfigError, EndpointError, did_you_mean
+from tsc.files import without_password
 
 Result = TypeVar("Result")
 
@@ -30,11 +30,6 @@ MAX_RETRIES = 4
 MAX_CONCURRENT_REQUESTS = 64
 # How many of the served models an error message names.
 MAX_NAMES_SHOWN = 20
-
-
-def without_password(address: str) -> str:
-    """The address as it may be shown: without the user and password that a server behind a proxy may want."""
-    return re.sub(r"(?<=//)[^/]*@|^[^/]*@", "", address)
 
 
 class ChatEndpoint:
@@ -63,11 +58,18 @@ class ChatEndpoint:
         own_vllm_log: Path | None = None,
     ) -> None:
         """Sends nothing yet. Raises ConfigError if base_url is not an address."""
-        address = urlsplit(base_url)
-        if address.scheme not in ("http", "https") or not address.netloc:
-            told = without_password(base_url)
-            raise ConfigError(f"--base-url {told!r} is not the address of a server: write http://HOST:PORT/v1")
-        self.base_url = without_password(base_url.rstrip("/"))
+        told = without_password(base_url)
+        try:
+            address = urlsplit(base_url)
+            is_address = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+        except ValueError:  # a port or an IPv6 address that is none
+            is_address = False
+        if not is_address:
+            raise ConfigError(
+                f"--base-url {told.rpartition('@')[2]!r} is not the address of a server: write http://HOST:PORT/v1, "
+                "and characters such as / or @ in a password as %2F or %40"
+            )
+        self.base_url = told.rstrip("/")
         self.model = model
         self._max_answer_tokens = max_answer_tokens
         self._time_limit_s = time_limit_s

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recipes.models.model_folder import (
@@ -24,10 +24,11 @@ from recipes.models.model_folder import (
     no_progress_bars_in_logs,
     read_json_object,
 )
-from recipes.serving.chat_endpoint import ChatEndpoint, without_password
+from recipes.serving.chat_endpoint import ChatEndpoint
 from recipes.serving.vllm_server import VllmServer, check_servable, is_cpu_build
 from tsc.controllers.registry import LANGUAGE_MODEL
 from tsc.errors import ConfigError
+from tsc.files import without_password
 
 # The name becomes part of file names.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -66,12 +67,12 @@ class ServedModelChoice:
     """A model on a running server. model_id: None for the server's only model, until `checked` fills it in."""
 
     name: str
-    base_url: str
+    base_url: str = field(repr=False)
     model_id: str | None
 
     def identity(self) -> str:
         """The server's address and the model's name there, which may be shown and kept."""
-        return f"{without_password(self.base_url)} {self.model_id}"
+        return f"{without_password(self.base_url).rstrip('/')} {self.model_id}"
 
     @property
     def where(self) -> str:

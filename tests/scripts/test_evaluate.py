@@ -27,6 +27,7 @@ def test_results_are_there_in_every_form_and_resume_without_repeating_episodes(
     repo_root: Path, short_scenario: Path, tmp_path: Path
 ) -> None:
     words = ("--seeds", "2", "--controllers", "static", "actuated", "max_pressure")
+    words += ("--base-url", "http://me:secret@host/v1")  # the report shows the command, but no password
     first = evaluate(repo_root, short_scenario, tmp_path, *words)
     assert first.returncode == 0, first.stderr
     assert "max_pressure" in first.stdout and str(tmp_path / "report.html") in first.stdout
@@ -36,7 +37,9 @@ def test_results_are_there_in_every_form_and_resume_without_repeating_episodes(
     assert {tuple(row["seeds"]) for row in rows if row["metric"] == "mean_queue_veh"} == {(1001, 1002)}
     with (tmp_path / "summary.csv").open() as file:
         assert {row["reference"] for row in csv.DictReader(file)} == {"max_pressure"}
-    assert "<html" in (tmp_path / "report.html").read_text()
+    report = (tmp_path / "report.html").read_text()
+    assert "<html" in report and "--base-url http://host/v1" in report
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"secret" in path.read_bytes()] == []
     assert list((tmp_path / "figures").glob("*.png"))
 
     episodes = tmp_path / "episodes.jsonl"

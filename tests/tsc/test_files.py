@@ -51,6 +51,15 @@ def test_a_second_writer_learns_who_holds_the_folder_and_since_when(tmp_path: Pa
             pass
 
 
+def test_a_lock_does_not_tell_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "http://me:secret@host/v1"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--base-url", address, f"--base-url={address}"])
+    with folder_lock(tmp_path, "letters"):
+        told = (tmp_path / LOCK_FILE).read_text()
+    assert "python evaluate.py --base-url http://host/v1 --base-url=http://host/v1" in told
+    assert "secret" not in told
+
+
 def test_the_folder_is_free_once_the_writer_has_ended(tmp_path: Path) -> None:
     for _ in range(2):
         with folder_lock(tmp_path, "letters"):
