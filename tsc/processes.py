@@ -20,7 +20,7 @@ _WRITE_FILE = 1 << 1
 _CHANGE_FOLDERS = sum(1 << bit for bit in range(4, 13))
 _TRUNCATE = 1 << 14
 
-# A replay of a city needs some 2 GB of addresses, most of it libsumo's libraries.
+# Of addresses. A process with libsumo has 0.9 GiB before it reads a net, and 1.2 GiB with RESCO's ingolstadt21.
 MAX_MEMORY_BYTES = 16 << 30
 
 
@@ -36,21 +36,28 @@ def die_with_parent(parent_id: int) -> None:
 
 
 def limit_memory(max_bytes: int = MAX_MEMORY_BYTES) -> None:
-    """Let this process and those that it starts fail alone (MemoryError, or SUMO's end) before the machine runs out."""
+    """Limit the addresses of this process and of each that it starts. One that needs more fails with a MemoryError, or
+    SUMO aborts it, before the machine runs out of memory."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(
         resource.RLIMIT_AS, (max_bytes if hard == resource.RLIM_INFINITY else min(max_bytes, hard), hard)
     )
 
 
-def forbid_writing() -> bool:
-    """From now on, this process and those that it starts can change no file, folder or device by its name, only
-    /dev/null. Files that are open stay as they are, and so do files in memory.
+def landlock_version() -> int:
+    """The version of Landlock (Linux 5.13 and later) that this process may use. Below 1: none."""
+    version: int = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_ONLY)
+    return version
 
+
+def forbid_writing() -> bool:
+    """Forbid this process and those that it starts to change any file, folder or device by its name, except /dev/null.
+
+    Files that are open already, and files in memory, can still be written. Other threads of this process are not bound.
     For SUMO on files of others, because vehicles and additional files may name files for SUMO to write. Returns False
-    where the kernel does not offer Landlock (Linux 5.13 and later). Other threads of this process are not bound.
+    if the kernel does not offer Landlock.
     """
-    version = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_ONLY)
+    version = landlock_version()
     if version < 1:
         return False
     handled = struct.pack("=Q", _WRITE_FILE | _CHANGE_FOLDERS | (_TRUNCATE if version >= 3 else 0))

@@ -23,6 +23,7 @@ from data_tools import json_to_parquet, verify_states
 from data_tools.state_causes import CAUSES, has_low_precision
 from tsc.errors import ConfigError, SampleError, StateError
 from tsc.files import folder_lock
+from tsc.processes import landlock_version
 from tsc.replays.saved_state import state_text
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -480,13 +481,26 @@ def test_a_dataset_cannot_choose_code_that_labels_are_by(copy: Path, tmp_path: P
     assert "it runs" in trusted.stderr
 
 
-def test_files_that_a_dataset_makes_sumo_write_are_not_written(copy: Path, tmp_path: Path) -> None:
+def test_outputs_of_additional_files_are_not_written_and_change_no_replay(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("mine")
     (copy / "extra.add.xml").write_text(
         f'<additional><edgeData id="a" file="{tmp_path}/edges.xml"/>'
-        f'<timedEvent type="SaveTLSStates" source="J4" dest="{tmp_path}/kept.txt"/></additional>'
+        f'<timedEvent type="SaveTLSStates" source="A0" dest="{tmp_path}/kept.txt"/></additional>'
     )
-    # a vehicle with the device that SUMO calls ssm writes a file, too
+    samples = samples_of(copy)
+    for sample in samples:
+        sample["sumo"]["additional_files"] = ["extra.add.xml"]
+    write(copy, samples)
+    arguments = ["--data", str(copy), "--sample", "4", "--workers", "1"]
+    assert verify_states.main([*arguments, "--json", str(tmp_path / "r.json")]) == 0
+    assert figures(tmp_path / "r.json")["four_way: identical continuation"] == 1.0
+    assert (tmp_path / "kept.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["four_way", "kept.txt", "r.json"]
+
+
+@pytest.mark.skipif(landlock_version() < 1, reason="this kernel has no Landlock")
+def test_a_vehicle_that_makes_sumo_write_a_file_is_refused(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("mine")
     device = f'<param key="has.ssm.device" value="true"/><param key="device.ssm.file" value="{tmp_path}/kept.txt"/>'
     samples = samples_of(copy)
     for sample in samples:
@@ -494,12 +508,11 @@ def test_files_that_a_dataset_makes_sumo_write_are_not_written(copy: Path, tmp_p
         text = gzip.decompress(state.read_bytes()).decode()
         state.write_bytes(gzip.compress(re.sub(r"(<vehicle [^>]*)/>", rf"\1>{device}</vehicle>", text).encode()))
         sample["state_sha256"] = hashlib.sha256(state.read_bytes()).hexdigest()
-        sample["sumo"]["additional_files"] = ["extra.add.xml"]
     write(copy, samples)
-    report = tmp_path / "r.json"
-    verify_states.main(["--data", str(copy), "--sample", "4", "--workers", "1", "--json", str(report)])
+    arguments = ["--data", str(copy), "--sample", "4", "--workers", "1"]
+    assert verify_states.main([*arguments, "--json", str(tmp_path / "r.json")]) == 1
+    assert figures(tmp_path / "r.json")["four_way: not replayed"] == 4
     assert (tmp_path / "kept.txt").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["four_way", "kept.txt", "r.json"]
 
 
 def test_a_state_that_unpacks_to_more_than_memory_is_an_error(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,7 +520,7 @@ def test_a_state_that_unpacks_to_more_than_memory_is_an_error(copy: Path, monkey
     with gzip.open(state, "wb") as file:
         for _ in range(300):
             file.write(bytes(1 << 20))
-    with pytest.raises(StateError, match="more than 256 MiB"):
+    with pytest.raises(StateError, match="more than 256 MiB of XML"):
         state_text(state.read_bytes(), state)
 
 
@@ -516,5 +529,5 @@ def test_a_state_outside_of_its_dataset_is_refused(copy: Path, name: str) -> Non
     samples = samples_of(copy)
     samples[0]["state_file"] = name
     write(copy, samples)
-    with pytest.raises(SampleError, match="states lie in the folder of the dataset file"):
+    with pytest.raises(SampleError, match="leads out of the folder of the dataset file"):
         verify_states.read_jobs([copy / "grpo_dataset.json"])
