@@ -26,7 +26,7 @@ from tsc.sumo.sumo_input import SumoInput
 _MAX_VALUE_CHARS = 80
 # SUMO writes its configuration as a comment ahead of the snapshot element
 _STATE_HEAD_BYTES = 1 << 18
-# what is read of a net; a city's has 100 MB
+# what is read of a net; the rest of a larger one is ignored
 _NET_BYTES = 1 << 30
 
 
@@ -167,7 +167,7 @@ def _read_head(path: Path, num_bytes: int) -> bytes:
 
 
 def _digest(path: Path) -> str | None:
-    """None if there is no such file, or if it cannot be read. (A device could be read for ever.)"""
+    """None if the file does not exist or cannot be read. A device counts as missing, because it may have no end."""
     try:
         return sha256_of(path) if path.is_file() else None
     except OSError:

@@ -20,7 +20,7 @@ from tsc.replays.saved_state import MAX_STATE_BYTES
 # Net, routes and additional files are repeated in every row, so only small ones travel. The large ones of a city are
 # copied once, by hand.
 MAX_SCENARIO_BYTES = 64 * 1024
-# What a file of MAX_SCENARIO_BYTES may unpack to; a net of 64 kB has 1 MB. Larger files are not even read.
+# Of each of these files before it is compressed. RESCO's nets get 8 to 27 times smaller.
 MAX_UNPACKED_BYTES = 16 << 20
 _XZ_MAGIC = b"\xfd7zXZ\x00"
 
@@ -48,7 +48,6 @@ class FileEmbedder:
         self.state_chars += len(files[request.state_file])
         digests = request.sumo.digests
         paths = [Path(request.dataset_dir, name) for name in digests]
-        # of a larger file, nobody needs to know how far it can be compressed
         if not any(path.is_file() and path.stat().st_size > MAX_UNPACKED_BYTES for path in paths):
             texts = {name: self._scenario_file(name, digest, request) for name, digest in digests.items()}
             num_chars = sum(map(len, texts.values()))
@@ -73,8 +72,9 @@ class FileEmbedder:
             raise SampleError(f"{what}: No such file")
         if digest is None and not path.resolve().is_relative_to(Path(request.dataset_dir).resolve()):
             raise SampleError(f"{what}: it lies outside of the dataset, and the sample does not know its content")
-        with path.open("rb") as file:
-            data = file.read(MAX_STATE_BYTES)
+        if path.stat().st_size > MAX_STATE_BYTES:
+            raise SampleError(f"{what}: it has more than {MAX_STATE_BYTES >> 20} MiB")
+        data = path.read_bytes()
         if digest not in (None, hashlib.sha256(data).hexdigest()):
             raise SampleError(f"{what}: it is not the file whose digest the sample gives: generate the dataset again")
         return data

@@ -14,7 +14,7 @@ from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ConfigError, SampleError
 from tsc.junction.clock import Clock
 from tsc.junction.timing import Timing
-from tsc.replays.sample import SCHEMA_VERSION, Sample, check_in_dataset
+from tsc.replays.sample import SCHEMA_VERSION, Sample, StateFile
 from tsc.sumo.sumo_input import SumoInput
 
 # What `digest` leaves out of `sumo`: digests say it better.
@@ -36,7 +36,7 @@ class ReplayRequest:
     sample_id: str
     dataset_dir: str
     junction_id: str
-    state_file: str
+    state_file: StateFile
     state_sha256: str | None
     current_green_elapsed_s: float
     min_green_s: int
@@ -78,7 +78,6 @@ class ReplayRequest:
             raise SampleError(f"not a replay request: {faults_in(error)}: {_REMEDY}") from error
         except ConfigError as error:
             raise SampleError(f"not a replay request: {error}: {_REMEDY}") from error
-        check_in_dataset(request.state_file)
         if not timing.may_decide(request.current_green_elapsed_s):
             raise SampleError(
                 f"not a replay request: current_green_elapsed_s is {request.current_green_elapsed_s:g}: must be at "

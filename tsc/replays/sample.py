@@ -8,9 +8,9 @@ kept.
 from __future__ import annotations
 
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tsc.cost.measures import MEASURES
 from tsc.cost.outcome import Outcomes, OutcomeSettings
@@ -22,6 +22,16 @@ from tsc.sumo.sumo_input import SumoInput
 
 SCHEMA_VERSION = 1
 DATASET_NAMES = ("grpo_dataset.json", "grpo_dataset.jsonl")
+
+
+def _in_dataset(name: str) -> str:
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ValueError(f"{name!r} leads out of the folder of the dataset file: states lie in it, or below it")
+    return name
+
+
+# how a sample names its saved state
+StateFile = Annotated[str, Field(min_length=1), AfterValidator(_in_dataset)]
 
 
 class _Record(BaseModel):
@@ -126,7 +136,7 @@ class Sample(_Record):
     behaviour: str | None = None
     time_s: float | None = Field(default=None, ge=0)
     prompt_version: str | None = None
-    state_file: str = Field(min_length=1)
+    state_file: StateFile
     state_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     clocks: dict[str, Clock] = {}
     sumo: SumoInput | None = None
@@ -143,14 +153,6 @@ class Sample(_Record):
     outcomes: SampleOutcomes | None = None
     expert_decision: Decision | None = None
     replay: ReplayMark | None = None
-
-    @field_validator("state_file")
-    @classmethod
-    def _state_lies_in_dataset(cls, value: str) -> str:
-        try:
-            return check_in_dataset(value)
-        except SampleError as error:
-            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _green_lies_within_its_bounds(self) -> Sample:
@@ -186,14 +188,6 @@ class Sample(_Record):
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values of the fields that were given and are not None."""
         return self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-
-
-def check_in_dataset(state_file: str) -> str:
-    """Returns the name of a state as a sample gives it. Raises SampleError if it leads out of the dataset's folder."""
-    name = PurePath(state_file)
-    if name.is_absolute() or ".." in name.parts:
-        raise SampleError(f"state_file is {state_file!r}: states lie in the folder of the dataset file, or below it")
-    return state_file
 
 
 def find_dataset_files(path: Path) -> list[Path]:
