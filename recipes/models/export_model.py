@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.models.checkpoints import latest_step
+from recipes.models.checkpoints import SHARD, latest_step
 from recipes.models.quantisation import quantised_base
 from tsc.errors import ConfigError
 from tsc.files import folder_lock, write_atomically
@@ -23,13 +22,6 @@ if TYPE_CHECKING:
     import torch
 
 STAMP = "exported_step"
-SHARD = re.compile(r"_rank_(\d+)\.pt$")
-
-
-def exported_step(out: Path) -> int | None:
-    """Return the step that OUT/merged was made from, or None if there is no complete export."""
-    stamp = out / STAMP
-    return int(stamp.read_text(encoding="utf-8")) if stamp.is_file() else None
 
 
 def read_shards(folder: Path) -> dict[str, torch.Tensor]:
@@ -40,7 +32,7 @@ def read_shards(folder: Path) -> dict[str, torch.Tensor]:
     import torch
     from torch.distributed.tensor import DTensor
 
-    files = {int(match[1]): path for path in folder.glob("model_world_size_*") if (match := SHARD.search(path.name))}
+    files = {int(match[2]): path for path in folder.glob("*.pt") if (match := SHARD.fullmatch(path.name))}
     num_ranks = json.loads((folder / "fsdp_config.json").read_text(encoding="utf-8"))["world_size"]
     if sorted(files) != list(range(num_ranks)):
         raise ConfigError(
