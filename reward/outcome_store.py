@@ -166,7 +166,7 @@ class OutcomeStore:
             raise FileNotFoundError(str(error)) from error
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.utime(self._folder)
-        for other in self._folder.parent.glob("replay-*"):
+        for other in self._folder.parent.glob("replay-*-sumo-*"):
             with contextlib.suppress(FileNotFoundError):  # another process removes it, too
                 if other.stat().st_mtime < time.time() - _UNUSED_S:
                     shutil.rmtree(other, ignore_errors=True)
