@@ -80,9 +80,11 @@ start_node() {  # start_node OPTION OF ray start...
     [[ -z $pid ]] || fail "a node runs here already: bash scripts/ray_cluster.sh stop, or another RAY_TMP for a second one"
     prepare
     if [[ $1 == --head && ${RAY_AUTH_MODE:-token} == token ]]; then
-        # This keeps an existing token. Ray makes one that every user of the machine can read.
-        (umask 077 && ray get-auth-token --generate >/dev/null 2>&1 && chmod 600 "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}") ||
+        # This keeps an existing token.
+        (umask 077 && ray get-auth-token --generate >/dev/null 2>&1) ||
             fail "the token by which nodes recognise each other is missing, and Ray cannot make one: look at ~/.ray/auth_token and RAY_AUTH_TOKEN_PATH"
+        # Ray lets every user of the machine read a token that it makes.
+        if [[ -O ~/.ray/auth_token && -w ~/.ray/auth_token ]]; then chmod 600 ~/.ray/auth_token; fi
     fi
     environment
     # Ray writes colours even to files.

@@ -126,10 +126,11 @@ def free_port() -> int:
 def cluster(repo_root: Path) -> Iterator[Cluster]:
     # Not in pytest's folder, because the paths of sockets may have at most 107 characters.
     base = Path(tempfile.mkdtemp(prefix="tsc-", dir="/tmp"))
-    # A token of its own, so that the user's Ray keeps its token.
-    token = {"RAY_AUTH_TOKEN_PATH": str(base / "token"), "RAY_AUTH_MODE": "token"}
-    (base / "token").write_text("0123456789abcdef" * 4)
-    (base / "token").chmod(0o600)
+    # A home of its own, so that the user's Ray keeps its token. This one is as Ray has made it.
+    token = {"HOME": str(base / "home"), "RAY_AUTH_MODE": "token"}
+    (base / "home/.ray").mkdir(parents=True)
+    (base / "home/.ray/auth_token").write_text("0123456789abcdef" * 4)
+    (base / "home/.ray/auth_token").chmod(0o644)
     machines = []
     for name in ("a", "b"):
         (base / name).mkdir()
@@ -151,6 +152,7 @@ def cluster(repo_root: Path) -> Iterator[Cluster]:
 
 def test_each_machine_gets_a_node_and_the_next_commands_to_type(cluster: Cluster) -> None:
     assert f"HEAD={cluster.address} bash scripts/ray_cluster.sh worker" in cluster.head_said
+    assert Path(cluster.head.variables["HOME"], ".ray/auth_token").stat().st_mode & 0o777 == 0o600
     assert f"RAY_ADDRESS={cluster.address} NNODES=2 bash scripts/train_grpo.sh" in cluster.head_said
     assert cluster.head.runs("gcs_server") and cluster.head.runs("raylet")
     assert cluster.worker.runs("raylet") and not cluster.worker.runs("gcs_server")
