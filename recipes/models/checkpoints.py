@@ -18,7 +18,7 @@ SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 
 
 def latest_step(checkpoints: Path) -> int | None:
-    """The step that the tracker names. None if there is no tracker, or if it names no checkpoint that exists."""
+    """The step of the checkpoint that the tracker names. None without a tracker, or if that checkpoint is missing."""
     tracker = checkpoints / TRACKER
     text = tracker.read_text(encoding="utf-8").strip() if tracker.is_file() else ""
     exists = any((checkpoints / f"{name}{text}").is_dir() for name in ("global_step_", "checkpoint-"))
@@ -42,9 +42,9 @@ def is_complete(folder: Path) -> bool:
 
 
 def mend_tracker(checkpoints: Path) -> str | None:
-    """Let the tracker name the newest complete checkpoint, where a kill has left one that names none.
+    """Repair a tracker that a kill has cut off: let it name the newest complete checkpoint, or remove it.
 
-    Returns what was done, for the user; None if nothing had to be.
+    Returns a sentence for the user, None if there was nothing to repair.
     """
     tracker = checkpoints / TRACKER
     if not tracker.is_file() or latest_step(checkpoints) is not None:
@@ -59,8 +59,8 @@ def mend_tracker(checkpoints: Path) -> str | None:
 
 
 def remove_older(checkpoints: Path) -> None:
-    """Leave the last checkpoint. verl counts what it keeps within a process, and so leaves the one that a resumed
-    training began from. Where the tracker names none, checkpoints lie elsewhere, and nothing goes."""
+    """Remove all checkpoints but the last. verl does not remove the one that a resumed training began from, because
+    it counts only those of its own process. Without a tracker, checkpoints lie elsewhere, and nothing is removed."""
     last = latest_step(checkpoints)
     if last is not None:
         for older in checkpoints.glob("global_step_*"):

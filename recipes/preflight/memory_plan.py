@@ -337,7 +337,7 @@ def _resident(model: ModelShape, engine: EngineSettings | None) -> int:
 
 
 def _forward(model: ModelShape, settings: RunSettings) -> dict[str, int]:
-    """A pass of the reference beside the actor at rest, or of the actor."""
+    """The tensors of a pass that computes log-probs: of the reference, while the actor rests, or of the actor."""
     actor, engine = settings.actor, settings.reference_engine or settings.actor
     parts = _weights(model, engine)
     if engine is not actor:

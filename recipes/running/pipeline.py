@@ -553,10 +553,10 @@ class Pipeline:
         `environment`."""
         init, address = "ray_kwargs.ray_init", self.run.ray_address
         if not address:
-            # Whoever reaches the ports of verl's transfer queue can run code, so they are out of the network's reach.
-            # The first has no effect without the second.
+            # Everyone who reaches the ports of verl's transfer queue can run code. These two settings together keep
+            # the network from them.
             environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-            # other users of the machine reach vLLM's port
+            # other users of this machine reach vLLM's port
             environment["VLLM_API_KEY"] = secrets.token_hex(16)
             return [sys.executable], [f"{init}._node_ip_address=127.0.0.1"]
         environment |= ray_token(self.stages.environment)

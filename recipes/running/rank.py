@@ -1,4 +1,4 @@
-"""One process of torchrun. It ends with torchrun, even if that is killed: else it would train on, unseen, and the same
+"""One process of torchrun, which ends when torchrun is killed. Otherwise it would go on training unseen, and the same
 command would start a second training in its folder.
 
     torchrun … -m recipes.running.rank MODULE ARGUMENT…

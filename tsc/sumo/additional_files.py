@@ -27,10 +27,10 @@ _NOWHERE = "/dev/null"
 
 
 def without_outputs(path: Path) -> bytes | None:
-    """The additional file with /dev/null for every file that it makes SUMO write. None if there is none.
+    """A copy of the additional file in which every output goes to /dev/null. None if it has no output.
 
-    Files that SUMO reads are looked for beside the additional file, so the copy names them by their absolute paths.
-    Raises ScenarioError for broken XML.
+    The copy names the files that SUMO reads by absolute paths, because SUMO looks for relative ones beside the
+    additional file. Raises ScenarioError for broken XML.
     """
     try:
         tree = ElementTree.parse(path)

@@ -1,4 +1,4 @@
-"""Checkpoints after kills: what a training goes on from."""
+"""Which checkpoint a training continues from after a kill."""
 
 from __future__ import annotations
 
