@@ -84,6 +84,14 @@ class _TextDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         """Does nothing, because no value lies in a file."""
 
 
+class _SharedCache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
+    def drop_tag_index(self) -> None:
+        """Does nothing, because no database here has this index.
+
+        diskcache's own method is the one step of opening that does not wait while another process writes.
+        """
+
+
 class OutcomeStore:
     """Returns exactly what was put under a key, or None. No fault of the disk raises. Safe from many threads and
     processes.
@@ -173,7 +181,7 @@ class OutcomeStore:
         numbers = [int(path.name) for path in self._folder.iterdir() if re.fullmatch("[0-9]{1,9}", path.name)]
         self._number = max(self._number, *numbers, 0)
         self._database_folder.mkdir(mode=0o700, exist_ok=True)
-        cache = diskcache.Cache(
+        cache = _SharedCache(
             str(self._database_folder),
             timeout=_BUSY_TIMEOUT_S,
             disk=_TextDisk,
