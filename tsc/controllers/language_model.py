@@ -88,15 +88,11 @@ class LanguageModelController:
         if not junction_ids:
             return {}
         prompts = [messages(observe(control, name)) for name in junction_ids]
-        replies = dict(zip(junction_ids, self._ask(prompts), strict=True))
-        said = {name: parse_answer(reply.text or "").decision for name, reply in replies.items()}
-        unread = [name for name, decision in said.items() if decision is None]
-        fallback = Static().decide(control, unread)
-        for name, prompt in zip(junction_ids, prompts, strict=True):
-            reply, decision = replies[name], said[name]
+        for name, prompt, reply in zip(junction_ids, prompts, self._ask(prompts), strict=True):
+            decision = parse_answer(reply.text or "").decision
             reason: Literal["invalid", "late"] | None = None
             if decision is None:
-                decision = fallback[name]
+                decision = Static().decide(control, [name])[name]
                 reason = "late" if reply.text is None else "invalid"
             self.last_round.append(
                 Asked(junction_id=name, prompt=prompt, reply=reply, decision=decision, fallback=reason)

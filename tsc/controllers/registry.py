@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,11 @@ _KINDS = (
 )
 
 CONTROLLERS: Mapping[str, ControllerKind] = {kind.name: kind for kind in _KINDS}
-_RULES = {"gap_out": GapOut, "max_pressure": MaxPressure, "longest_queue": LongestQueue}
+_RULES: Mapping[str, Callable[[], Controller]] = {
+    "gap_out": GapOut,
+    "max_pressure": MaxPressure,
+    "longest_queue": LongestQueue,
+}
 
 
 def rule_controller(name: str, *, seed: int, lookahead: OutcomeSettings) -> Controller:

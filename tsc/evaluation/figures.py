@@ -147,16 +147,14 @@ def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_
             axes.set_visible(False)
         for place, (axes, (name, queue)) in enumerate(zip(panels.flat, queues.items(), strict=False)):
             minutes = np.arange(1, queue.shape[1] + 1) / 60
-            _shade_warm_up(axes, warm_up_s)
+            _set_time_axis(axes, minutes, warm_up_s)
             axes.fill_between(minutes, queue.min(axis=0), queue.max(axis=0), color="0.8", linewidth=0)
             if reference in queues and name != reference:
                 axes.plot(minutes, queues[reference].mean(axis=0), color=_BLUE, linestyle=(0, (2, 1.5)), linewidth=1.1)
             axes.plot(minutes, queue.mean(axis=0), color="black", linewidth=1.7)
             axes.set_title(name + (" (the reference)" if name == reference else ""), fontweight="bold")
-            axes.set_xlim(0, minutes[-1])
             axes.set_ylim(0, top)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-            axes.grid(color="0.92")
             if tops[name] > top:
                 axes.annotate(
                     f"beyond the scale: up to {tops[name]:.0f} veh",
@@ -211,9 +209,7 @@ def cumulative_trips(
             panels[1].set_ylabel(f"more or fewer\nthan {reference}")
             _label_line_ends(panels[1], ends)
         for axes in panels:
-            _shade_warm_up(axes, warm_up_s)
-            axes.set_xlim(0, minutes[-1])
-            axes.grid(color="0.92")
+            _set_time_axis(axes, minutes, warm_up_s)
         panels[-1].set_xlabel("minutes after the begin")
         below = (
             f" Lower panel: how many more (or fewer) than under {reference} by the same time, mean of the last "
@@ -360,9 +356,11 @@ def _label_line_ends(axes: Axes, ends: Mapping[str, float]) -> None:
         )
 
 
-def _shade_warm_up(axes: Axes, warm_up_s: int) -> None:
+def _set_time_axis(axes: Axes, minutes: NDArray[Any], warm_up_s: int) -> None:
     if warm_up_s:
         axes.axvspan(0, warm_up_s / 60, facecolor="none", edgecolor="0.8", hatch="////", linewidth=0)
+    axes.set_xlim(0, minutes[-1])
+    axes.grid(color="0.92")
 
 
 def _warm_up_words(warm_up_s: int) -> str:

@@ -30,10 +30,8 @@ class LanguageModelSettings(Section):
 class EvaluationSettings(Section):
     """How the episodes of an evaluation run, and what is measured.
 
-    begin_s, end_s: simulated time; None means the scenario's own.
+    begin_s, end_s, time_to_teleport_s, timing: see ScenarioSettings.
     warm_up_s: simulated after the begin, but not measured.
-    time_to_teleport_s: a vehicle that stands this long is moved past the jam; -1 means never.
-    timing: the bounds of greens in scenarios that do not have a timing of their own.
     reference: the controller that the others are compared with.
     """
 

@@ -289,7 +289,8 @@ def write_summary(summary: pd.DataFrame, out: Path) -> None:
 
 def records(summary: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of the table, with None instead of NaN."""
-    return summary.astype(object).where(summary.notna(), None).to_dict("records")
+    rows = summary.astype(object).where(summary.notna(), None).to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
 
 
 def interval95(values: Sequence[float]) -> tuple[float, float, float]:
