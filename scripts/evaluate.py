@@ -77,22 +77,20 @@ def reported_controllers(models: Mapping[str, ModelChoice | None]) -> list[Repor
     """What the report says about each controller."""
     from tsc.evaluation.reported import ReportedController
 
-    reported = []
-    for name, model in models.items():
-        if model is None:
-            kind = CONTROLLERS[name]
-            reported.append(ReportedController(name=name, kind=name, description=kind.description, bounds=kind.bounds))
-            continue
-        reported.append(
-            ReportedController(
-                name=name,
-                kind=LANGUAGE_MODEL,
-                description=f"The language model {model.where}, at temperature 0. If its answer cannot be read or "
-                "comes too late, the green times of the net's own plan decide.",
-                bounds=CONTROLLERS["max_pressure"].bounds,
-            )
+    return [
+        ReportedController(
+            name=name,
+            kind=LANGUAGE_MODEL,
+            description=f"The language model {model.where}, at temperature 0. If its answer cannot be read or comes "
+            "too late, the green times of the net's own plan decide.",
+            bounds=CONTROLLERS["max_pressure"].bounds,
         )
-    return reported
+        if model
+        else ReportedController(
+            name=name, kind=name, description=CONTROLLERS[name].description, bounds=CONTROLLERS[name].bounds
+        )
+        for name, model in models.items()
+    ]
 
 
 def run_missing(

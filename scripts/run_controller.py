@@ -18,8 +18,9 @@ import argparse
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Event
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -61,32 +62,17 @@ BY_SUMO = f"SUMO itself switches by programs that it loads at its start: {ELSEWH
 RULES = [name for name, kind in CONTROLLERS.items() if not kind.by_sumo and name not in CANNOT_RUN_HERE]
 
 
-@dataclass
-class Tally:
-    """The counts of a run. switches: greens ended by a decision or at their maximum."""
-
-    decisions: int = 0
-    switches: int = 0
-
-
-@dataclass
-class StopRequest:
-    """Whether the user asked the program to stop."""
-
-    made: bool = False
-
-
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """A stop request that the first Ctrl-C or SIGTERM makes. The second one ends the program at once.
+def stop_request() -> Iterator[Event]:
+    """A request that the first Ctrl-C or SIGTERM makes: it sets the event. The second one ends the program at once.
 
     The first one does not interrupt anything: SUMO has to answer the present call before it can take the signals back.
     """
-    request = StopRequest()
+    request = Event()
 
     def make(number: int, frame: FrameType | None) -> None:
-        request.made = True
-        restore()
+        restore()  # first, so that no second signal interrupts the event, which would wait for itself
+        request.set()
         print("stopping after this second; press Ctrl-C again to stop at once, and SUMO with it", flush=True)
 
     def restore() -> None:
@@ -170,18 +156,18 @@ def programs_to_run(simulation: AttachedSimulation, names: Sequence[str]) -> dic
 
 
 def drive(
-    control: SignalControl, simulation: AttachedSimulation, controller: Controller, stop: StopRequest, *, verbose: bool
+    control: SignalControl, simulation: AttachedSimulation, controller: Controller, stop: Event, *, verbose: bool
 ) -> None:
     """Run the signals until SUMO's --end, or without --end until no vehicle is left, or until a stop request. Prints
     the counts of the run at the end.
 
     Raises ScenarioError if SUMO ends earlier, and EndpointError.
     """
-    tally = Tally()
+    num_decisions = num_switches = 0  # switches: greens ended by a decision or at their maximum
     time_s = simulation.time_s
     control.start()
     try:
-        while not stop.made and not simulation.is_over():
+        while not stop.is_set() and not simulation.is_over():
             due = control.due_junctions()
             decisions = controller.decide(control, due) if due else {}
             if verbose:
@@ -189,8 +175,8 @@ def drive(
                     print(decision_line(control, controller, name, decisions[name], time_s), flush=True)
             green = [clock for clock in control.clocks.values() if clock.green]
             control.apply(decisions)
-            tally.decisions += len(due)
-            tally.switches += sum(not clock.green for clock in green)
+            num_decisions += len(due)
+            num_switches += sum(not clock.green for clock in green)
             simulation.step()
             control.after_step()
             time_s += 1.0
@@ -198,7 +184,7 @@ def drive(
         raise ScenarioError(f"SUMO closed the connection after {time_s:g} s: its own messages say why") from None
     except EndpointError:
         control.release()
-        if not stop.made:  # Ctrl-C in a terminal also ends our own server
+        if not stop.is_set():  # Ctrl-C in a terminal also ends our own server
             raise
     except BaseException:
         control.release()
@@ -206,7 +192,10 @@ def drive(
     else:
         control.release()
     finally:
-        print(last_line(tally, controller, time_s), flush=True)
+        line = f"until {time_s:g} s: {num_decisions} decisions, {num_switches} switches"
+        if isinstance(controller, LanguageModelController):
+            line += f", {controller.invalid_answers} invalid and {controller.late_answers} late answers"
+        print(line, flush=True)
 
 
 def decision_line(
@@ -220,13 +209,6 @@ def decision_line(
         if asked.fallback is not None:
             line += f" (from the net's own plan, because the answer is {asked.fallback})"
         line += f"  {asked.reply.text or ''}"
-    return line
-
-
-def last_line(tally: Tally, controller: Controller, time_s: float) -> str:
-    line = f"until {time_s:g} s: {tally.decisions} decisions, {tally.switches} switches"
-    if isinstance(controller, LanguageModelController):
-        line += f", {controller.invalid_answers} invalid and {controller.late_answers} late answers"
     return line
 
 
@@ -265,7 +247,7 @@ def main() -> None:
             num_signals = len(simulation.junction_ids())
             print(f"{name} runs {len(programs)} of {num_signals} signals: {', '.join(programs)}", flush=True)
             drive(SignalControl(simulation, timing, programs), simulation, controller, stop, verbose=arguments.verbose)
-    if stop.made:
+    if stop.is_set():
         raise KeyboardInterrupt
 
 

@@ -57,16 +57,10 @@ class UnknownJunction(TscError):
     """The net does not have this junction, or the junction has no signal program with two stages."""
 
 
-def nearest_spelling(word: str, known: Iterable[str]) -> str | None:
-    """The word of `known` that is closest to `word`, or None if no word is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return close[0] if close else None
-
-
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A question for an error message, with a blank at its end; empty if no word of `known` is close to `word`."""
-    nearest = nearest_spelling(word, known)
-    return f"did you mean {nearest!r}? " if nearest else ""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:

@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from tsc.errors import ConfigError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A section of a file. It does not accept other keys than its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class _DuplicateKey(yaml.YAMLError):

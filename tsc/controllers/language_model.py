@@ -11,7 +11,6 @@ from tsc.junction.decision import Decision, parse_answer
 from tsc.junction.observation import observe
 from tsc.junction.prompt import messages
 from tsc.junction.signal_control import SignalControl
-from tsc.rules.controller import Controller
 from tsc.rules.static import Static
 
 Conversation = list[dict[str, str]]
@@ -68,16 +67,15 @@ class Asked:
 class LanguageModelController:
     """Asks the model for the decisions of all due junctions at once.
 
-    If an answer cannot be read (counted in invalid_answers) or comes too late (late_answers), the fallback decides. By
-    default this is the net's own plan: it does not improve on the present signals, so bad answers show in the results.
+    If an answer cannot be read (counted in invalid_answers) or comes too late (late_answers), the fallback decides, the
+    net's own plan: it does not improve on the present signals, so bad answers show in the results.
 
     latencies_s, prompt_tokens and completion_tokens have one entry for each decision so far. A late answer has the time
     that was waited, and no tokens. last_round holds the decisions of the last call of decide(), in its order.
     """
 
-    def __init__(self, ask: Ask, fallback: Controller | None = None) -> None:
+    def __init__(self, ask: Ask) -> None:
         self._ask = ask
-        self._fallback = fallback or Static()
         self.invalid_answers = 0
         self.late_answers = 0
         self.latencies_s: list[float] = []
@@ -90,15 +88,11 @@ class LanguageModelController:
         if not junction_ids:
             return {}
         prompts = [messages(observe(control, name)) for name in junction_ids]
-        replies = dict(zip(junction_ids, self._ask(prompts), strict=True))
-        said = {name: parse_answer(reply.text or "").decision for name, reply in replies.items()}
-        unread = [name for name, decision in said.items() if decision is None]
-        fallback = self._fallback.decide(control, unread)
-        for name, prompt in zip(junction_ids, prompts, strict=True):
-            reply, decision = replies[name], said[name]
+        for name, prompt, reply in zip(junction_ids, prompts, self._ask(prompts), strict=True):
+            decision = parse_answer(reply.text or "").decision
             reason: Literal["invalid", "late"] | None = None
             if decision is None:
-                decision = fallback[name]
+                decision = Static().decide(control, [name])[name]
                 reason = "late" if reply.text is None else "invalid"
             self.last_round.append(
                 Asked(junction_id=name, prompt=prompt, reply=reply, decision=decision, fallback=reason)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tsc.errors import ConfigError
+from tsc.rules.gap_out import GapOut
+from tsc.rules.longest_queue import LongestQueue
+from tsc.rules.max_pressure import MaxPressure
+from tsc.rules.random_choice import Random
 
 if TYPE_CHECKING:
     from tsc.cost.outcome import OutcomeSettings
     from tsc.rules.controller import Controller
 
 LANGUAGE_MODEL = "llm"
+
+
+_EVERY_SECOND = "Keeps to both, but may end a green in any second between them."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +33,11 @@ class ControllerKind:
 
     name: str
     description: str
-    bounds: str
-    by_sumo: bool
+    bounds: str = (
+        "Keeps to both. It decides at the minimum green and after every green extension; the maximum ends the green."
+    )
+    by_sumo: bool = False
 
-
-_AT_DECISION_POINTS = (
-    "Keeps to both. It decides at the minimum green and after every green extension; the maximum ends the green."
-)
-_EVERY_SECOND = "Keeps to both, but may end a green in any second between them."
 
 _KINDS = (
     ControllerKind(
@@ -65,63 +69,45 @@ _KINDS = (
         name="gap_out",
         description="Extends the green while a vehicle is within 45 m of the stop line of a green lane, like actuated "
         "signals.",
-        bounds=_AT_DECISION_POINTS,
-        by_sumo=False,
     ),
     ControllerKind(
         name="max_pressure",
         description="Extends the green while no other stage has a higher pressure: vehicles upstream minus vehicles "
         "downstream (Varaiya 2013).",
-        bounds=_AT_DECISION_POINTS,
-        by_sumo=False,
     ),
     ControllerKind(
         name="longest_queue",
         description="Extends the green while no other stage has more halting vehicles on its lanes.",
-        bounds=_AT_DECISION_POINTS,
-        by_sumo=False,
     ),
     ControllerKind(
         name="random",
         description="Extends the green with probability one half.",
-        bounds=_AT_DECISION_POINTS,
-        by_sumo=False,
     ),
     ControllerKind(
         name="lookahead",
         description="Tries both decisions in copies of the running simulation and takes the better one. It knows the "
         "future demand, so it is a ceiling and not a competitor.",
-        bounds=_AT_DECISION_POINTS,
-        by_sumo=False,
     ),
 )
 
 CONTROLLERS: Mapping[str, ControllerKind] = {kind.name: kind for kind in _KINDS}
+_RULES: Mapping[str, Callable[[], Controller]] = {
+    "gap_out": GapOut,
+    "max_pressure": MaxPressure,
+    "longest_queue": LongestQueue,
+}
 
 
 def rule_controller(name: str, *, seed: int, lookahead: OutcomeSettings) -> Controller:
     """A controller that decides at our decision points without a language model. Raises ConfigError."""
-    # imported here, because these modules load libsumo, which a list of the names does not need
-    match name:
-        case "gap_out":
-            from tsc.rules.gap_out import GapOut
+    if name in _RULES:
+        return _RULES[name]()
+    if name == "random":
+        return Random(seed)
+    if name == "lookahead":
+        # imported here, because it loads libsumo, which a list of the names does not need
+        from tsc.controllers.lookahead import Lookahead
 
-            return GapOut()
-        case "max_pressure":
-            from tsc.rules.max_pressure import MaxPressure
-
-            return MaxPressure()
-        case "longest_queue":
-            from tsc.rules.longest_queue import LongestQueue
-
-            return LongestQueue()
-        case "random":
-            from tsc.rules.random_choice import Random
-
-            return Random(seed)
-        case "lookahead":
-            from tsc.controllers.lookahead import Lookahead
-
-            return Lookahead(lookahead)
+        return Lookahead(lookahead)
     known = ", ".join(kind.name for kind in _KINDS if not kind.by_sumo)
     raise ConfigError(f"no controller named {name!r} decides by a rule: choose one of {known}")

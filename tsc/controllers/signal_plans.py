@@ -6,11 +6,12 @@ replace, so yellow and all-red stay the net's own.
 
 from __future__ import annotations
 
-import gzip
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+
+from sumolib.miscutils import openz
 
 from tsc.controllers.actuated import detector_plan
 from tsc.controllers.webster import webster_plans
@@ -45,17 +46,22 @@ def plan_files(kind_name: str, files: SumoFiles, timing: Timing, end_s: float, f
             plans = [static_copy(plan) for plan in running.values() if not is_plain_static(plan)]
     if not plans:
         return ()
+    additional = ElementTree.Element("additional")
+    additional.extend(plan.element() for plan in plans)
+    ElementTree.indent(additional, "    ")
     path = folder / f"{kind_name}.add.xml"
-    write_plans(plans, path)
+    write_atomically(path, ElementTree.tostring(additional))
     return (path,)
 
 
 def _refuse_timetables(files: SumoFiles) -> None:
     """Raises NotApplicable if SUMO will change the programs in the course of the simulation."""
     for path in (files.net_file, *files.additional_files):
-        data = path.read_bytes()
-        if b"<WAUT" in (gzip.decompress(data) if path.suffix == ".gz" else data):
-            raise NotApplicable(f"{path} changes the signal programs at set times (WAUT): take the WAUT elements out")
+        with openz(str(path), "rb") as stream:
+            if b"<WAUT" in stream.read():
+                raise NotApplicable(
+                    f"{path} changes the signal programs at set times (WAUT): take the WAUT elements out"
+                )
 
 
 def running_plans(files: SumoFiles) -> Mapping[str, SignalPlan]:
@@ -69,14 +75,6 @@ def running_plans(files: SumoFiles) -> Mapping[str, SignalPlan]:
         junction_id: simulation.signal_plan(junction_id)
         for junction_id in controllable_programs(simulation, switched_by_sumo=True)
     }
-
-
-def write_plans(plans: Iterable[SignalPlan], path: Path) -> None:
-    """Write the plans as an additional file, which appears atomically."""
-    additional = ElementTree.Element("additional")
-    additional.extend(plan.element() for plan in plans)
-    ElementTree.indent(additional, "    ")
-    write_atomically(path, ElementTree.tostring(additional))
 
 
 def is_plain_static(plan: SignalPlan) -> bool:

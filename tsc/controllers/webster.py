@@ -5,16 +5,15 @@ Webster, F. V.: Traffic signal settings. Road Research Technical Paper 39, 1958.
 
 from __future__ import annotations
 
-import gzip
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, cast
 
 import sumo
+from sumolib.miscutils import openz
 
 from tsc.errors import NotApplicable
 from tsc.junction.timing import Timing
@@ -88,7 +87,7 @@ def _clearance_s(plan: SignalPlan) -> tuple[int, int]:
 def _write_net(net_file: Path, plans: Sequence[SignalPlan], copy: Path) -> None:
     """Copy the net with these plans as its only programs: the tool plans every program of the net, and does not read
     additional files."""
-    with _open(net_file) as stream:
+    with openz(str(net_file), "rb") as stream:
         net = ElementTree.parse(stream)
     root = net.getroot()
     assert root is not None
@@ -114,10 +113,6 @@ def _check_links(root: ElementTree.Element, plans: Sequence[SignalPlan]) -> None
                 f"the {len(letters[plan.junction_id])} links of junction {plan.junction_id!r} and the {num_letters} "
                 "letters of its states are not one to one, which tlsCycleAdaptation, the tool behind webster, requires"
             )
-
-
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def _route(files: SumoFiles, end_s: float, routes_file: Path) -> None:

@@ -13,7 +13,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from tsc.cost.measures import edge_of
-from tsc.episodes.trace import EpisodeTrace, TraceRecorder, greens
+from tsc.episodes.trace import Trace, TraceRecorder, greens
 from tsc.junction.signal_control import SignalControl, controllable_programs
 from tsc.junction.timing import Timing
 from tsc.rules.controller import Controller
@@ -32,7 +32,7 @@ class Episode:
     """
 
     metrics: dict[str, Any]
-    trace: EpisodeTrace
+    trace: Trace
 
 
 def run_episode(
@@ -62,29 +62,27 @@ def run_episode(
             control = SignalControl(simulation, timing)
             programs = control.programs
             control.start()
-        lanes = tuple(dict.fromkeys(lane for program in programs.values() for lane in program.approach_lanes))
-        recorder = TraceRecorder(simulation, lanes, programs, begin_s)
+        recorder = TraceRecorder(simulation, programs, begin_s)
         decisions = teleports = 0
         for second in range(begin_s, end_s):
             if control is None or controller is None:
                 simulation.step()
             else:
                 due = control.due_junctions()
-                if due:
-                    answers = controller.decide(control, due)
-                    if on_round is not None:
-                        on_round(control, due)
-                    control.advance(answers)
-                    decisions += len(due)
-                else:
-                    control.advance({})
+                answers = controller.decide(control, due) if due else {}
+                if due and on_round is not None:
+                    on_round(control, due)
+                control.advance(answers)
+                decisions += len(due)
             recorder.record()
             if second >= begin_s + warm_up_s:
                 teleports += simulation.teleports_veh()
         simulation.close()
         trace = recorder.trace()
+        queue_veh = trace.queue_veh[warm_up_s:]
         metrics = {
-            **_queues(trace, warm_up_s),
+            "mean_queue_veh": float(queue_veh.mean()),
+            "p95_queue_veh": float(np.percentile(queue_veh, 95)),
             **outputs.trips(begin_s + warm_up_s, end_s),
             **_worst_approach(trace, warm_up_s, outputs.vehicles_by_edge()),
             "teleports": teleports,
@@ -94,18 +92,12 @@ def run_episode(
     return Episode(metrics=metrics, trace=trace)
 
 
-def _queues(trace: EpisodeTrace, warm_up_s: int) -> dict[str, float]:
-    queue_veh = trace.queue_veh[warm_up_s:]
-    return {"mean_queue_veh": float(queue_veh.mean()), "p95_queue_veh": float(np.percentile(queue_veh, 95))}
-
-
-def _greens(trace: EpisodeTrace, warm_up_s: int, timing: Timing) -> dict[str, Any]:
-    found = greens(trace.stage, warm_up_s)
+def _greens(trace: Trace, warm_up_s: int, timing: Timing) -> dict[str, Any]:
+    length_s, num_ended = greens(trace.stage, warm_up_s)
     junction_hours = (trace.stage.shape[0] - warm_up_s) * trace.stage.shape[1] / 3600
-    length_s = found.length_s
     outside = (length_s < timing.min_green_s) | (length_s > timing.max_green_s)
     return {
-        "switches_per_h": found.num_ended / junction_hours,
+        "switches_per_h": num_ended / junction_hours,
         "mean_green_s": float(length_s.mean()) if len(length_s) else None,
         "greens": len(length_s),
         "greens_outside_bounds": int(outside.sum()),
@@ -183,7 +175,7 @@ class _Outputs:
         return {edge.attrib["id"]: int(edge.attrib["entered"]) + int(edge.attrib["departed"]) for edge in edges}
 
 
-def _worst_approach(trace: EpisodeTrace, warm_up_s: int, vehicles: Mapping[str, int]) -> dict[str, Any]:
+def _worst_approach(trace: Trace, warm_up_s: int, vehicles: Mapping[str, int]) -> dict[str, Any]:
     """The edge with the longest wait per vehicle. vehicles: how many came onto each edge."""
     halting_veh_s: dict[str, int] = {}
     for lane, seconds in zip(trace.lanes, trace.halting_veh[warm_up_s:].sum(axis=0), strict=True):

@@ -143,19 +143,15 @@ def _compare_with_lookahead(
 def _asking(model: LanguageModelController | None) -> dict[str, Any]:
     """Invalid and late answers, percentiles of the latency, and tokens per decision; None without a language model."""
 
-    def percentile(share: float) -> float | None:
-        return float(np.percentile(model.latencies_s, share)) if model and model.latencies_s else None
-
     def mean(counts: Sequence[float | None]) -> float | None:
         known = [count for count in counts if count is not None]
         return sum(known) / len(known) if known else None
 
+    latencies_s = model.latencies_s if model else []
     return {
         "invalid_answers": model.invalid_answers if model else None,
         "late_answers": model.late_answers if model else None,
-        "latency_p50_s": percentile(50),
-        "latency_p95_s": percentile(95),
-        "latency_p99_s": percentile(99),
+        **{f"latency_p{n}_s": float(np.percentile(latencies_s, n)) if latencies_s else None for n in (50, 95, 99)},
         "prompt_tokens": mean(model.prompt_tokens) if model else None,
         "completion_tokens": mean(model.completion_tokens) if model else None,
     }

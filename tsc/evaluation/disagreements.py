@@ -59,11 +59,10 @@ def compare_with_lookahead(decisions: Sequence[dict[str, Any]]) -> Disagreements
     """
     if not decisions:
         return None
-    costs = [cost_of(record) for record in decisions]
     bins: dict[int, list[dict[str, Any]]] = {}
     for record in decisions:
         bins.setdefault(int(record["elapsed_green_s"] // _BIN_S) * _BIN_S, []).append(record)
-    wrong = [{**record, "cost": cost} for record, cost in zip(decisions, costs, strict=True) if cost > 0]
+    wrong = [{**record, "cost": cost} for record in decisions if (cost := cost_of(record)) > 0]
     costliest = sorted(wrong, key=lambda r: (-r["cost"], r["seed"], r["time_s"], r["junction_id"]))
     return Disagreements(
         total=_count("all", decisions),

@@ -21,13 +21,12 @@ class EpisodesFile:
 
     def __init__(self, path: Path, wanted: Collection[str]) -> None:
         self._path = path
-        self.episodes: list[dict[str, Any]] = []
         stored = _records(path)
-        found: set[str] = set()
+        found: dict[str, dict[str, Any]] = {}
         for record in stored:
-            if record["fingerprint"] in wanted and record["fingerprint"] not in found:
-                found.add(record["fingerprint"])
-                self.episodes.append(record)
+            if record["fingerprint"] in wanted:
+                found.setdefault(record["fingerprint"], record)
+        self.episodes = list(found.values())
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in stored).encode())
 

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from tsc.evaluation.traces import Trace
-from tsc.evaluation.wording import signed
+from tsc.episodes.trace import Trace
+from tsc.evaluation.wording import Row, percent_difference, signed
 
 SMOOTHING_S = 120
 TIMELINE_S = 600
@@ -39,6 +39,7 @@ _STYLE = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
+    "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "hatch.linewidth": 0.8,
@@ -56,54 +57,43 @@ class Picture:
     png: bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Differences:
-    """The differences of one controller to the reference, by seed, and their mean.
+def paired_differences(rows: Sequence[Row], by_seed_veh: Mapping[str, Sequence[float]], reference: str) -> Picture:
+    """Draw the differences of each controller to the reference, in the order of `rows`, the results of the mean queue.
 
-    interval_veh: the interval of the mean; None for a single seed.
+    by_seed_veh: the differences by controller, one per seed.
     """
-
-    controller: str
-    by_seed_veh: Sequence[float]
-    mean_veh: float
-    interval_veh: tuple[float, float] | None
-    percent: float | None
-
-
-def paired_differences(differences: Sequence[Differences], reference: str) -> Picture:
-    """Draw one row per controller, in the given order."""
     with style.context(["default", _STYLE]):
-        figure = Figure(figsize=(9, 1.0 + 0.46 * len(differences)), layout="constrained")
+        figure = Figure(figsize=(9, 1.0 + 0.46 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        low, high = _difference_limits(differences)
-        for row, each in enumerate(differences):
-            shown = [value for value in each.by_seed_veh if low <= value <= high]
+        low, high = _difference_limits(rows, by_seed_veh)
+        for place, row in enumerate(rows):
+            shown = [value for value in by_seed_veh[row["controller"]] if low <= value <= high]
             # A fixed zigzag keeps equal values apart.
-            heights = [row - 0.20 + 0.10 * (place % 3 - 1) for place in range(len(shown))]
+            heights = [place - 0.20 + 0.10 * (number % 3 - 1) for number in range(len(shown))]
             axes.plot(shown, heights, "o", markersize=4, markerfacecolor="white", markeredgecolor="0.35", clip_on=False)
-            if low <= each.mean_veh <= high:
-                if each.interval_veh:
-                    ends = np.clip(each.interval_veh, low, high)
-                    axes.plot(ends, [row + 0.15] * 2, "-", color=_BLUE, linewidth=3, solid_capstyle="butt")
-                axes.plot([each.mean_veh], [row + 0.15], "D", color="black", markersize=6.5)
+            mean, *interval = _mean_and_interval(row)
+            if low <= mean <= high:
+                if interval:
+                    ends = np.clip(interval, low, high)
+                    axes.plot(ends, [place + 0.15] * 2, "-", color=_BLUE, linewidth=3, solid_capstyle="butt")
+                axes.plot([mean], [place + 0.15], "D", color="black", markersize=6.5)
             else:
-                end, sign = (high, ">") if each.mean_veh > high else (low, "<")
-                axes.plot([end], [row + 0.15], sign, color="black", markersize=8, clip_on=False)
+                end, sign = (high, ">") if mean > high else (low, "<")
+                axes.plot([end], [place + 0.15], sign, color="black", markersize=8, clip_on=False)
             axes.annotate(
-                _difference_label(each),
-                (1.02, row),
+                _difference_label(row),
+                (1.02, place),
                 xycoords=("axes fraction", "data"),
                 verticalalignment="center",
                 fontsize=8.5,
             )
         axes.axvline(0, color="black", linewidth=1)
         axes.set_xlim(low, high)
-        axes.set_ylim(len(differences) - 0.5, -0.5)
-        axes.set_yticks(range(len(differences)), [each.controller for each in differences])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), [row["controller"] for row in rows])
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color="0.9")
-        axes.set_axisbelow(True)
         axes.set_xlabel(f"mean queue minus that of {reference} on the same seed [veh]     ← shorter | longer →")
         return Picture(
             name="paired_differences",
@@ -111,33 +101,38 @@ def paired_differences(differences: Sequence[Differences], reference: str) -> Pi
             caption="Each circle is one seed. The diamond is their mean, and the bar is its 95 % interval. If the bar "
             "crosses the line at 0, no difference is shown. An arrowhead at the edge means that the mean lies outside "
             "the scale. The mean is written on the right.",
-            alt="; ".join(f"{each.controller}: {_difference_label(each)}" for each in differences),
+            alt="; ".join(f"{row['controller']}: {_difference_label(row)}" for row in rows),
             png=_png(figure),
         )
 
 
-def _difference_limits(differences: Sequence[Differences]) -> tuple[float, float]:
+def _mean_and_interval(row: Row) -> list[float]:
+    """The mean difference and, if there is more than one seed, both ends of its interval."""
+    keys = ("difference", "difference_ci95_low", "difference_ci95_high")
+    return [row[key] for key in keys if row[key] is not None]
+
+
+def _difference_limits(rows: Sequence[Row], by_seed_veh: Mapping[str, Sequence[float]]) -> tuple[float, float]:
     """A scale on which all controllers fit, except those that would squeeze the others together."""
-    reach = sorted(max(map(abs, [each.mean_veh, *(each.interval_veh or ())])) for each in differences)
+    reach = sorted(max(map(abs, _mean_and_interval(row))) for row in rows)
     limit = 5 * max(float(np.median(reach)), 0.02)
     values = [0.0]
-    for each in differences:
-        if abs(each.mean_veh) <= limit:
-            values += [each.mean_veh, *(each.interval_veh or ()), *each.by_seed_veh]
+    for row in rows:
+        if abs(row["difference"]) <= limit:
+            values += [*_mean_and_interval(row), *by_seed_veh[row["controller"]]]
     low, high = max(min(values), -2 * limit), min(max(values), 2 * limit)
     margin = 0.06 * max(high - low, 0.02)
     return low - margin, high + margin
 
 
-def _difference_label(each: Differences) -> str:
-    percent = f" ({signed(each.percent, 0)} %)" if each.percent is not None else ""
-    return f"{signed(each.mean_veh, 2)} veh{percent}"
+def _difference_label(row: Row) -> str:
+    return f"{signed(row['difference'], 2)} veh{percent_difference(row)}"
 
 
 def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_up_s: int) -> Picture:
     """Draw one panel per controller. traces: for each controller, one trace per seed."""
     queues = {
-        name: np.array([smoothed(trace.queue_veh(), SMOOTHING_S) for trace in of_controller])
+        name: np.array([smoothed(trace.queue_veh, SMOOTHING_S) for trace in of_controller])
         for name, of_controller in traces.items()
     }
     tops = {name: float(queue.max()) for name, queue in queues.items()}
@@ -152,17 +147,14 @@ def queue_over_time(traces: Mapping[str, Sequence[Trace]], reference: str, warm_
             axes.set_visible(False)
         for place, (axes, (name, queue)) in enumerate(zip(panels.flat, queues.items(), strict=False)):
             minutes = np.arange(1, queue.shape[1] + 1) / 60
-            _shade_warm_up(axes, warm_up_s)
+            _set_time_axis(axes, minutes, warm_up_s)
             axes.fill_between(minutes, queue.min(axis=0), queue.max(axis=0), color="0.8", linewidth=0)
             if reference in queues and name != reference:
                 axes.plot(minutes, queues[reference].mean(axis=0), color=_BLUE, linestyle=(0, (2, 1.5)), linewidth=1.1)
             axes.plot(minutes, queue.mean(axis=0), color="black", linewidth=1.7)
             axes.set_title(name + (" (the reference)" if name == reference else ""), fontweight="bold")
-            axes.set_xlim(0, minutes[-1])
             axes.set_ylim(0, top)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-            axes.grid(color="0.92")
-            axes.set_axisbelow(True)
             if tops[name] > top:
                 axes.annotate(
                     f"beyond the scale: up to {tops[name]:.0f} veh",
@@ -217,10 +209,7 @@ def cumulative_trips(
             panels[1].set_ylabel(f"more or fewer\nthan {reference}")
             _label_line_ends(panels[1], ends)
         for axes in panels:
-            _shade_warm_up(axes, warm_up_s)
-            axes.set_xlim(0, minutes[-1])
-            axes.grid(color="0.92")
-            axes.set_axisbelow(True)
+            _set_time_axis(axes, minutes, warm_up_s)
         panels[-1].set_xlabel("minutes after the begin")
         below = (
             f" Lower panel: how many more (or fewer) than under {reference} by the same time, mean of the last "
@@ -243,18 +232,18 @@ def signal_timeline(traces: Mapping[str, Trace], seed: int, warm_up_s: int, look
     The figure shows the junction and the TIMELINE_S seconds with the longest queue under the controller
     `looked_for_in`.
     """
-    junction_id, begin, end = busiest_window(traces[looked_for_in], warm_up_s)
     one = traces[looked_for_in]
-    stage_lanes = one.stage_lanes[junction_id]
+    junction_id, begin, end = busiest_window(one, warm_up_s)
+    stage_lanes = one.programs[junction_id]["stages"]
     num_stages = len(stage_lanes)
-    queues = {name: [trace.queue_veh(lanes)[begin:end] for lanes in stage_lanes] for name, trace in traces.items()}
+    queues = {name: [trace.queue_on_veh(lanes)[begin:end] for lanes in stage_lanes] for name, trace in traces.items()}
     top = max(4, *(int(queue.max()) for of_controller in queues.values() for queue in of_controller))
     minutes = np.arange(begin, end + 1) / 60
     with style.context(["default", _STYLE]):
         figure = Figure(figsize=(9, 0.7 + len(traces) * (0.3 + 0.85 * num_stages)), layout="constrained")
         groups = figure.subfigures(len(traces), 1, squeeze=False, hspace=0.02)[:, 0]
         for group, (name, trace) in zip(groups, traces.items(), strict=True):
-            mean_queue = trace.queue_veh(one.junction_lanes[junction_id])[begin:end].mean()
+            mean_queue = trace.queue_on_veh(one.programs[junction_id]["lanes"])[begin:end].mean()
             group.suptitle(
                 f"{name}: mean queue of the junction {mean_queue:.1f} veh in this window",
                 x=0.01,
@@ -263,7 +252,7 @@ def signal_timeline(traces: Mapping[str, Trace], seed: int, warm_up_s: int, look
                 fontsize=9.5,
             )
             panels = group.subplots(num_stages, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-            stages = trace.stage_of(junction_id)[begin:end]
+            stages = trace.stage[begin:end, list(trace.programs).index(junction_id)]
             for number, axes in enumerate(panels):
                 _draw_stage(axes, minutes, queues[name][number], stages == number, top)
                 axes.set_ylabel(
@@ -289,13 +278,11 @@ def signal_timeline(traces: Mapping[str, Trace], seed: int, warm_up_s: int, look
 def busiest_window(trace: Trace, warm_up_s: int) -> tuple[str, int, int]:
     """(junction, first row, row after the last) of the window around the longest queue of any junction, measured as
     the mean of a minute."""
-    best: tuple[float, str, int] = (-1.0, trace.junctions[0], warm_up_s)
-    for junction_id in trace.junctions:
-        queue = smoothed(trace.queue_veh(trace.junction_lanes[junction_id]), 60)
-        second = warm_up_s + int(queue[warm_up_s:].argmax())
-        if queue[second] > best[0]:
-            best = (float(queue[second]), junction_id, second)
-    _, junction_id, second = best
+    queues = {
+        name: smoothed(trace.queue_on_veh(each["lanes"]), 60)[warm_up_s:] for name, each in trace.programs.items()
+    }
+    junction_id = max(queues, key=lambda name: queues[name].max())
+    second = warm_up_s + int(queues[junction_id].argmax())
     last = len(trace.stage)
     begin = max(warm_up_s, min(second - TIMELINE_S // 2, last - TIMELINE_S))
     return junction_id, begin, min(begin + TIMELINE_S, last)
@@ -335,7 +322,6 @@ def _draw_stage(axes: Axes, minutes: NDArray[Any], queue: NDArray[Any], green: N
     axes.tick_params(axis="y", labelsize=7.5)
     axes.set_xlim(minutes[0], minutes[-1])
     axes.grid(axis="x", color="0.9")
-    axes.set_axisbelow(True)
 
 
 def _approaches(lanes: Sequence[str], width: int = 22) -> str:
@@ -370,9 +356,11 @@ def _label_line_ends(axes: Axes, ends: Mapping[str, float]) -> None:
         )
 
 
-def _shade_warm_up(axes: Axes, warm_up_s: int) -> None:
+def _set_time_axis(axes: Axes, minutes: NDArray[Any], warm_up_s: int) -> None:
     if warm_up_s:
         axes.axvspan(0, warm_up_s / 60, facecolor="none", edgecolor="0.8", hatch="////", linewidth=0)
+    axes.set_xlim(0, minutes[-1])
+    axes.grid(color="0.92")
 
 
 def _warm_up_words(warm_up_s: int) -> str:

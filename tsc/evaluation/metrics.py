@@ -21,23 +21,21 @@ class Metric:
     """A number in an episode's record.
 
     better: the direction that is good for road users; "neither" for a number that only describes.
-    group: the report's table that shows it; "main" is the first table.
     """
 
     key: str
     name: str
-    unit: str
+    unit: str = ""
     definition: str
-    better: Literal["lower", "higher", "neither"]
-    decimals: int
-    group: Group
+    better: Literal["lower", "higher", "neither"] = "lower"
+    decimals: int = 0
 
     @property
     def label(self) -> str:
         return f"{self.name} [{self.unit}]" if self.unit else self.name
 
 
-_METRICS = (
+_MAIN = (
     Metric(
         key="mean_queue_veh",
         name="mean queue",
@@ -45,9 +43,7 @@ _METRICS = (
         definition="Halting vehicles (speed below 0.1 m/s, SUMO's getLastStepHaltingNumber) on all lanes that lead to "
         "a controlled signal, summed over these lanes, mean over the measured seconds. Vehicles that wait outside the "
         "net for room to enter are not included: see the departure delay.",
-        better="lower",
         decimals=2,
-        group="main",
     ),
     Metric(
         key="waiting_time_s",
@@ -56,9 +52,7 @@ _METRICS = (
         definition="Time that a vehicle stood (waitingTime of SUMO's tripinfo: speed at most 0.1 m/s, without "
         "scheduled stops), mean over the counted vehicles that entered the net. Trips that are unfinished at the end "
         "count with their time so far.",
-        better="lower",
         decimals=1,
-        group="main",
     ),
     Metric(
         key="trip_duration_s",
@@ -66,9 +60,7 @@ _METRICS = (
         unit="s",
         definition="Time from entering the net to arriving (tripinfo duration), mean over the counted vehicles that "
         "entered. Trips that are unfinished at the end count with their time so far.",
-        better="lower",
         decimals=1,
-        group="main",
     ),
     Metric(
         key="delay_s",
@@ -77,18 +69,14 @@ _METRICS = (
         definition="Time lost before and during the trip: (sum of tripinfo timeLoss + sum of departDelay) / number of "
         "all counted vehicles. Vehicles that never entered the net count with their wait until the end, so a "
         "controller gains nothing by keeping vehicles out.",
-        better="lower",
         decimals=1,
-        group="main",
     ),
     Metric(
         key="stops",
         name="stops",
         unit="per veh",
         definition="How often a vehicle stopped (tripinfo waitingCount), mean over the counted vehicles that entered.",
-        better="lower",
         decimals=2,
-        group="main",
     ),
     Metric(
         key="worst_approach_wait_s",
@@ -97,18 +85,16 @@ _METRICS = (
         definition="Halting vehicle-seconds on an approach (all lanes of one edge that lead to a controlled signal) in "
         "the measured period, divided by the vehicles that came onto it (entered + departed of SUMO's edgeData). The "
         "metric is the largest value of all approaches. It shows whether one side pays for the others.",
-        better="lower",
         decimals=1,
-        group="main",
     ),
+)
+_TRAFFIC = (
     Metric(
         key="p95_queue_veh",
         name="95th percentile of the queue",
         unit="veh",
         definition="The queue (as in mean queue) that 95 % of the measured seconds do not exceed.",
-        better="lower",
         decimals=1,
-        group="traffic",
     ),
     Metric(
         key="time_loss_s",
@@ -116,9 +102,7 @@ _METRICS = (
         unit="s",
         definition="Time lost by driving slower than the vehicle could and may (tripinfo timeLoss), mean over the "
         "counted vehicles that entered. Trips that are unfinished at the end count with their time so far.",
-        better="lower",
         decimals=1,
-        group="traffic",
     ),
     Metric(
         key="depart_delay_s",
@@ -126,9 +110,7 @@ _METRICS = (
         unit="s",
         definition="Wait outside the net for room to enter (tripinfo departDelay), mean over all counted vehicles. "
         "Vehicles that are still outside at the end count with their wait so far.",
-        better="lower",
         decimals=1,
-        group="traffic",
     ),
     Metric(
         key="throughput_veh_per_h",
@@ -136,8 +118,6 @@ _METRICS = (
         unit="veh/h",
         definition="Counted vehicles that arrived at their destination, per hour of the measured period.",
         better="higher",
-        decimals=0,
-        group="traffic",
     ),
     Metric(
         key="co2_g_per_km",
@@ -145,9 +125,6 @@ _METRICS = (
         unit="g/km",
         definition="CO2 of the counted vehicles by SUMO's emission model (CO2_abs, with the emission class of each "
         "vehicle's type) divided by the distance that they drove (routeLength).",
-        better="lower",
-        decimals=0,
-        group="traffic",
     ),
     Metric(
         key="finished_veh",
@@ -155,17 +132,12 @@ _METRICS = (
         unit="veh",
         definition="Counted vehicles that entered and arrived.",
         better="higher",
-        decimals=0,
-        group="traffic",
     ),
     Metric(
         key="unfinished_veh",
         name="unfinished trips",
         unit="veh",
         definition="Counted vehicles that entered and were still on their way at the end.",
-        better="lower",
-        decimals=0,
-        group="traffic",
     ),
     Metric(
         key="not_inserted_veh",
@@ -173,29 +145,22 @@ _METRICS = (
         unit="veh",
         definition="Counted vehicles that found no room to enter before the end. Of the means, only departure delay "
         "and delay include them.",
-        better="lower",
-        decimals=0,
-        group="traffic",
     ),
     Metric(
         key="teleports",
         name="teleports",
-        unit="",
         definition="Vehicles that SUMO took off the road and put back further on in the measured period, mostly "
         "because they had stood for longer than time-to-teleport (never if teleporting is off). Every teleport removes "
         "a part of a queue that a real street would still have.",
-        better="lower",
-        decimals=0,
-        group="traffic",
     ),
+)
+_SIGNALS = (
     Metric(
         key="switches_per_h",
         name="switches",
         unit="per h",
         definition="Greens that ended in the measured period, per controlled junction and hour.",
         better="neither",
-        decimals=0,
-        group="signals",
     ),
     Metric(
         key="mean_green_s",
@@ -204,55 +169,40 @@ _METRICS = (
         definition="Mean length of the greens (stages) that began and ended in the measured period.",
         better="neither",
         decimals=1,
-        group="signals",
     ),
     Metric(
         key="greens",
         name="greens",
-        unit="",
         definition="Greens (stages) that began and ended in the measured period, all controlled junctions together.",
         better="neither",
-        decimals=0,
-        group="signals",
     ),
     Metric(
         key="greens_outside_bounds",
         name="greens outside the bounds",
-        unit="",
         definition="Those of the greens above that were shorter than min_green_s or longer than max_green_s.",
-        better="lower",
-        decimals=0,
-        group="signals",
     ),
     Metric(
         key="decisions",
         name="decisions",
-        unit="",
         definition="How often the controller was asked whether to extend a green: at min_green_s and every "
         "green_extension_s after it, before max_green_s. The warm-up is counted, too. 0 if SUMO itself switches.",
         better="neither",
-        decimals=0,
-        group="signals",
     ),
+)
+_MODEL = (
     Metric(
         key="invalid_answers",
         name="invalid answers",
-        unit="",
         definition='Answers of a language model without a readable {"extend": "yes"} or {"extend": "no"}. The '
         "fallback, the net's own plan, decides instead.",
-        better="lower",
         decimals=1,
-        group="model",
     ),
     Metric(
         key="late_answers",
         name="late answers",
-        unit="",
         definition="Decisions for which no answer came within the time limit. The fallback, the net's own plan, "
         "decides instead.",
-        better="lower",
         decimals=1,
-        group="model",
     ),
     Metric(
         key="latency_p50_s",
@@ -261,27 +211,21 @@ _METRICS = (
         definition="Real time from the question to the model's answer, while the questions of all junctions and "
         "running episodes are asked together: half of the decisions took at most this long. Late answers count with "
         "the time that was waited.",
-        better="lower",
         decimals=2,
-        group="model",
     ),
     Metric(
         key="latency_p95_s",
         name="latency, 95 %",
         unit="s",
         definition="95 % of the decisions took at most this long.",
-        better="lower",
         decimals=2,
-        group="model",
     ),
     Metric(
         key="latency_p99_s",
         name="latency, 99 %",
         unit="s",
         definition="99 % of the decisions took at most this long.",
-        better="lower",
         decimals=2,
-        group="model",
     ),
     Metric(
         key="prompt_tokens",
@@ -289,8 +233,6 @@ _METRICS = (
         unit="per decision",
         definition="Tokens of the prompt, mean over the decisions.",
         better="neither",
-        decimals=0,
-        group="model",
     ),
     Metric(
         key="completion_tokens",
@@ -298,12 +240,18 @@ _METRICS = (
         unit="per decision",
         definition="Tokens of the answer, mean over the decisions.",
         better="neither",
-        decimals=0,
-        group="model",
     ),
 )
 
-METRICS: dict[str, Metric] = {metric.key: metric for metric in _METRICS}
+# the metrics of each table of the report
+METRICS_OF: dict[Group, tuple[Metric, ...]] = {
+    "main": _MAIN,
+    "traffic": _TRAFFIC,
+    "signals": _SIGNALS,
+    "model": _MODEL,
+}
+
+METRICS: dict[str, Metric] = {metric.key: metric for metrics in METRICS_OF.values() for metric in metrics}
 
 COUNTED = (
     "The measured period runs from begin + warm-up to the end. The counted vehicles are those whose departure time "
@@ -313,16 +261,12 @@ COUNTED = (
 )
 
 
-def metrics_of(group: Group) -> list[Metric]:
-    return [metric for metric in _METRICS if metric.group == group]
-
-
 def definitions_markdown() -> str:
     """The text for docs/evaluation.md: one list per group, with label, definition and which direction is better."""
     parts = [list_item(COUNTED, bullet="")]
     for group, title in GROUP_TITLES.items():
         parts.append(f"**{title}**")
-        parts.append("\n".join(list_item(_definition(metric)) for metric in metrics_of(group)))
+        parts.append("\n".join(list_item(_definition(metric)) for metric in METRICS_OF[group]))
     return "\n\n".join(parts)
 
 

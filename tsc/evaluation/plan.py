@@ -50,7 +50,11 @@ def plan_jobs(
     Raises ConfigError if a scenario ends before its warm-up, ScenarioError if a net or demand cannot be built.
     """
     for scenario in scenarios:
-        _check_something_is_measured(scenario, settings.warm_up_s)
+        if scenario.duration_s <= settings.warm_up_s:
+            raise ConfigError(
+                f"scenario {scenario.name} begins at {scenario.begin_s} s, warms up for {settings.warm_up_s} s and "
+                f"ends at {scenario.end_s} s: nothing is left to measure; change begin_s, end_s or warm_up_s"
+            )
     jobs = []
     for scenario in scenarios:
         for number in range(num_seeds):
@@ -77,13 +81,14 @@ def plan_jobs(
                     what["max_answer_tokens"] = settings.llm.max_answer_tokens
                     what["decision_time_limit_s"] = settings.llm.decision_time_limit_s
                     what["compared"] = compared
+                digest = hashlib.sha256(json.dumps([what, contestant.name], sort_keys=True).encode())
                 jobs.append(
                     EpisodeJob(
                         scenario=scenario.name,
                         controller=contestant.name,
                         kind=contestant.kind,
                         seed=seed,
-                        fingerprint=_digest([what, contestant.name]),
+                        fingerprint=digest.hexdigest()[:16],
                         files=files,
                         end_s=scenario.end_s,
                         warm_up_s=settings.warm_up_s,
@@ -94,15 +99,3 @@ def plan_jobs(
                     )
                 )
     return jobs
-
-
-def _check_something_is_measured(scenario: TrafficScenario, warm_up_s: int) -> None:
-    if scenario.duration_s <= warm_up_s:
-        raise ConfigError(
-            f"scenario {scenario.name} begins at {scenario.begin_s} s, warms up for {warm_up_s} s and ends at "
-            f"{scenario.end_s} s: nothing is left to measure; change begin_s, end_s or warm_up_s"
-        )
-
-
-def _digest(what: Any) -> str:
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tsc.episodes.trace import Trace, load_trace
 from tsc.evaluation import figures
-from tsc.evaluation.disagreements import Disagreements, compare_with_lookahead
-from tsc.evaluation.figures import Differences, Picture
+from tsc.evaluation.disagreements import compare_with_lookahead
+from tsc.evaluation.figures import Picture
 from tsc.evaluation.machine import processor_name
-from tsc.evaluation.metrics import COUNTED, GROUP_TITLES, METRICS, Group, Metric, metrics_of
+from tsc.evaluation.metrics import COUNTED, GROUP_TITLES, METRICS, METRICS_OF, Metric
 from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.statistics import (
     ALL_SCENARIOS,
@@ -30,28 +31,28 @@ from tsc.evaluation.statistics import (
     summarise,
     write_summary,
 )
-from tsc.evaluation.traces import Trace, decisions_file, load_decisions, load_trace, trace_file
+from tsc.evaluation.traces import decisions_file, load_decisions, trace_file
 from tsc.evaluation.wording import (
     MISSING,
     Row,
     Summary,
-    chosen_controller,
     direction,
     findings,
-    findings_over_all,
     number,
     p_value,
     percent,
+    percent_difference,
     percent_range,
     printable,
     seed_numbers,
     signed,
+    span,
+    subjects,
     text_tables,
 )
 from tsc.files import write_atomically
 from tsc.sumo.version import installed_sumo_version
 
-TEMPLATE = "report.html.jinja"
 _NUM_INVALID_SHOWN = 5
 
 
@@ -63,37 +64,23 @@ class Cell:
     small: Sequence[str] = ()
 
 
+# its header, and its cell for each controller
+Column = tuple[Cell, Callable[[str], Cell]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     title: str
     header: Sequence[Cell]
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSection:
-    """The decisions of one language model on one scenario, on the seeds whose decisions were compared with lookahead.
-
-    shared_prompt: the messages with which the prompts of all the costliest decisions begin.
-    invalid: the first decisions whose answer could not be read.
-    """
-
-    controller: str
-    seeds: str
-    compared: Disagreements
-    shared_prompt: Sequence[dict[str, str]]
-    invalid: Sequence[dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScenarioSection:
-    facts: ReportedScenario
-    seeds: str
-    findings: Sequence[str]
-    tables: Sequence[Table]
-    notes: Sequence[str]
-    pictures: Sequence[Picture]
-    models: Sequence[ModelSection]
+    @classmethod
+    def of_controllers(cls, title: str, names: Sequence[str], columns: Sequence[Column]) -> Table:
+        return cls(
+            title=title,
+            header=[header for header, _ in columns],
+            rows=[(name, [cell(name) for _, cell in columns]) for name in names],
+        )
 
 
 def write_results(
@@ -115,157 +102,260 @@ def write_results(
     frame = pd.DataFrame(ran, columns=None if ran else ["scenario", "controller", "seed", *METRICS])
     rows = summarise(frame, reference)
     write_summary(rows, out)
-    summary = Summary(records(rows))
-    sections = [_section(out, ran, scenario, controllers, summary, reference) for scenario in scenarios]
+    results = _Results(out=out, ran=ran, summary=Summary(records(rows)), controllers=controllers, reference=reference)
+    sections = [results.section(scenario) for scenario in scenarios]
     for section in sections:
-        for picture in section.pictures:
+        for picture in section["pictures"]:
             (out / "figures").mkdir(exist_ok=True)
-            write_atomically(out / "figures" / f"{section.facts.name}-{picture.name}.png", picture.png)
+            write_atomically(out / "figures" / f"{section['facts'].name}-{picture.name}.png", picture.png)
+    several = bool(results.summary.controllers(ALL_SCENARIOS))
     page = (
         _environment()
-        .get_template(TEMPLATE)
+        .get_template("report.html.jinja")
         .render(
             command=command,
             reference=reference,
             gap_to=GAP_TO,
             controllers=controllers,
             sections=sections,
-            overall=findings_over_all(summary, controllers, reference),
-            overall_tables=_overall_tables(summary, scenarios, controllers, reference),
+            overall=findings(results.summary, ALL_SCENARIOS, controllers, reference) if several else [],
+            overall_tables=results.overall_tables(scenarios),
             counted=COUNTED,
-            definitions={GROUP_TITLES[group]: metrics_of(group) for group in GROUP_TITLES},
+            definitions={title: METRICS_OF[group] for group, title in GROUP_TITLES.items()},
             statistics=DEFINITIONS,
             settings=_flat(settings),
             machine=_machine(),
         )
     )
     write_atomically(out / "report.html", page.encode())
-    seeds = {scenario.name: _seeds(ran, scenario.name) for scenario in scenarios}
-    return text_tables(summary, scenarios, reference, seeds)
+    seeds = {scenario.name: results.seeds(scenario.name) for scenario in scenarios}
+    return text_tables(results.summary, scenarios, reference, seeds)
 
 
 def _in_order(
     episodes: Sequence[dict[str, Any]], scenarios: Sequence[ReportedScenario], controllers: Sequence[ReportedController]
 ) -> list[dict[str, Any]]:
-    places = {each.name: place for place, each in enumerate([*scenarios])}
-    turns = {each.name: place for place, each in enumerate([*controllers])}
+    places, turns = ([each.name for each in them] for them in (scenarios, controllers))
     ran = [
         record
         for record in episodes
         if "not_applicable" not in record and record["scenario"] in places and record["controller"] in turns
     ]
-    return sorted(ran, key=lambda record: (places[record["scenario"]], turns[record["controller"]], record["seed"]))
-
-
-def _seeds(ran: Sequence[dict[str, Any]], scenario: str, controller: str | None = None) -> list[int]:
     return sorted(
-        {
-            int(record["seed"])
-            for record in ran
-            if record["scenario"] == scenario and controller in (None, record["controller"])
+        ran, key=lambda record: (places.index(record["scenario"]), turns.index(record["controller"]), record["seed"])
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Results:
+    """What the sections of the report are made from. ran: the records of the episodes, in the report's order."""
+
+    out: Path
+    ran: Sequence[dict[str, Any]]
+    summary: Summary
+    controllers: Sequence[ReportedController]
+    reference: str
+
+    def seeds(self, scenario: str, controller: str | None = None) -> list[int]:
+        return sorted(
+            {
+                int(record["seed"])
+                for record in self.ran
+                if record["scenario"] == scenario and controller in (None, record["controller"])
+            }
+        )
+
+    def section(self, scenario: ReportedScenario) -> dict[str, Any]:
+        """What the template shows of a scenario."""
+        models = [self._model_section(scenario.name, each.name) for each in self.controllers if each.is_language_model]
+        return {
+            "facts": scenario,
+            "seeds": seed_numbers(self.seeds(scenario.name)),
+            "findings": findings(self.summary, scenario.name, self.controllers, self.reference),
+            "tables": self._tables(scenario.name),
+            "notes": _notes(self.summary, scenario),
+            "pictures": self._pictures(scenario),
+            "models": [model for model in models if model is not None],
         }
-    )
 
+    # Tables
 
-def _section(
-    out: Path,
-    ran: Sequence[dict[str, Any]],
-    scenario: ReportedScenario,
-    controllers: Sequence[ReportedController],
-    summary: Summary,
-    reference: str,
-) -> ScenarioSection:
-    seeds = _seeds(ran, scenario.name)
-    return ScenarioSection(
-        facts=scenario,
-        seeds=seed_numbers(seeds),
-        findings=findings(summary, scenario, controllers, reference),
-        tables=_tables(summary, scenario.name, reference, len(seeds)),
-        notes=_notes(summary, scenario),
-        pictures=_pictures(out, ran, scenario, controllers, summary, reference),
-        models=[
-            section
-            for each in controllers
-            if each.is_language_model and (section := _model_section(out, ran, scenario.name, each.name))
-        ],
-    )
+    def _tables(self, scenario: str) -> list[Table]:
+        summary, num_seeds = self.summary, len(self.seeds(scenario))
+        there = summary.controllers(scenario)
+        tables = []
+        for group, title in GROUP_TITLES.items():
+            columns = [
+                self._mean_column(scenario, metric, num_seeds)
+                for metric in METRICS_OF[group]
+                if any(summary.mean(scenario, name, metric.key) is not None for name in there)
+            ]
+            names = there
+            if group == "model":
+                names = [name for name in there if summary.mean(scenario, name, "invalid_answers") is not None]
+            # these stand next to the mean queue, which they are about
+            if group == "main" and any(
+                (summary.row(scenario, name) or {}).get("gap_closed") is not None for name in there
+            ):
+                columns.insert(1, self._gap_column(scenario))
+            if group == "main" and self.reference in there and len(there) > 1:
+                columns.insert(1, self._difference_column(scenario))
+            if columns and names:
+                tables.append(Table.of_controllers(title, names, columns))
+        return tables
 
-
-# Tables
-
-
-def _tables(summary: Summary, scenario: str, reference: str, num_seeds: int) -> list[Table]:
-    there = summary.controllers(scenario)
-    if not there:
-        return []
-    tables = []
-    for group in GROUP_TITLES:
-        columns = [
-            metric
-            for metric in metrics_of(group)
-            if any(summary.mean(scenario, name, metric.key) is not None for name in there)
+    def overall_tables(self, scenarios: Sequence[ReportedScenario]) -> list[Table]:
+        """The tables over all scenarios: the mean queue by scenario and controller, and the means over the
+        scenarios."""
+        if len(scenarios) < 2:
+            return []
+        summary = self.summary
+        names = [each.name for each in self.controllers if any(summary.row(s.name, each.name) for s in scenarios)]
+        rows = [
+            (scenario.name, [_queue_cell(summary.row(scenario.name, name)) for name in names]) for scenario in scenarios
         ]
-        if group == "model":
-            asked = {name for name in there if summary.mean(scenario, name, "invalid_answers") is not None}
-        else:
-            asked = set(there)
-        if columns and asked:
-            tables.append(
-                _table(summary, scenario, reference, group, columns, [n for n in there if n in asked], num_seeds)
-            )
-    return tables
+        header = [Cell(text=name) for name in names]
+        tables = [Table(title="Mean queue [veh]", header=header, rows=rows)] if names else []
+        there = summary.controllers(ALL_SCENARIOS)
+        if there:
+            columns = [
+                self._mean_column(ALL_SCENARIOS, METRICS[QUEUE]),
+                self._difference_column(ALL_SCENARIOS),
+                self._gap_column(ALL_SCENARIOS),
+                (
+                    Cell(text="queue ratio", small=(f"to {self.reference}", "all scenarios weigh the same")),
+                    lambda name: _mean_cell(summary.row(ALL_SCENARIOS, name, QUEUE_RATIO), 2),
+                ),
+            ]
+            tables.append(Table.of_controllers("All scenarios together", there, columns))
+        return tables
+
+    def _mean_column(self, scenario: str, metric: Metric, num_seeds: int = 0) -> Column:
+        return (
+            Cell(text=metric.name, small=_lines(metric.unit)),
+            lambda name: _mean_cell(self.summary.row(scenario, name, metric.key), metric.decimals, num_seeds),
+        )
+
+    def _difference_column(self, scenario: str) -> Column:
+        return (
+            Cell(text=f"against {self.reference}", small=("veh",)),
+            lambda name: _difference_cell(self.summary.row(scenario, name), self.reference),
+        )
+
+    def _gap_column(self, scenario: str) -> Column:
+        return Cell(text="gap closed"), lambda name: _gap_cell(self.summary.row(scenario, name))
+
+    # Figures
+
+    def _pictures(self, scenario: ReportedScenario) -> list[Picture]:
+        summary, reference, warm_up_s = self.summary, self.reference, scenario.warm_up_s
+        pictures = []
+        rows = [summary.row(scenario.name, name) for name in summary.controllers(scenario.name)]
+        compared = [row for row in rows if row is not None and row["difference"] is not None]
+        if compared:
+            queues = {(r["controller"], r["seed"]): r[QUEUE] for r in self.ran if r["scenario"] == scenario.name}
+            by_seed_veh = {
+                row["controller"]: [
+                    queues[row["controller"], seed] - queues[reference, seed]
+                    for seed in self.seeds(scenario.name, row["controller"])
+                    if (reference, seed) in queues
+                ]
+                for row in compared
+            }
+            pictures.append(figures.paired_differences(compared, by_seed_veh, reference))
+        traces: dict[str, list[Trace]] = {}
+        for record in self.ran:
+            if record["scenario"] == scenario.name:
+                trace = self._trace(scenario, record["controller"], record["seed"])
+                if trace is not None:
+                    traces.setdefault(record["controller"], []).append(trace)
+        if not traces:
+            return pictures
+        pictures.append(figures.queue_over_time(traces, reference, warm_up_s))
+        # first the controllers that the report is about, then by mean queue
+        about = subjects(summary, scenario.name, self.controllers, reference)[0][::-1]
+        ranked = sorted(traces, key=lambda name: summary.mean(scenario.name, name, QUEUE) or 0.0)
+        wanted = dict.fromkeys([*about[:1], reference, GAP_TO, "static", *about, *ranked])
+        drawn = [name for name in wanted if name in traces][: figures.MAX_LINES]
+        left_out = [name for name in traces if name not in drawn]
+        pictures.append(
+            figures.cumulative_trips({name: traces[name] for name in drawn}, reference, warm_up_s, left_out)
+        )
+        pair = [name for name in dict.fromkeys([reference, *about[:1], *drawn]) if name in traces][:2]
+        common = sorted(set.intersection(*(set(self.seeds(scenario.name, name)) for name in pair)))
+        for seed in common:
+            of_seed = {name: self._trace(scenario, name, seed) for name in pair}
+            both = {name: trace for name, trace in of_seed.items() if trace is not None}
+            if len(both) == len(pair):
+                pictures.append(figures.signal_timeline(both, seed, warm_up_s, pair[0]))
+                break
+        return pictures
+
+    def _trace(self, scenario: ReportedScenario, controller: str, seed: int) -> Trace | None:
+        """The trace of an episode. None if it is missing, or has another begin or end, from an earlier evaluation."""
+        path = trace_file(self.out, scenario.name, controller, seed)
+        trace = load_trace(path) if path.is_file() else None
+        if trace is None or (trace.begin_s, len(trace.stage)) != (scenario.begin_s, scenario.end_s - scenario.begin_s):
+            return None
+        return trace
+
+    # Language models
+
+    def _model_section(self, scenario: str, controller: str) -> dict[str, Any] | None:
+        """What the template shows of a language model's decisions, on the seeds on which they were compared with
+        lookahead.
+
+        shared_prompt: the messages with which the prompts of all the costliest decisions begin. invalid: the first
+        decisions whose answer could not be read.
+        """
+        by_seed = {
+            seed: load_decisions(decisions_file(self.out, scenario, controller, seed))
+            for seed in self.seeds(scenario, controller)
+        }
+        decisions = [{**record, "seed": seed} for seed, of_seed in by_seed.items() for record in of_seed]
+        compared = compare_with_lookahead(decisions)
+        if compared is None:
+            return None
+        return {
+            "controller": controller,
+            "seeds": seed_numbers([seed for seed, of_seed in by_seed.items() if of_seed]),
+            "compared": compared,
+            "shared_prompt": _shared_beginning([record["prompt"] for record in compared.costliest]),
+            "invalid": [record for record in decisions if record["fallback"] == "invalid"][:_NUM_INVALID_SHOWN],
+        }
 
 
-def _table(
-    summary: Summary,
-    scenario: str,
-    reference: str,
-    group: Group,
-    columns: Sequence[Metric],
-    names: Sequence[str],
-    num_seeds: int,
-) -> Table:
-    header = [Cell(text=metric.name, small=_lines(metric.unit)) for metric in columns]
-    differs = group == "main" and reference in names and len(names) > 1
-    shares = group == "main" and any(
-        (summary.row(scenario, name) or {}).get("gap_closed") is not None for name in names
-    )
-    # they stand next to the mean queue, which they are about
-    added = [Cell(text=f"against {reference}", small=("veh",))] if differs else []
-    added += [Cell(text="gap closed")] if shares else []
-    rows = []
-    for name in names:
-        cells = [_mean_cell(summary.row(scenario, name, metric.key), metric, num_seeds) for metric in columns]
-        queue = summary.row(scenario, name)
-        assert queue is not None
-        inserted = [_difference_cell(queue, reference)] if differs else []
-        inserted += [_gap_cell(queue)] if shares else []
-        rows.append((name, [*cells[:1], *inserted, *cells[1:]]))
-    return Table(title=GROUP_TITLES[group], header=[*header[:1], *added, *header[1:]], rows=rows)
+def _queue_cell(row: Row | None) -> Cell:
+    if row is None:
+        return Cell(text=MISSING)
+    share = row["difference_percent"]
+    small = () if share is None else (f"{signed(share, 0)} %", direction(row))
+    return Cell(text=number(row["mean"], 2), small=small)
 
 
-def _mean_cell(row: Row | None, metric: Metric, num_seeds: int) -> Cell:
+def _mean_cell(row: Row | None, decimals: int, num_seeds: int = 0) -> Cell:
+    """num_seeds: how many seeds ran; fewer in `row` are told."""
     if row is None:
         return Cell(text=MISSING)
     seeds = f"{row['num_seeds']} of {num_seeds} seeds" if row["num_seeds"] < num_seeds else ""
-    interval = _between(row["ci95_low"], row["ci95_high"], metric.decimals)
-    return Cell(text=number(row["mean"], metric.decimals), small=_lines(interval, seeds))
+    low, high = row["ci95_low"], row["ci95_high"]
+    interval = "" if low is None or low == high else span(low, high, decimals)
+    return Cell(text=number(row["mean"], decimals), small=_lines(interval, seeds))
 
 
-def _difference_cell(row: Row, reference: str) -> Cell:
-    if row["controller"] == reference:
+def _difference_cell(row: Row | None, reference: str) -> Cell:
+    if row is not None and row["controller"] == reference:
         return Cell(text="reference")
-    if row["difference"] is None:
+    if row is None or row["difference"] is None:
         return Cell(text=MISSING)
-    share = "" if row["difference_percent"] is None else f" ({signed(row['difference_percent'], 0)} %)"
     low, high = row["difference_ci95_low"], row["difference_ci95_high"]
-    interval = "" if low is None else f"{signed(low, 2)} to {signed(high, 2)}"
+    interval = "" if low is None else span(low, high, 2, signed)
     p = "" if row["wilcoxon_p"] is None else f", p {p_value(row['wilcoxon_p'])}"
-    return Cell(text=signed(row["difference"], 2) + share, small=_lines(interval, direction(row) + p))
+    return Cell(text=signed(row["difference"], 2) + percent_difference(row), small=_lines(interval, direction(row) + p))
 
 
-def _gap_cell(row: Row) -> Cell:
-    if row["gap_closed"] is None:
+def _gap_cell(row: Row | None) -> Cell:
+    if row is None or row["gap_closed"] is None:
         return Cell(text=MISSING)
     low, high = row["gap_closed_ci95_low"], row["gap_closed_ci95_high"]
     return Cell(text=percent(row["gap_closed"]), small=_lines("" if low == high else percent_range(low, high)))
@@ -273,10 +363,6 @@ def _gap_cell(row: Row) -> Cell:
 
 def _lines(*lines: str) -> list[str]:
     return [line for line in lines if line]
-
-
-def _between(low: float | None, high: float | None, decimals: int) -> str:
-    return "" if low is None or low == high else f"{number(low, decimals)} to {number(high, decimals)}"
 
 
 def _notes(summary: Summary, scenario: ReportedScenario) -> list[str]:
@@ -299,157 +385,6 @@ def _notes(summary: Summary, scenario: ReportedScenario) -> list[str]:
                 notes.append(f"{name}: {number(count, 1)} vehicles per episode {what}.")
     notes += [f"{name} cannot run here: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
     return notes
-
-
-def _overall_tables(
-    summary: Summary, scenarios: Sequence[ReportedScenario], controllers: Sequence[ReportedController], reference: str
-) -> list[Table]:
-    """The tables over all scenarios: the mean queue by scenario and controller, and the means over the scenarios."""
-    if len(scenarios) < 2:
-        return []
-    names = [each.name for each in controllers if any(summary.row(s.name, each.name) for s in scenarios)]
-    rows = []
-    for scenario in scenarios:
-        cells = []
-        for name in names:
-            row = summary.row(scenario.name, name)
-            share = row["difference_percent"] if row else None
-            small = () if row is None or share is None else (f"{signed(share, 0)} %", direction(row))
-            cells.append(Cell(text=number(row["mean"] if row else None, 2), small=small))
-        rows.append((scenario.name, cells))
-    tables = [Table(title="Mean queue [veh]", header=[Cell(text=name) for name in names], rows=rows)] if names else []
-    there = summary.controllers(ALL_SCENARIOS)
-    if there:
-        rows = []
-        for name in there:
-            row, ratio = summary.row(ALL_SCENARIOS, name), summary.row(ALL_SCENARIOS, name, QUEUE_RATIO)
-            assert row is not None
-            cells = [_mean_cell(row, METRICS[QUEUE], row["num_seeds"]), _difference_cell(row, reference)]
-            cells += [_gap_cell(row)]
-            low, high = (ratio["ci95_low"], ratio["ci95_high"]) if ratio else (None, None)
-            cells += [Cell(text=number(ratio["mean"] if ratio else None, 2), small=_lines(_between(low, high, 2)))]
-            rows.append((name, cells))
-        header = [
-            Cell(text="mean queue", small=("veh",)),
-            Cell(text=f"against {reference}", small=("veh",)),
-            Cell(text="gap closed"),
-            Cell(text="queue ratio", small=(f"to {reference}", "all scenarios weigh the same")),
-        ]
-        tables.append(Table(title="All scenarios together", header=header, rows=rows))
-    return tables
-
-
-# Figures
-
-
-def _pictures(
-    out: Path,
-    ran: Sequence[dict[str, Any]],
-    scenario: ReportedScenario,
-    controllers: Sequence[ReportedController],
-    summary: Summary,
-    reference: str,
-) -> list[Picture]:
-    pictures = []
-    differences = _differences(ran, scenario.name, summary, reference)
-    if differences:
-        pictures.append(figures.paired_differences(differences, reference))
-    traces = _traces(out, ran, scenario)
-    if not traces:
-        return pictures
-    pictures.append(figures.queue_over_time(traces, reference, scenario.warm_up_s))
-    drawn = _drawn(summary, scenario.name, controllers, reference, traces)
-    left_out = [name for name in traces if name not in drawn]
-    pictures.append(
-        figures.cumulative_trips({name: traces[name] for name in drawn}, reference, scenario.warm_up_s, left_out)
-    )
-    chosen = chosen_controller(summary, scenario.name, controllers, reference)
-    pair = [name for name in dict.fromkeys([reference, chosen, *drawn]) if name in traces][:2]
-    common = sorted(set.intersection(*(set(_seeds(ran, scenario.name, name)) for name in pair)))
-    for seed in common:
-        of_seed = {name: _trace(out, scenario, name, seed) for name in pair}
-        both = {name: trace for name, trace in of_seed.items() if trace is not None}
-        if len(both) == len(pair):
-            pictures.append(figures.signal_timeline(both, seed, scenario.warm_up_s, pair[0]))
-            break
-    return pictures
-
-
-def _differences(ran: Sequence[dict[str, Any]], scenario: str, summary: Summary, reference: str) -> list[Differences]:
-    queues = {(r["controller"], r["seed"]): r[QUEUE] for r in ran if r["scenario"] == scenario}
-    found = []
-    for name in summary.controllers(scenario):
-        row = summary.row(scenario, name)
-        if row is None or row["difference"] is None:
-            continue
-        seeds = [seed for seed in _seeds(ran, scenario, name) if (reference, seed) in queues]
-        low, high = row["difference_ci95_low"], row["difference_ci95_high"]
-        found.append(
-            Differences(
-                controller=name,
-                by_seed_veh=[queues[name, seed] - queues[reference, seed] for seed in seeds],
-                mean_veh=row["difference"],
-                interval_veh=None if low is None else (low, high),
-                percent=row["difference_percent"],
-            )
-        )
-    return found
-
-
-def _trace(out: Path, scenario: ReportedScenario, controller: str, seed: int) -> Trace | None:
-    """The trace of an episode. None if it is missing, or has another begin or end, from an earlier evaluation."""
-    trace = load_trace(trace_file(out, scenario.name, controller, seed))
-    if trace is None or (trace.begin_s, len(trace.stage)) != (scenario.begin_s, scenario.end_s - scenario.begin_s):
-        return None
-    return trace
-
-
-def _traces(out: Path, ran: Sequence[dict[str, Any]], scenario: ReportedScenario) -> dict[str, list[Trace]]:
-    """The traces by controller; controllers without traces are left out."""
-    found: dict[str, list[Trace]] = {}
-    for record in ran:
-        if record["scenario"] == scenario.name:
-            trace = _trace(out, scenario, record["controller"], record["seed"])
-            if trace is not None:
-                found.setdefault(record["controller"], []).append(trace)
-    return found
-
-
-def _drawn(
-    summary: Summary,
-    scenario: str,
-    controllers: Sequence[ReportedController],
-    reference: str,
-    traces: Mapping[str, Any],
-) -> list[str]:
-    """The controllers to draw, at most MAX_LINES: first those that the report is about, then by mean queue."""
-    models = [each.name for each in controllers if each.is_language_model][::-1]
-    ranked = sorted(traces, key=lambda name: summary.mean(scenario, name, QUEUE) or 0.0)
-    chosen = chosen_controller(summary, scenario, controllers, reference)
-    wanted = dict.fromkeys([chosen, reference, GAP_TO, "static", *models, *ranked])
-    return [name for name in wanted if name is not None and name in traces][: figures.MAX_LINES]
-
-
-# Language models
-
-
-def _model_section(out: Path, ran: Sequence[dict[str, Any]], scenario: str, controller: str) -> ModelSection | None:
-    decisions = []
-    seeds = []
-    for seed in _seeds(ran, scenario, controller):
-        of_seed = load_decisions(decisions_file(out, scenario, controller, seed))
-        decisions += [{**record, "seed": seed} for record in of_seed]
-        seeds += [seed] if of_seed else []
-    compared = compare_with_lookahead(decisions)
-    if compared is None:
-        return None
-    return ModelSection(
-        controller=controller,
-        seeds=seed_numbers(seeds),
-        compared=compared,
-        shared_prompt=_shared_beginning([record["prompt"] for record in compared.costliest]),
-        invalid=[record for record in decisions if record["fallback"] == "invalid"][:_NUM_INVALID_SHOWN],
-    )
 
 
 def _shared_beginning(prompts: Sequence[list[dict[str, str]]]) -> list[dict[str, str]]:

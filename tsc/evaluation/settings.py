@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tsc.junction.timing import Timing
-from tsc.scenarios.scenario import parse_timing
+from tsc.scenarios.scenario import TimingSection
 from tsc.scenarios.traffic_scenario import ScenarioSettings
-from tsc.yaml_file import load_yaml
+from tsc.yaml_file import Section, load_yaml
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LanguageModelSettings(_Section):
+class LanguageModelSettings(Section):
     """How language models are asked.
 
     max_answer_tokens: the most tokens of an answer.
@@ -32,13 +27,11 @@ class LanguageModelSettings(_Section):
     compared_seeds: int = Field(default=1, ge=0)
 
 
-class EvaluationSettings(_Section):
+class EvaluationSettings(Section):
     """How the episodes of an evaluation run, and what is measured.
 
-    begin_s, end_s: simulated time; None means the scenario's own.
+    begin_s, end_s, time_to_teleport_s, timing: see ScenarioSettings.
     warm_up_s: simulated after the begin, but not measured.
-    time_to_teleport_s: a vehicle that stands this long is moved past the jam; -1 means never.
-    timing: the bounds of greens in scenarios that do not have a timing of their own.
     reference: the controller that the others are compared with.
     """
 
@@ -46,7 +39,7 @@ class EvaluationSettings(_Section):
     end_s: int | None = Field(default=None, ge=1)
     warm_up_s: int = Field(default=0, ge=0)
     time_to_teleport_s: int = -1
-    timing: Timing = Timing()
+    timing: TimingSection = Timing()
     reference: str = "max_pressure"
     llm: LanguageModelSettings = LanguageModelSettings()
 
@@ -56,11 +49,6 @@ class EvaluationSettings(_Section):
         if value != -1 and value < 1:
             raise ValueError("choose -1 (never) or at least 1 s")
         return value
-
-    @field_validator("timing", mode="before")
-    @classmethod
-    def _timing(cls, value: Any) -> Any:
-        return parse_timing(value)
 
     @model_validator(mode="after")
     def _ends_after_its_begin(self) -> EvaluationSettings:

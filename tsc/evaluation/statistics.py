@@ -128,9 +128,11 @@ def summarise(episodes: pd.DataFrame, reference: str) -> pd.DataFrame:
     for scenario in dict.fromkeys(episodes["scenario"]):
         rows += _scenario_rows(episodes[episodes["scenario"] == scenario], str(scenario), reference)
     if episodes["scenario"].nunique() > 1:
-        taken_together = _seeds_taken_together(episodes)
-        rows += _scenario_rows(taken_together.drop(columns="parts"), ALL_SCENARIOS, reference)
-        rows += _ratio_rows(taken_together, reference)
+        queues = _queues_by_scenario(episodes)
+        taken_together = queues.index.to_frame(index=False)
+        taken_together[QUEUE] = [float(np.mean(of_scenarios)) for of_scenarios in queues.to_numpy(dtype=float)]
+        rows += _scenario_rows(taken_together, ALL_SCENARIOS, reference)
+        rows += _ratio_rows(queues, reference)
     return pd.DataFrame(rows, columns=[*SUMMARY_COLUMNS, "seeds"])
 
 
@@ -232,35 +234,27 @@ def _gap_closed(queues: pd.DataFrame, controller: str) -> dict[str, Any]:
     }
 
 
-def _seeds_taken_together(episodes: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the controllers and seed numbers that all scenarios have.
+def _queues_by_scenario(episodes: pd.DataFrame) -> pd.DataFrame:
+    """The mean queue of each scenario (columns), for the controllers and seeds that all scenarios have.
 
-    Columns: controller, seed (1 for the first seed of every scenario, and so on), `parts` (the mean queue of each
-    scenario), and the mean of `parts`.
+    Rows: controller, then seed (1 for the first seed of every scenario, and so on).
     """
-    numbered = episodes.assign(number=episodes.groupby("scenario")["seed"].rank(method="dense").astype(int))
-    wide = numbered.pivot(index=["controller", "number"], columns="scenario", values=QUEUE)
-    wide = wide[list(dict.fromkeys(episodes["scenario"]))].dropna()
-    order = {controller: place for place, controller in enumerate(dict.fromkeys(episodes["controller"]))}
-    rows = [
-        {"controller": controller, "seed": number, "parts": parts, QUEUE: float(np.mean(parts))}
-        for (controller, number), parts in zip(wide.index, wide.to_numpy(dtype=float), strict=True)
-    ]
-    rows.sort(key=lambda row: (order[row["controller"]], row["seed"]))
-    return pd.DataFrame(rows, columns=["controller", "seed", "parts", QUEUE])
+    names = list(dict.fromkeys(episodes["controller"]))
+    numbered = episodes.assign(seed=episodes.groupby("scenario")["seed"].rank(method="dense").astype(int))
+    queues = numbered.pivot(index=["controller", "seed"], columns="scenario", values=QUEUE)
+    queues = queues[list(dict.fromkeys(episodes["scenario"]))].dropna()
+    return queues.sort_index(key=lambda level: level.map(names.index) if level.name == "controller" else level)
 
 
-def _ratio_rows(taken_together: pd.DataFrame, reference: str) -> list[dict[str, Any]]:
-    parts = {
-        controller: dict(zip(group["seed"], group["parts"], strict=True))
-        for controller, group in taken_together.groupby("controller", sort=False)
-    }
+def _ratio_rows(queues: pd.DataFrame, reference: str) -> list[dict[str, Any]]:
+    """queues: as _queues_by_scenario returns them."""
     rows = []
-    for controller in parts:
-        seeds = sorted(parts[controller].keys() & parts.get(reference, {}).keys())
+    controllers = list(dict.fromkeys(queues.index.get_level_values("controller")))
+    for controller in controllers if reference in controllers else []:
+        seeds = [int(seed) for seed in queues.loc[controller].index.intersection(queues.loc[reference].index)]
         if controller == reference or not seeds:
             continue
-        ours, theirs = (np.array([parts[name][seed] for seed in seeds]).T for name in (controller, reference))
+        ours, theirs = (queues.loc[name].loc[seeds].to_numpy(dtype=float).T for name in (controller, reference))
         if not theirs.all():  # a scenario without any queue does not have a ratio
             continue
         num_scenarios = len(ours)
@@ -295,13 +289,8 @@ def write_summary(summary: pd.DataFrame, out: Path) -> None:
 
 def records(summary: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of the table, with None instead of NaN."""
-    return [
-        {
-            str(key): None if value is None or (isinstance(value, float) and math.isnan(value)) else value
-            for key, value in row.items()
-        }
-        for row in summary.to_dict("records")
-    ]
+    rows = summary.astype(object).where(summary.notna(), None).to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
 
 
 def interval95(values: Sequence[float]) -> tuple[float, float, float]:

@@ -58,6 +58,10 @@ def percent(share: float | None) -> str:
     return MISSING if share is None else f"{number(100 * share, 0)} %".replace("−0 %", "0 %")
 
 
+def span(low: float, high: float, decimals: int, form: Callable[[float, int], str] = number) -> str:
+    return f"{form(low, decimals)} to {form(high, decimals)}"
+
+
 def percent_range(low: float, high: float) -> str:
     return f"{percent(low).removesuffix(' %')} to {percent(high)}"
 
@@ -79,6 +83,11 @@ def printable(text: str) -> str:
     )
 
 
+def percent_difference(row: Row) -> str:
+    """The difference in percent, in brackets after a blank; empty if it is not known."""
+    return "" if row["difference_percent"] is None else f" ({signed(row['difference_percent'], 0)} %)"
+
+
 def direction(row: Row) -> str:
     """shorter, longer, or why neither can be claimed; empty if the row has no difference."""
     if row["difference"] is None:
@@ -90,41 +99,45 @@ def direction(row: Row) -> str:
     return "longer" if row["difference_ci95_low"] > 0 else "no difference shown"
 
 
-def chosen_controller(
+def subjects(
     summary: Summary, scenario: str, controllers: Sequence[ReportedController], reference: str
-) -> str | None:
-    """The controller that a report is about: the last language model, or without one, the controller with the shortest
-    queue, leaving out the reference, lookahead and random, which are not for use on a street."""
+) -> tuple[list[str], bool]:
+    """The controllers that a report is about, and whether they are the language models.
+
+    Without a language model it is the controller with the shortest queue, leaving out the reference, lookahead and
+    random, which are not for use on a street. None if no episode was run.
+    """
     there = summary.controllers(scenario)
     models = [each.name for each in controllers if each.is_language_model and each.name in there]
-    if models:
-        return models[-1]
     others = [name for name in there if name not in (reference, GAP_TO, "random")]
     ranked = sorted(others, key=lambda name: summary.mean(scenario, name, QUEUE) or 0.0)
-    return next(iter([*ranked, *(name for name in there if name != reference), *there]), None)
+    return models or [*ranked, *(name for name in there if name != reference), *there][:1], bool(models)
 
 
-def findings(
-    summary: Summary, scenario: ReportedScenario, controllers: Sequence[ReportedController], reference: str
-) -> list[str]:
-    """The result in plain sentences, which never claim more than the intervals show."""
-    there = summary.controllers(scenario.name)
+def findings(summary: Summary, scenario: str, controllers: Sequence[ReportedController], reference: str) -> list[str]:
+    """The result of a scenario, or of ALL_SCENARIOS, in plain sentences, which never claim more than the intervals
+    show."""
+    there = summary.controllers(scenario)
     if not there:
         return ["No episode was run."]
-    models = [each.name for each in controllers if each.is_language_model and each.name in there]
-    chosen = chosen_controller(summary, scenario.name, controllers, reference)
-    assert chosen is not None
+    about, are_models = subjects(summary, scenario, controllers, reference)
     sentences = []
-    for name in models or [chosen]:
-        row = summary.row(scenario.name, name)
+    for name in about:
+        row, ratio = summary.row(scenario, name), summary.row(scenario, name, QUEUE_RATIO)
         assert row is not None
-        sentences.append(_against_reference(row, summary.row(scenario.name, reference), reference))
-        on_scale = [summary.row(scenario.name, end) for end in (GAP_FROM, GAP_TO)]
+        sentences.append(_against_reference(row, summary.row(scenario, reference), reference))
+        on_scale = [summary.row(scenario, end) for end in (GAP_FROM, GAP_TO)]
         enough = all(each is not None and each["num_seeds"] >= MIN_SEEDS_TO_CLAIM for each in (row, *on_scale))
-        if row["gap_closed"] is not None and enough and name not in (GAP_FROM, GAP_TO):
+        if scenario == ALL_SCENARIOS:
+            if ratio is not None and ratio["ci95_low"] is not None and ratio["num_seeds"] >= MIN_SEEDS_TO_CLAIM:
+                sentences.append(
+                    f"If every scenario weighs the same, its queue is {ratio['mean']:.2f} times that of {reference} "
+                    f"({_interval_words(ratio)})."
+                )
+        elif row["gap_closed"] is not None and enough and name not in (GAP_FROM, GAP_TO):
             sentences.append(_of_the_gap(row))
-    queues = {name: summary.mean(scenario.name, name, QUEUE) or 0.0 for name in there}
-    if len(there) > 2 and (not models or len(sentences) < 2):
+    queues = {name: summary.mean(scenario, name, QUEUE) or 0.0 for name in there}
+    if scenario != ALL_SCENARIOS and len(there) > 2 and (not are_models or len(sentences) < 2):
         best, worst = min(queues, key=queues.__getitem__), max(queues, key=queues.__getitem__)
         sentences.append(
             f"Of the {len(there)} controllers, {best} had the shortest mean queue ({queues[best]:.2f} vehicles), and "
@@ -137,7 +150,7 @@ def _against_reference(row: Row, of_reference: Row | None, reference: str) -> st
     name = row["controller"]
     mean = f"{name} had a mean queue of {row['mean']:.2f} vehicles"
     if of_reference is None or row["difference"] is None:
-        interval = f" ({interval_words(row, 2)})" if row["ci95_low"] is not None else ""
+        interval = f" ({_interval_words(row)})" if row["ci95_low"] is not None else ""
         why = "" if name == reference else f" It cannot be compared with {reference}, which did not run."
         return f"{mean}{interval}.{why}"
     if row["num_seeds"] < MIN_SEEDS_TO_CLAIM:
@@ -147,7 +160,7 @@ def _against_reference(row: Row, of_reference: Row | None, reference: str) -> st
             f"{MIN_SEEDS_TO_CLAIM} seeds are needed."
         )
     interval = (
-        f"95 % interval {signed(row['difference_ci95_low'], 2)} to {signed(row['difference_ci95_high'], 2)}, "
+        f"95 % interval {span(row['difference_ci95_low'], row['difference_ci95_high'], 2, signed)}, "
         f"p {p_value(row['wilcoxon_p'])}, {row['num_seeds']} seeds"
     )
     said = direction(row)
@@ -173,27 +186,8 @@ def _of_the_gap(row: Row) -> str:
     return f"It closes {percent(row['gap_closed'])} ({interval}) of {gap}."
 
 
-def interval_words(row: Row, decimals: int) -> str:
-    return f"95 % interval {number(row['ci95_low'], decimals)} to {number(row['ci95_high'], decimals)}"
-
-
-def findings_over_all(summary: Summary, controllers: Sequence[ReportedController], reference: str) -> list[str]:
-    """The result over all scenarios together; empty for one scenario."""
-    there = summary.controllers(ALL_SCENARIOS)
-    models = [each.name for each in controllers if each.is_language_model and each.name in there]
-    chosen = chosen_controller(summary, ALL_SCENARIOS, controllers, reference)
-    sentences = []
-    for name in models or ([chosen] if chosen else []):
-        row, ratio = summary.row(ALL_SCENARIOS, name), summary.row(ALL_SCENARIOS, name, QUEUE_RATIO)
-        assert row is not None
-        of_reference = summary.row(ALL_SCENARIOS, reference)
-        sentences.append(_against_reference(row, of_reference, reference))
-        if ratio is not None and ratio["ci95_low"] is not None and ratio["num_seeds"] >= MIN_SEEDS_TO_CLAIM:
-            sentences.append(
-                f"If every scenario weighs the same, its queue is {ratio['mean']:.2f} times that of {reference} "
-                f"({interval_words(ratio, 2)})."
-            )
-    return sentences
+def _interval_words(row: Row) -> str:
+    return f"95 % interval {span(row['ci95_low'], row['ci95_high'], 2)}"
 
 
 def text_tables(
@@ -203,12 +197,14 @@ def text_tables(
     lines = []
     for scenario in scenarios:
         of_scenario = seeds[scenario.name]
-        count = "1 seed" if len(of_scenario) == 1 else f"{len(of_scenario)} seeds"
-        warm_up = f" after {scenario.warm_up_s} s of warm-up" if scenario.warm_up_s else ""
-        title = f"{scenario.name}: {count} ({seed_numbers(of_scenario)}), {scenario.measured_s} s measured{warm_up}"
-        lines += [title if of_scenario else f"{scenario.name}: no episode was run"]
         if of_scenario:
+            count = "1 seed" if len(of_scenario) == 1 else f"{len(of_scenario)} seeds"
+            warm_up = f" after {scenario.warm_up_s} s of warm-up" if scenario.warm_up_s else ""
+            measured = f"{scenario.measured_s} s measured{warm_up}"
+            lines.append(f"{scenario.name}: {count} ({seed_numbers(of_scenario)}), {measured}")
             lines += _text_table(summary, scenario.name, reference)
+        else:
+            lines.append(f"{scenario.name}: no episode was run")
         lines += [f"  {name} cannot run here: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
         lines.append("")
     if summary.controllers(ALL_SCENARIOS):
@@ -223,8 +219,7 @@ def text_tables(
 
 
 def _text_table(summary: Summary, scenario: str, reference: str) -> list[str]:
-    header = ["", "mean queue", "waiting", "trip", "delay", "invalid", f"vs {reference}", "p", "gap"]
-    table = [header]
+    table = [["", "mean queue", "waiting", "trip", "delay", "invalid", f"vs {reference}", "p", "gap"]]
     for name in summary.controllers(scenario):
         row = summary.row(scenario, name)
         assert row is not None
@@ -244,15 +239,12 @@ def _text_table(summary: Summary, scenario: str, reference: str) -> list[str]:
             ]
         )
     # without empty columns: the table of all scenarios together has no waiting times, for example
-    kept = [column for column in range(len(header)) if any(line[column] not in ("", MISSING) for line in table[1:])]
-    widths = {column: max(len(line[column]) for line in table) for column in kept}
-    return [
-        "  "
-        + "  ".join(
-            line[column].ljust(widths[column]) if column == 0 else line[column].rjust(widths[column]) for column in kept
-        ).rstrip()
-        for line in table
+    columns = [column for column in zip(*table, strict=True) if any(cell not in ("", MISSING) for cell in column[1:])]
+    aligned = [
+        [f"{cell:{'>' if place else '<'}{max(map(len, column))}}" for cell in column]
+        for place, column in enumerate(columns)
     ]
+    return ["  " + "  ".join(line).rstrip() for line in zip(*aligned, strict=True)]
 
 
 def _difference_text(row: Row) -> str:

@@ -46,27 +46,15 @@ INVALID_ANSWER = Answer(decision=None, form=AnswerForm.INVALID)
 _MAX_CHARS_READ = 4096
 
 
-class _DuplicateKey(ValueError):
-    pass
-
-
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # json keeps the last of two equal keys; {"extend": "yes", "extend": "no"} says both and so says nothing
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
-        raise _DuplicateKey
+        raise ValueError("a key is given twice")
     return dict(pairs)
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object_without_duplicates)
-
-
-def _decision_of(value: object) -> Decision | None:
-    if isinstance(value, dict) and list(value) == ["extend"]:
-        extend = value["extend"]
-        if extend in ("yes", "no"):
-            return Decision(extend)
-    return None
 
 
 def parse_answer(text: str) -> Answer:
@@ -85,7 +73,7 @@ def parse_answer(text: str) -> Answer:
         value, end = _DECODER.raw_decode(read_text, start)
     except (ValueError, RecursionError):
         return INVALID_ANSWER
-    decision = _decision_of(value)
+    decision = next((each for each in Decision if value == {"extend": each.value}), None)
     if decision is None or "{" in read_text[end:]:
         return INVALID_ANSWER
     is_all = read_text[start:end] == answer_text

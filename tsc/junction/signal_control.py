@@ -53,11 +53,7 @@ class SignalControl:
 
     def start(self) -> None:
         """Take over at the begin of a simulation. A junction that starts in a stage is held in it from now on."""
-        for junction_id, program in self.programs.items():
-            stage = program.stage_of_phase(self.simulation.phase_index(junction_id))
-            self.clocks[junction_id] = StageClock(green=stage is not None, stage=stage or 0, elapsed_green_s=0.0)
-            if stage is not None:
-                self.simulation.set_phase_remaining(junction_id, HOLD_S)
+        self.restore({})
 
     def restore(self, clocks: Mapping[str, Clock]) -> None:
         """Take over a loaded state with the clocks that were stored with it.

@@ -1,7 +1,8 @@
-"""The interface of a controller: it decides for each junction that is due."""
+"""The interface of a controller, which decides for each junction that is due, and of a rule."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -15,5 +16,12 @@ class Controller(Protocol):
     def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]: ...
 
 
-def yes_if(condition: bool) -> Decision:
-    return Decision.YES if condition else Decision.NO
+class Rule(ABC):
+    """A controller that decides for each junction by itself."""
+
+    @abstractmethod
+    def extends(self, control: SignalControl, junction_id: str) -> bool:
+        """Whether the current green of the due junction is extended."""
+
+    def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
+        return {name: Decision.YES if self.extends(control, name) else Decision.NO for name in junction_ids}

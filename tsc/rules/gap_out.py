@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
-from tsc.rules.controller import yes_if
+from tsc.rules.controller import Rule
 
 # A vehicle closer than this holds its green: 3.2 s at 50 km/h, about the usual maximum time gap of actuated control.
 GAP_OUT_DISTANCE_M = 45.0
 
 
-class GapOut:
+class GapOut(Rule):
     """Extend while a vehicle is within GAP_OUT_DISTANCE_M of the stop line, on the way to a green lane."""
 
-    def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
-        return {name: yes_if(self._occupied(control, name)) for name in junction_ids}
-
-    @staticmethod
-    def _occupied(control: SignalControl, junction_id: str) -> bool:
+    def extends(self, control: SignalControl, junction_id: str) -> bool:
         stage = control.program(junction_id).stages[control.clocks[junction_id].stage]
         return any(
             part.distance_m + vehicle.distance_m < GAP_OUT_DISTANCE_M

@@ -30,8 +30,14 @@ def traffic_scenarios(
     ScenarioError for broken files.
     """
     found: list[TrafficScenario] = []
+    settings = settings or ScenarioSettings()
     for word in words:
-        found += _of_word(word, folder, settings or ScenarioSettings())
+        if is_scenario_file(word):
+            found += scenarios_of_file(Path(word), folder, settings)
+        elif word in PACKAGED_WORDS:
+            found.append(packaged_scenario(word, folder, settings))
+        else:
+            found.append(scenario_of_sumocfg(Path(word), folder, settings))
     names = [scenario.name for scenario in found]
     for name in names:
         if names.count(name) > 1:
@@ -52,11 +58,3 @@ def is_scenario_file(word: str) -> bool:
         f"scenario {word!r} is unknown: {did_you_mean(word, PACKAGED_WORDS)}give a .yaml or .sumocfg file, or one of "
         f"{', '.join(PACKAGED_WORDS)}"
     )
-
-
-def _of_word(word: str, folder: Path, settings: ScenarioSettings) -> Sequence[TrafficScenario]:
-    if is_scenario_file(word):
-        return scenarios_of_file(Path(word), folder, settings)
-    if word in PACKAGED_WORDS:
-        return [packaged_scenario(word, folder, settings)]
-    return [scenario_of_sumocfg(Path(word), folder, settings)]

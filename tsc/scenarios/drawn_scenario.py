@@ -53,21 +53,21 @@ class DrawnScenario(TrafficScenario):
 def scenarios_of_file(path: Path, folder: Path, settings: ScenarioSettings) -> list[DrawnScenario]:
     """The scenario of a scenario file, or all members of a family file. What is built goes into `folder`.
 
-    Raises ConfigError that names file, key, value and what is allowed.
+    Raises ConfigError that names file, key, value and what is allowed, and if `settings` leave no time to simulate.
     """
-    return [drawn_scenario(scenario, folder, settings) for scenario in load_scenarios(path)]
-
-
-def drawn_scenario(scenario: Scenario, folder: Path, settings: ScenarioSettings) -> DrawnScenario:
-    """Raises ConfigError if `settings` leave no time to simulate."""
-    begin_s, end_s = settings.period_s(scenario.name, 0, scenario.duration_s)
-    return DrawnScenario(
-        name=scenario.name,
-        timing=scenario.timing,
-        begin_s=begin_s,
-        end_s=end_s,
-        time_to_teleport_s=settings.time_to_teleport_s,
-        note=f"its demand ends at {scenario.duration_s} s" if end_s > scenario.duration_s else "",
-        scenario=scenario,
-        folder=folder,
-    )
+    found = []
+    for scenario in load_scenarios(path):
+        begin_s, end_s = settings.period_s(scenario.name, 0, scenario.duration_s)
+        found.append(
+            DrawnScenario(
+                name=scenario.name,
+                timing=scenario.timing,
+                begin_s=begin_s,
+                end_s=end_s,
+                time_to_teleport_s=settings.time_to_teleport_s,
+                note=f"its demand ends at {scenario.duration_s} s" if end_s > scenario.duration_s else "",
+                scenario=scenario,
+                folder=folder,
+            )
+        )
+    return found

@@ -19,9 +19,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from tsc.errors import ConfigError
 from tsc.junction.timing import Timing
@@ -41,8 +41,8 @@ from tsc.scenarios.junction_net import (
     opposing,
     planned_stages,
 )
-from tsc.scenarios.scenario import Demand, Scenario, ScenarioSection, Seeds, parse_timing
-from tsc.yaml_file import read_yaml, validate_values
+from tsc.scenarios.scenario import Demand, Scenario, Seeds, TimingSection
+from tsc.yaml_file import Section, read_yaml, validate_values
 
 SATURATION_FLOW_VEH_PER_H = 1800.0  # per lane
 REFERENCE_CYCLE_S = 90.0
@@ -61,7 +61,7 @@ Volumes = Mapping[Movement, float]
 """Vehicles per hour."""
 
 
-class Range(ScenarioSection):
+class Range(Section):
     """The lowest and the highest value, both included. In the file it is a list of the two."""
 
     low: float
@@ -91,27 +91,19 @@ class Range(ScenarioSection):
     def whole_numbers(self) -> range:
         return range(int(self.low), int(self.high) + 1)
 
-    def lies_within(self, low: float, high: float) -> bool:
-        return low <= self.low and self.high <= high
+
+def _within(low: float, high: float) -> AfterValidator:
+    def check(value: Range, info: ValidationInfo) -> Range:
+        if value.low < low or value.high > high:
+            raise ValueError(
+                f"{info.field_name} from {value.low:g} to {value.high:g}: choose within {low:g} to {high:g}"
+            )
+        return value
+
+    return AfterValidator(check)
 
 
-_LIMITS = {
-    "approaches": (3, 5),
-    "lanes": (1, 4),
-    "stages": (2, 8),
-    "speed_km_per_h": (20, 130),
-    "length_m": (60, 2000),
-    "bay_m": (40, 1000),
-    "bay_share": (0, 1),
-    "all_red_s": (0, 10),
-    "saturation": (0.05, 1.2),
-    "unevenness": (1, 10),
-    "right_share": (0, 0.5),
-    "left_share": (0, 0.5),
-}
-
-
-class Ranges(ScenarioSection):
+class Ranges(Section):
     """The ranges that members are drawn from.
 
     speed_km_per_h, length_m, bay_m: drawn in steps of 10.
@@ -122,47 +114,34 @@ class Ranges(ScenarioSection):
     right_share, left_share: shares of an approach's vehicles, if it has all three turns.
     """
 
-    approaches: Range
-    lanes: Range
-    stages: Range
-    speed_km_per_h: Range
-    length_m: Range
-    bay_m: Range
-    bay_share: Range
-    all_red_s: Range
-    saturation: Range
-    unevenness: Range
-    right_share: Range
-    left_share: Range
-
-    @model_validator(mode="after")
-    def _within_limits(self) -> Self:
-        for name, (low, high) in _LIMITS.items():
-            value: Range = getattr(self, name)
-            if not value.lies_within(low, high):
-                raise ValueError(f"{name} from {value.low:g} to {value.high:g}: choose within {low:g} to {high:g}")
-        return self
+    approaches: Annotated[Range, _within(3, 5)]
+    lanes: Annotated[Range, _within(1, 4)]
+    stages: Annotated[Range, _within(2, 8)]
+    speed_km_per_h: Annotated[Range, _within(20, 130)]
+    length_m: Annotated[Range, _within(60, 2000)]
+    bay_m: Annotated[Range, _within(40, 1000)]
+    bay_share: Annotated[Range, _within(0, 1)]
+    all_red_s: Annotated[Range, _within(0, 10)]
+    saturation: Annotated[Range, _within(0.05, 1.2)]
+    unevenness: Annotated[Range, _within(1, 10)]
+    right_share: Annotated[Range, _within(0, 0.5)]
+    left_share: Annotated[Range, _within(0, 0.5)]
 
 
-class Family(ScenarioSection):
+class Family(Section):
     """A family file (configs/scenarios/family_*.yaml)."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$")
     members: int = Field(ge=1, le=999)
     family_seed: int
     duration_s: int = Field(ge=PERIOD_S)
-    timing: Timing
+    timing: TimingSection
     ranges: Ranges
     layouts: tuple[Layout, ...] = Field(min_length=1)
     left_turns: tuple[LeftTurn, ...] = Field(min_length=1)
     left_lanes: tuple[LeftLane, ...] = Field(min_length=1)
     demand_shapes: tuple[DemandShape, ...] = Field(min_length=1)
     seeds: Seeds = Seeds()
-
-    @field_validator("timing", mode="before")
-    @classmethod
-    def _timing(cls, value: Any) -> Any:
-        return parse_timing(value)
 
     def scenarios(self) -> list[Scenario]:
         """The members, in order. Raises ConfigError if no junction in the ranges has the number of stages asked for."""
@@ -175,8 +154,9 @@ class Family(ScenarioSection):
         dealt = random.Random(f"{self.family_seed}/stages/{turn}").sample(stages, len(stages))
         approaches, layout = self._draw_junction(draw, dealt[place])
         approaches = self._with_bays(draw, approaches)
-        demand, largest = self._draw_demand(draw, approaches, layout, all_red_s := self._draw_all_red_s(draw))
+        all_red_s = int(self.ranges.all_red_s.draw(draw, step=1))
         yellow_s = yellow_time_s(max(approach.speed_m_per_s for approach in approaches))
+        demand, largest = self._draw_demand(draw, approaches, layout, yellow_s + all_red_s)
         junction = Junction(
             approaches=approaches,
             layout=layout,
@@ -192,9 +172,6 @@ class Family(ScenarioSection):
             demand=demand,
             seeds=self.seeds,
         )
-
-    def _draw_all_red_s(self, draw: random.Random) -> int:
-        return int(self.ranges.all_red_s.draw(draw, step=1))
 
     def _draw_junction(self, draw: random.Random, num_stages: int) -> tuple[tuple[Approach, ...], Layout]:
         # layout and number of approaches are drawn first, so that those that seldom lead to this number of stages are
@@ -249,7 +226,7 @@ class Family(ScenarioSection):
         return tuple(found)
 
     def _draw_demand(
-        self, draw: random.Random, approaches: Sequence[Approach], layout: Layout, all_red_s: int
+        self, draw: random.Random, approaches: Sequence[Approach], layout: Layout, lost_s_per_stage: int
     ) -> tuple[Demand, Volumes]:
         """The demand, and the largest flow of each movement in vehicles per hour."""
         ranges = self.ranges
@@ -269,18 +246,15 @@ class Family(ScenarioSection):
         ]
         stages = planned_stages(approaches, layout)
         ratios = [critical_flow_ratio(approaches, stages, volumes) for volumes in periods]
-        yellow_s = yellow_time_s(max(approach.speed_m_per_s for approach in approaches))
-        lost_s = len(stages) * (yellow_s + all_red_s)
-        scale = saturation * (1 - lost_s / REFERENCE_CYCLE_S) / max(ratios)
+        scale = saturation * (1 - len(stages) * lost_s_per_stage / REFERENCE_CYCLE_S) / max(ratios)
         scale = min(scale, MAX_ENTRY_VEH_PER_H / max(weights))
-        exits = {f"in{i}": _exit_shares(approaches, i, shares[i]) for i in range(len(approaches))}
         demand = Demand(
             period_begin_s=[PERIOD_S * number for number in range(len(profile))],
             entries_veh_per_h={
                 f"in{i}": [round(scale * weights[i] * factors[i]) for factors in profile]
                 for i in range(len(approaches))
             },
-            exits=exits,
+            exits={f"in{i}": _exit_shares(approaches, i, shares[i]) for i in range(len(approaches))},
         )
         return demand, {movement: scale * max(volumes[movement] for volumes in periods) for movement in periods[0]}
 

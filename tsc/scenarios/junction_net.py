@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from tsc.sumo.binaries import write_net
+from tsc.yaml_file import Section
 
 Turn = Literal["right", "straight", "left"]
 Layout = Literal["opposites", "incoming", "lead_lag"]
@@ -40,11 +41,7 @@ MIN_BAY_M = 40.0
 _STRAIGHT_WITHIN_DEG = 45.0
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Approach(_Section):
+class Approach(Section):
     """One road into the junction.
 
     angle_deg: the direction that it comes from, seen from the junction, clockwise from north.
@@ -73,7 +70,7 @@ class Approach(_Section):
         return self
 
 
-class Junction(_Section):
+class Junction(Section):
     """The section `junction` of a scenario. green_s: the greens of the net's own plan, one per stage, in the layout's
     order."""
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import sumo
 
 from tsc.errors import ConfigError, ScenarioError
-from tsc.scenarios.scenario import Seeds
 from tsc.scenarios.sumocfg import SumoConfig, read_sumocfg
 from tsc.scenarios.sumocfg_scenario import SumocfgScenario, sumocfg_scenario
 from tsc.scenarios.traffic_scenario import ScenarioSettings
@@ -36,14 +35,7 @@ RESCO_LICENCES = {
     "arterial4x4": "none stated in RESCO",
 }
 _RILSA = ("rilsa1", "rilsa2", "rilsa3", "rilsa4")
-_GAMES = {
-    "a10kw": "A10KW",
-    "corridor": "corridor",
-    "cross": "cross",
-    "fkk_in": "fkk_in",
-    "grid6": "grid6",
-    "square": "square",
-}
+_GAMES = ("a10kw", "corridor", "cross", "fkk_in", "grid6", "square")
 _SUMO_LICENCE = "EPL-2.0 or GPL-2.0-or-later (Eclipse SUMO)"
 _INSTALL_RESCO = "uv pip install --python .venv/bin/python --editable '.[resco]'"
 
@@ -80,14 +72,9 @@ def _resco(name: str, folder: Path, settings: ScenarioSettings) -> SumocfgScenar
 
 
 def _game(name: str, folder: Path, settings: ScenarioSettings) -> SumocfgScenario:
-    return sumocfg_scenario(
-        name,
-        read_sumocfg(Path(sumo.SUMO_HOME, "tools", "game", f"{_GAMES[name]}.sumocfg")),
-        folder,
-        settings,
-        f"a game of SUMO, {_SUMO_LICENCE}",
-        "its plan waits for a player, so under static no green ends",
-    )
+    path = Path(sumo.SUMO_HOME, "tools", "game", f"{'A10KW' if name == 'a10kw' else name}.sumocfg")
+    notes = (f"a game of SUMO, {_SUMO_LICENCE}", "its plan waits for a player, so under static no green ends")
+    return sumocfg_scenario(name, read_sumocfg(path), folder, settings, *notes)
 
 
 def _rilsa(name: str, folder: Path, settings: ScenarioSettings) -> SumocfgScenario:
@@ -98,13 +85,7 @@ def _rilsa(name: str, folder: Path, settings: ScenarioSettings) -> SumocfgScenar
         net_file=junction / f"{name}.net.xml",
         route_files=(_rilsa_demand(junction, folder / name),),
         additional_files=(junction / "vtypes.add.xml", junction / f"{name}_tls.add.xml"),
-        seed=Seeds().evaluation,
-        step_length_s=1.0,
-        time_to_teleport_s=settings.time_to_teleport_s,
-        begin_s=0.0,
         end_s=3600.0,  # as the demand
-        options_not_replayed=(),
-        traffic_options=(),
     )
     note = f"example {name[-1]} of the German RiLSA, {_SUMO_LICENCE}"
     return sumocfg_scenario(name, config, folder, settings, note)

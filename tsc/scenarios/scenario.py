@@ -8,13 +8,12 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from xml.sax.saxutils import quoteattr
 
 import sumolib
 from pydantic import (
-    BaseModel,
-    ConfigDict,
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -27,26 +26,25 @@ from tsc.files import write_atomically
 from tsc.junction.timing import Timing
 from tsc.scenarios.junction_net import Junction, build_junction_net
 from tsc.sumo.binaries import write_net
-from tsc.yaml_file import load_yaml
+from tsc.yaml_file import Section, load_yaml
 
 Split = Literal["train", "validation", "evaluation"]
 
 
-class ScenarioSection(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def parse_timing(value: Any) -> Any:
+def _parse_timing(value: Any) -> Any:
     """A section `timing` as a Timing, so that Timing checks it. Any other value is left to pydantic."""
     return Timing(**value) if isinstance(value, dict) and set(value) <= set(Timing.__dataclass_fields__) else value
 
 
-class Demand(ScenarioSection):
+TimingSection = Annotated[Timing, BeforeValidator(_parse_timing)]
+
+
+class Demand(Section):
     """Vehicles per hour by entry edge and period, and the shares of the exits by entry edge."""
 
     period_begin_s: list[int] = Field(min_length=1)
     entries_veh_per_h: dict[str, list[float]] = Field(min_length=1)
-    exits: dict[str, dict[str, float]] = {}
+    exits: dict[str, dict[str, float]] = Field(default_factory=dict)
 
     @field_validator("period_begin_s")
     @classmethod
@@ -70,7 +68,7 @@ class Demand(ScenarioSection):
         return self
 
 
-class Seeds(ScenarioSection):
+class Seeds(Section):
     """The first seed of each split."""
 
     train: int = 1
@@ -86,21 +84,16 @@ class Seeds(ScenarioSection):
         return first + episode
 
 
-class Scenario(ScenarioSection):
+class Scenario(Section):
     """A scenario file (configs/scenarios/*.yaml). Its net is made by netgenerate, or it is a junction of our own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$")
     duration_s: int = Field(gt=0)
     net: dict[str, bool | int | float | str] | None = None
     junction: Junction | None = None
-    timing: Timing
+    timing: TimingSection
     demand: Demand
     seeds: Seeds = Seeds()
-
-    @field_validator("timing", mode="before")
-    @classmethod
-    def _timing(cls, value: Any) -> Any:
-        return parse_timing(value)
 
     @model_validator(mode="after")
     def _one_net(self) -> Scenario:

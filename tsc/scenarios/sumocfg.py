@@ -52,13 +52,13 @@ class SumoConfig:
     net_file: Path
     route_files: tuple[Path, ...]
     additional_files: tuple[Path, ...]
-    seed: int
-    step_length_s: float
-    time_to_teleport_s: float
-    begin_s: float | None
-    end_s: float | None
-    options_not_replayed: tuple[str, ...]
-    traffic_options: tuple[str, ...]
+    seed: int = SUMO_DEFAULT_SEED
+    step_length_s: float = SUMO_DEFAULT_STEP_LENGTH_S
+    time_to_teleport_s: float = SUMO_DEFAULT_TIME_TO_TELEPORT_S
+    begin_s: float | None = None
+    end_s: float | None = None
+    options_not_replayed: tuple[str, ...] = ()
+    traffic_options: tuple[str, ...] = ()
 
 
 def read_sumocfg(path: Path) -> SumoConfig:
@@ -77,10 +77,9 @@ def read_sumocfg(path: Path) -> SumoConfig:
     not_replayed = []
     for section in root:
         for option in section if len(section) else [section]:
-            name = known[option.tag].name if option.tag in known else option.tag
-            options[name] = option.get("value", option.get("v", ""))
             # sumo does not know all of sumo-gui's options, so these are recognised by their section
-            section_of[name] = known[option.tag].section if option.tag in known else section.tag
+            name, section_name = known.get(option.tag, (option.tag, section.tag))
+            options[name], section_of[name] = option.get("value", option.get("v", "")), section_name
             if name not in _READ and section.tag not in _SECTIONS_WITHOUT_EFFECT:
                 not_replayed.append(f"{name}={options[name]}")
 
@@ -152,15 +151,9 @@ def _seconds(text: str) -> float:
     return sum(part * unit_s for part, unit_s in zip(reversed(parts), (1, 60, 3600, 86400), strict=False))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Option:
-    name: str
-    section: str
-
-
 @functools.cache
-def _sumo_options() -> Mapping[str, _Option]:
-    """SUMO's options by each of their names, as SUMO itself lists them."""
+def _sumo_options() -> Mapping[str, tuple[str, str]]:
+    """The main name and the section of SUMO's options, by each of their names, as SUMO itself lists them."""
     with tempfile.TemporaryDirectory(prefix="tsc-options-") as folder:
         template = Path(folder, "template.xml")
         command = [str(sumo_binary("sumo")), "--save-template", str(template)]
@@ -169,7 +162,7 @@ def _sumo_options() -> Mapping[str, _Option]:
             raise ScenarioError(f"SUMO cannot list its options: {done.stderr.strip()}")
         root = ElementTree.parse(template).getroot()
     return {
-        name: _Option(name=option.tag, section=section.tag)
+        name: (option.tag, section.tag)
         for section in root
         for option in section
         for name in (option.tag, *option.get("synonymes", "").split())

@@ -16,20 +16,21 @@ from tsc.sumo.running import SumoFiles
 def test_greens_are_counted_by_hand() -> None:
     #          cut off at the begin   whole, 3 s   whole, 2 s   goes on at the end
     stage = np.array([[0], [0], [-1], [1], [1], [1], [-1], [0], [0], [-1], [1], [1]], dtype=np.int8)
-    found = greens(stage, 0)
-    assert found.length_s.tolist() == [3, 2] and found.num_ended == 3
-    assert greens(stage, 4).length_s.tolist() == [2]  # the 3 s green had begun before
-    assert greens(stage, 4).num_ended == 2
+    length_s, num_ended = greens(stage, 0)
+    assert length_s.tolist() == [3, 2] and num_ended == 3
+    length_s, num_ended = greens(stage, 4)
+    assert length_s.tolist() == [2]  # the 3 s green had begun before
+    assert num_ended == 2
 
 
 def test_a_stage_that_follows_another_without_yellow_is_a_green_of_its_own() -> None:
     stage = np.array([[1], [0], [0], [1], [1], [1], [0]], dtype=np.int8)
-    assert greens(stage, 0).length_s.tolist() == [2, 3]
+    assert greens(stage, 0)[0].tolist() == [2, 3]
 
 
 def test_every_junction_s_greens_count() -> None:
     stage = np.array([[-1, 1], [0, 1], [0, -1], [-1, 0], [-1, -1]], dtype=np.int8)
-    assert sorted(greens(stage, 0).length_s.tolist()) == [1, 2]
+    assert sorted(greens(stage, 0)[0].tolist()) == [1, 2]
 
 
 def _write_trace(files: SumoFiles, path: Path) -> float:

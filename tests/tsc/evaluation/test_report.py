@@ -17,11 +17,12 @@ import pytest
 from tests.tsc.sumo_process import in_new_process
 from tsc.cost.outcome import OutcomeSettings
 from tsc.episodes.runner import EpisodeJob, run_job
+from tsc.episodes.trace import load_trace
 from tsc.evaluation.figures import busiest_window, smoothed
 from tsc.evaluation.metrics import METRICS
 from tsc.evaluation.report import write_results
 from tsc.evaluation.reported import ReportedController, ReportedScenario
-from tsc.evaluation.traces import decisions_file, load_trace, trace_file
+from tsc.evaluation.traces import decisions_file, trace_file
 from tsc.junction.timing import Timing
 from tsc.sumo.running import SumoFiles
 
@@ -278,9 +279,8 @@ def test_two_scenarios_get_a_table_of_both(out: Path, finished: tuple[Path, list
 
 def test_the_timeline_shows_the_longest_queue(finished: tuple[Path, list[dict[str, Any]]]) -> None:
     trace = load_trace(trace_file(finished[0], "four_way", "static", SEEDS[0]))
-    assert trace is not None
     junction_id, begin, end = busiest_window(trace, WARM_UP_S)
-    queue = smoothed(trace.queue_veh(trace.junction_lanes[junction_id]), 60)
+    queue = smoothed(trace.queue_on_veh(trace.programs[junction_id]["lanes"]), 60)
     assert (junction_id, begin, end) == ("A0", WARM_UP_S, END_S)
     assert queue[begin:end].max() == queue[WARM_UP_S:].max() > 0
 

@@ -29,7 +29,7 @@ def said(queues: dict[str, Sequence[float]], **kinds: str) -> str:
     controllers = [
         ReportedController(name=name, kind=kinds.get(name, name), description="", bounds="") for name in queues
     ]
-    return " ".join(findings(summary_of(queues), SCENARIO, controllers, "max_pressure"))
+    return " ".join(findings(summary_of(queues), SCENARIO.name, controllers, "max_pressure"))
 
 
 def lower(share: float) -> list[float]:
