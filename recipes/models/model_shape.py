@@ -171,17 +171,15 @@ def _dense_shape(values: dict[str, Any], name: str) -> ModelShape:
 def shape_of_config(config: PretrainedConfig, *, name: str) -> ModelShape:
     """Count the parameters of the model that `config` describes on the meta device, where a model has shapes but no
     memory. Takes about a second for the first model. Raises ConfigError."""
-    from accelerate import init_empty_weights
+    import torch
     from torch import nn
     from transformers import AutoModelForCausalLM
 
     try:
-        with init_empty_weights():
+        with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
         raise ConfigError(f"transformers does not know a causal language model with this config: {error}") from error
-    # Moving the model to the meta device unties its weights.
-    model.tie_weights()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not lists:
