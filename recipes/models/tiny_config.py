@@ -8,12 +8,9 @@ longer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tsc.errors import ConfigError
-
-if TYPE_CHECKING:
-    from transformers import Qwen3Config
 
 PAD_TOKEN = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -51,22 +48,20 @@ class TinyModelSize:
             )
 
 
-def tiny_config(size: TinyModelSize, vocab_size: int) -> Qwen3Config:
-    """The model's config without the ids of its tokenizer's special tokens."""
-    from transformers import Qwen3Config
-
-    return Qwen3Config(
-        vocab_size=vocab_size,
-        hidden_size=size.hidden,
-        intermediate_size=3 * size.hidden,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.heads // 2,
-        head_dim=size.hidden // size.heads,
-        max_position_embeddings=MAX_POSITIONS,
-        use_sliding_window=False,
+def tiny_config(size: TinyModelSize, vocab_size: int) -> dict[str, Any]:
+    """The values of the model's Qwen3Config without the ids of its tokenizer's special tokens."""
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": size.hidden,
+        "intermediate_size": 3 * size.hidden,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.heads // 2,
+        "head_dim": size.hidden // size.heads,
+        "max_position_embeddings": MAX_POSITIONS,
+        "use_sliding_window": False,
         # An output row that is also an input embedding could not be scaled on its own.
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        dtype="float32",
-    )
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "dtype": "float32",
+    }

@@ -122,9 +122,9 @@ def train_tokenizer(chats: list[list[dict[str, str]]], vocab_size: int) -> PreTr
 def random_model(size: TinyModelSize, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
     """A Qwen3 with random weights in fp32, fit for LoRA."""
     import torch
-    from transformers import GenerationConfig, Qwen3ForCausalLM
+    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-    config = tiny_config(size, len(tokenizer))
+    config = Qwen3Config(**tiny_config(size, len(tokenizer)))
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -168,21 +168,18 @@ def main() -> int:
     parser.add_argument("trainings", nargs="+", help="JSON object with algorithm, model, overrides and, dry, out")
     parser.add_argument("--ignore-fit", action="store_true", help="do not refuse what does not fit (FIT=ignore)")
     options = parser.parse_args()
-    from recipes.models.model_shape import model_shape
-    from recipes.models.quantisation import check_quantize_installed
-    from recipes.preflight.compose import compose
     from recipes.preflight.plan import show_plan
 
     for text in options.trainings:
         training = json.loads(text)
-        algorithm, overrides = training["algorithm"], training["overrides"]
-        config = compose(algorithm, overrides)
-        model = config.model if "model" in config else config[WORKER].model
-        model_shape(training["model"]).lora_linears(adapter_modules(model.target_modules))
         out = Path(training["out"]) if training.get("out") else None
-        if model.get("quantize") and out is None:
-            check_quantize_installed()
-        if not show_plan(algorithm, overrides, model=training["model"], ignore_fit=options.ignore_fit, out=out):
+        if not show_plan(
+            training["algorithm"],
+            training["overrides"],
+            model=training["model"],
+            ignore_fit=options.ignore_fit,
+            out=out,
+        ):
             return 2
     return 0
 

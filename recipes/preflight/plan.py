@@ -15,6 +15,8 @@ import psutil
 from omegaconf import DictConfig, OmegaConf
 
 from recipes.models.model_shape import ModelShape, known_models, model_shape
+from recipes.models.quantisation import check_quantize_installed
+from recipes.preflight.check_run import adapter_modules
 from recipes.preflight.compose import compose
 from recipes.preflight.memory_plan import PARTS, MemoryPlan, gib, longest_fitting_tokens, memory_plan, usable_bytes
 from recipes.preflight.remedies import find_remedy
@@ -33,12 +35,16 @@ def show_plan(
 
     overrides: Hydra's, with hardware=NAME among them. model: what model_shape takes. ignore_fit: the run may start
     although it does not fit. out: a dry run's folder; the resolved configuration becomes its config.yaml. Raises
-    ConfigError. The check imports verl and vLLM (or TRL), which takes a quarter of a minute on two cores, so the plan
-    is printed before it.
+    ConfigError. The check imports verl (or TRL), which takes ten seconds on two cores, so the plan is printed before
+    it.
     """
     from recipes.preflight.validate import validate
 
     config = compose(algorithm, overrides)
+    section = config.model if "model" in config else config.actor_rollout_ref.model
+    model_shape(model).lora_linears(adapter_modules(section.target_modules))
+    if out is None and section.get("quantize"):
+        check_quantize_installed()
     may_start = print_plan(algorithm, config, model=model, ignore_fit=ignore_fit)
     validate(algorithm, config)
     if out is not None:
@@ -50,10 +56,8 @@ def show_plan(
 
 
 def print_plan(algorithm: str, config: DictConfig, *, model: str, ignore_fit: bool = False) -> bool:
-    """The first half of show_plan: print what a run takes, and what to change if it does not fit.
-
-    Imports neither verl nor vLLM. Raises ConfigError.
-    """
+    """The first half of show_plan: print what a run takes, and what to change if it does not fit. Imports neither torch
+    nor verl for a usual model. Raises ConfigError."""
     settings = on_this_machine(run_settings(algorithm, config, hardware=config.hardware.name))
     shape = model_shape(model)
     plan = memory_plan(shape, settings)

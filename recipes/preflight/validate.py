@@ -7,6 +7,7 @@ need the model's files.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import dataclasses
@@ -14,11 +15,9 @@ import importlib
 import importlib.util
 import io
 import json
-import os
 import re
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,8 @@ from tsc.yaml_file import validate_values
 FSDP = ("fsdp", "fsdp2")
 # vLLM's ways to compute attention on an NVIDIA GPU
 ATTENTION_BACKENDS = ("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "TRITON_ATTN")
+# The largest of vLLM's LoRA kernels (vLLM: config/lora.py).
+MAX_LORA_RANK = 512
 # Sections that hand their keys on to something else. Any key may stand there; known keys are checked separately.
 OPEN_SECTIONS = ("override_config", "engine_kwargs", "ray_init", "trl", "sampler_kwargs", "custom", "kw_args")
 WORKER = "actor_rollout_ref"
@@ -57,7 +58,7 @@ def _check_choice(key: str, value: object, allowed: Sequence[str], also: str = "
 def validate(algorithm: str, config: DictConfig) -> None:
     """Check a composed configuration as far as possible without the run's GPU, data and model. Raises ConfigError.
 
-    Imports verl and vLLM (for DPO: TRL), which takes a quarter of a minute on two cores. `config` stays as it is.
+    Imports verl (for DPO: TRL), which takes ten seconds on two cores. `config` stays as it is.
     """
     config = _resolved(config)
     values: Any = OmegaConf.to_container(config)
@@ -69,7 +70,6 @@ def validate(algorithm: str, config: DictConfig) -> None:
             f"a critic, whose settings are PPO's: use scripts/train_ppo.sh, or for {algorithm} another estimator"
         )
     _check_dtypes(config, values, hardware)
-    _import_quietly(algorithm)
     if algorithm == "dpo":
         from recipes.preflight.trl_settings import check_trl_fields, passes
 
@@ -79,29 +79,6 @@ def validate(algorithm: str, config: DictConfig) -> None:
         _check_sft(config)
     else:
         _check_policy_gradient(config)
-
-
-def _import_quietly(algorithm: str) -> None:
-    """Import what the checks need. vLLM and transformers would report missing parts that no check needs."""
-    from transformers.utils import logging
-
-    level = os.environ.get("VLLM_LOGGING_LEVEL")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        if algorithm == "dpo":
-            importlib.import_module("trl.trainer.dpo_config")
-            return
-        # verl asks for vLLM by another name than that of the CPU set; elsewhere this does nothing
-        importlib.import_module("recipes.verl_plugins.cpu.vllm_metadata").install()
-        importlib.import_module("verl.workers.config")
-        if algorithm in POLICY_GRADIENT:
-            importlib.import_module("verl.workers.rollout.vllm_rollout.utils")
-    finally:
-        logging.set_verbosity(verbosity)
-        if level is None:
-            del os.environ["VLLM_LOGGING_LEVEL"]
 
 
 def _resolved(config: DictConfig) -> DictConfig:
@@ -196,7 +173,6 @@ def _check_dtypes(config: DictConfig, values: dict[str, Any], hardware: Hardware
 
 def _check_policy_gradient(config: DictConfig) -> None:
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
-    from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
 
     worker = config[WORKER]
@@ -213,7 +189,8 @@ def _check_policy_gradient(config: DictConfig) -> None:
     _check_choice("algorithm.adv_estimator", config.algorithm.adv_estimator, sorted(ADV_ESTIMATOR_REGISTRY))
     _check_code(config)
 
-    needs_reference = need_reference_policy(config)
+    # as verl decides it (verl/trainer/ppo/utils.py, need_reference_policy)
+    needs_reference = config.algorithm.use_kl_in_reward or worker.actor.use_kl_loss
     sections = {f"{WORKER}.rollout": worker.rollout, "algorithm": config.algorithm}
     if needs_reference:
         sections[f"{WORKER}.ref"] = _as_actor(worker.ref, worker.actor)
@@ -225,9 +202,11 @@ def _check_policy_gradient(config: DictConfig) -> None:
         config.critic.model = None
     for key, engine in engines.items():
         _check_dataclasses(key, engine)
-    with _verl_notices(), warnings.catch_warnings():
-        # without a critic there is nothing to warn of
-        warnings.filterwarnings("ignore", "Disabled critic", UserWarning)
+    if worker.model.lora_rank > MAX_LORA_RANK and not worker.model.lora.merge:
+        raise ConfigError(f"LORA_RANK={worker.model.lora_rank} is too large for vLLM: choose at most {MAX_LORA_RANK}")
+    # verl would load vLLM, which takes 8 s, for the same check of the rank
+    worker.model.lora.merge = True
+    with _verl_notices():
         # this builds actor and critic
         _check_class(
             WORKER, lambda: validate_config(config, use_reference_policy=needs_reference, use_critic=use_critic)
@@ -315,9 +294,7 @@ def _as_actor(ref: DictConfig, actor: DictConfig) -> DictConfig:
 
 def _check_vllm(engine_kwargs: Any) -> None:
     """Refuse keys for vLLM's command line that are not arguments of its engine."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    known = sorted(field.name for field in dataclasses.fields(AsyncEngineArgs))
+    known = vllm_arguments()
     values = engine_kwargs.get("vllm") or {}
     for key, value in values.items():
         path = f"{WORKER}.rollout.engine_kwargs.vllm.{key}"
@@ -326,6 +303,22 @@ def _check_vllm(engine_kwargs: Any) -> None:
             raise ConfigError(f"{path} is not an argument of vLLM's engine: {meant}remove or correct the override")
         if key == "attention_backend" and value is not None:
             _check_choice(path, value, ATTENTION_BACKENDS, "null (vLLM's own choice), ")
+
+
+def vllm_arguments() -> list[str]:
+    """The fields of vLLM's AsyncEngineArgs, sorted, from its source: to load vLLM takes 8 s."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        raise ConfigError("vLLM is not installed: run scripts/setup_env.sh")
+    source = Path(spec.origin).parent / "engine" / "arg_utils.py"
+    classes = [node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    return sorted(
+        line.target.id
+        for node in classes
+        if node.name in ("EngineArgs", "AsyncEngineArgs")
+        for line in node.body
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+    )
 
 
 def _check_code(config: DictConfig) -> None:

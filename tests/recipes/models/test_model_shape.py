@@ -1,24 +1,34 @@
 """Sizes of models from their configs, against the models themselves, PEFT's own count, and the published figures."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, LlamaConfig, Qwen2MoeConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    LlamaConfig,
+    Qwen2MoeConfig,
+    Qwen3Config,
+)
 
 from recipes.models.model_shape import MODEL_CONFIGS, known_models, model_shape, shape_of_config
 from recipes.models.tiny_config import TinyModelSize, tiny_config
 from tsc.errors import ConfigError
+from tsc.files import REPO_ROOT
 
 MODELS = ("tiny", "smollm2", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b")
 
 
 def config_of(name: str):
     if name == "tiny":
-        return tiny_config(TinyModelSize(), TinyModelSize.vocab_size)
+        return Qwen3Config(**tiny_config(TinyModelSize(), TinyModelSize.vocab_size))
     return AutoConfig.from_pretrained(MODEL_CONFIGS / name)
 
 
@@ -36,6 +46,36 @@ def config_of(name: str):
 def test_the_parameters_in_all_are_the_published_ones(name: str, billions: str) -> None:
     digits = len(billions.split(".")[1])
     assert f"{model_shape(name).num_parameters / 1e9:.{digits}f}" == billions
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_sizes_from_the_architecture_are_those_of_the_built_model(name: str) -> None:
+    assert model_shape(name) == shape_of_config(config_of(name), name=name)
+
+
+def test_a_config_that_leaves_sizes_to_transformers_is_counted_as_transformers_builds_it(tmp_path: Path) -> None:
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    for values in (
+        small | {"model_type": "llama", "vocab_size": 99},
+        small | {"model_type": "qwen3", "num_key_value_heads": 2, "vocab_size": 99},
+        small | {"model_type": "llama", "num_key_value_heads": 2, "vocab_size": 99, "mlp_bias": True},
+        small | {"model_type": "mistral", "num_key_value_heads": 2, "vocab_size": 99},
+    ):
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(values))
+        built = shape_of_config(AutoConfig.from_pretrained(folder), name=folder.name)
+        assert model_shape(str(folder)) == built
+
+
+def test_planning_for_a_usual_model_imports_neither_torch_nor_transformers() -> None:
+    program = (
+        "import sys; from recipes.preflight.compose import compose; from recipes.preflight.plan import print_plan;"
+        "print_plan('grpo', compose('grpo', ['hardware=cpu', 'start=tiny']), model='tiny');"
+        "print(sorted({'torch', 'transformers', 'verl'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], cwd=REPO_ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.endswith("\n[]\n")
 
 
 @pytest.mark.parametrize("name", ["tiny", "smollm2"])

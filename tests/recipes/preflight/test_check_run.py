@@ -148,11 +148,11 @@ def test_the_targets_of_an_adapter_are_the_word_all_linear_or_names_of_the_model
 
 def test_peft_finds_the_modules_that_were_checked() -> None:
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen3Config
 
     from recipes.models.tiny_model import TinyModelSize, tiny_config
 
-    model = AutoModelForCausalLM.from_config(tiny_config(TinyModelSize(), vocab_size=300))
+    model = AutoModelForCausalLM.from_config(Qwen3Config(**tiny_config(TinyModelSize(), vocab_size=300)))
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "gate_proj"], task_type="CAUSAL_LM"))
     assert set(adapted.targeted_module_names) == {
         f"model.layers.{layer}.{module}" for layer in range(4) for module in ("self_attn.q_proj", "mlp.gate_proj")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import get_args
+
 import pytest
 from omegaconf import OmegaConf
 
 from recipes.preflight.compose import ALGORITHMS
 from recipes.preflight.hardware import hardware_names
-from recipes.preflight.validate import validate
+from recipes.preflight.validate import MAX_LORA_RANK, validate, vllm_arguments
 from tests.recipes.preflight.composed import MODELS, W, composed, with_model
 from tsc.errors import ConfigError
 
@@ -56,6 +59,7 @@ def test_checking_changes_nothing_in_the_configuration() -> None:
         # what verl would find out after minutes, or never
         ("grpo", [f"+{W}.rollout.engine_kwargs.vllm.max_num_seq=1"], r"not an argument of vLLM's .* mean 'max_num_s"),
         ("grpo", ["hardware.vllm_attention_backend=TRITON"], r"=TRITON is unknown: did you mean 'TRITON_ATTN'"),
+        ("grpo", [f"{W}.model.lora_rank=513"], r"LORA_RANK=513 is too large for vLLM: choose at most 512"),
         ("grpo", ["hardware.micro_batch_size=3"], r"not a multiple of the micro-batch of 3: set MICRO_BATCH=2"),
         ("ppo", ["critic.ppo_mini_batch_size=100"], r"critic.ppo_mini_batch_size=100 prompts an update do not divide"),
         ("sft", ["data.train_batch_size=6"], r"micro-batch of 4: set MICRO_BATCH=3"),
@@ -122,3 +126,12 @@ def test_a_model_whose_heads_cannot_be_split_is_refused() -> None:
     # 28 heads, 4 of keys and values
     with pytest.raises(ConfigError, match=r"28 attention heads.*choose 1 or 2 or 4"):
         validate("grpo", with_model(config, MODELS[3]))
+
+
+def test_the_arguments_of_vllm_are_those_of_its_engine() -> None:
+    pytest.importorskip("vllm")
+    from vllm.config.lora import MaxLoRARanks
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    assert vllm_arguments() == sorted(field.name for field in dataclasses.fields(AsyncEngineArgs))
+    assert max(get_args(MaxLoRARanks)) == MAX_LORA_RANK
