@@ -52,7 +52,7 @@ class Project:
     def run(self) -> Path:
         return self.runs / "test"
 
-    def launch(self, steps: int, script: str = "grpo", **knobs: str) -> Launch:
+    def launch(self, steps: int, script: str = "grpo", *overrides: str, **knobs: str) -> Launch:
         environment = os.environ | {
             "RUNS": str(self.runs), "RUN_NAME": "test", "DATA": str(self.data), "HARDWARE": "cpu", "WANDB": "offline",
             "STEPS": str(steps), "SAVE_EVERY": "1", "BATCH_PROMPTS": "8", "ROLLOUT_N": "4", "MICRO_BATCH": "8",
@@ -64,7 +64,7 @@ class Project:
         before = set(metrics.glob("*.jsonl"))
         with output.open("w") as file:
             process = subprocess.Popen(
-                ["bash", f"scripts/train_{script}.sh"],
+                ["bash", f"scripts/train_{script}.sh", *overrides],
                 cwd=self.root,
                 env=environment,
                 stdout=file,
@@ -74,9 +74,9 @@ class Project:
             )
         return Launch(process, output, metrics, before)
 
-    def train(self, steps: int, script: str = "grpo", **knobs: str) -> Launch:
+    def train(self, steps: int, script: str = "grpo", *overrides: str, **knobs: str) -> Launch:
         """A launch that has ended well."""
-        launch = self.launch(steps, script, **knobs)
+        launch = self.launch(steps, script, *overrides, **knobs)
         try:
             status = launch.process.wait(timeout=800)
         finally:

@@ -276,7 +276,7 @@ def test_replays_run_on_the_node_that_asks_in_its_own_pool(
 
 @dataclass(kw_only=True)
 class Training:
-    """scripts/train_grpo.sh on the cluster's two nodes, with one pretended GPU each."""
+    """scripts/train_grpo.sh on the cluster's two nodes, a pretended GPU on each, three decisions to an answer."""
 
     process: subprocess.Popen[str]
     output: Path
@@ -307,10 +307,10 @@ class Training:
 
 def train(cluster: Cluster, folder: Path, parquet: Path) -> Training:
     environment = os.environ | cluster.head.variables | {
-        "RAY_ADDRESS": cluster.address, "NNODES": "2", "HARDWARE": "cpu", "DATA": str(parquet), "SFT": "no",
-        "RUNS": str(folder), "RUN_NAME": "test", "STEPS": "1000", "SAVE_EVERY": "1", "BATCH_PROMPTS": "8",
-        "ROLLOUT_N": "4", "MICRO_BATCH": "8", "KL": "0", "WANDB": "off", "EVAL_SEEDS": "0",
-        "ADVANTAGE": "rloo", "LOSS_AGGREGATION": "seq-mean-token-sum-norm", "CLIP_HIGH": "0.28",
+        "RAY_ADDRESS": cluster.address, "NNODES": "2", "HARDWARE": "cpu", "DATA": str(parquet), "RUNS": str(folder),
+        "RUN_NAME": "test", "STEPS": "1000", "SAVE_EVERY": "1", "BATCH_PROMPTS": "8", "ROLLOUT_N": "4",
+        "MICRO_BATCH": "8", "KL": "0", "SFT_BATCH_CHATS": "8", "SFT_EPOCHS": "4", "WANDB": "off", "EVAL_SEEDS": "0",
+        "DECISIONS": "3", "LOSS_AGGREGATION": "seq-mean-token-sum-norm", "CLIP_HIGH": "0.28",
     }  # fmt: skip
     output = folder / f"output-{time.monotonic_ns()}.txt"
     earlier = set(folder.glob("test/grpo/metrics/*.jsonl"))
@@ -320,6 +320,23 @@ def train(cluster: Cluster, folder: Path, parquet: Path) -> Training:
             cwd=cluster.head.root, env=environment, stdout=file, stderr=file, text=True,
         )  # fmt: skip
     return Training(process=process, output=output, run=folder / "test", earlier=earlier)
+
+
+def check_decisions(training: Training) -> None:
+    step = training.records()[0]["data"]
+    assert step["reward/num_decisions/mean"] == 3.0
+    shares = [step[f"reward/{part}/mean"] for part in ("answer_yes", "answer_no", "format_invalid")]
+    assert sum(shares) == pytest.approx(1.0)
+    assert step["reward/outcome_from_sample/mean"] == 0.0 and step["reward/failed/sum"] == 0.0
+    score = step["reward/traffic/mean"] + step["reward/format/mean"]
+    assert step["reward/score/mean"] == pytest.approx(score)
+    assert step["critic/score/mean"] == pytest.approx(score, abs=1e-6)
+    assert step["critic/advantages/max"] > 0
+    # one update a step for all decisions: a second one would find another policy
+    assert abs(step["actor/ppo_kl"]) < 1e-3 and step["actor/pg_clipfrac"] == 0.0
+    # 8 prompts × 4 answers × 3 decisions fill the update, so verl added no empty sequences
+    log = training.log.read_text()
+    assert "Upsampled batch" not in log and "Error in _run_prompt" not in log
 
 
 @pytest.mark.slow
@@ -341,8 +358,8 @@ def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_contin
                 assert machine.runs(name), f"no {name} on {machine.folder}"
         checkpoints = training.run / "grpo/checkpoints"
         config = yaml.safe_load((checkpoints / "hydra/config.yaml").read_text())
-        assert config["algorithm"]["adv_estimator"] == "rloo"
         assert config["actor_rollout_ref"]["actor"]["loss_agg_mode"] == "seq-mean-token-sum-norm"
+        check_decisions(training)
         wait_for("checkpoint", (checkpoints / "latest_checkpointed_iteration.txt").is_file, training.log)
         cluster.worker.kill()
         status, output = training.end()

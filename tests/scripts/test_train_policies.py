@@ -30,7 +30,7 @@ def weights(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def gspo(project: Any) -> Any:
-    return project.train(2, "gspo", LORA_RANK="0", LEARNING_RATE="1e-3")
+    return project.train(2, "gspo", "algorithm.adv_estimator=rloo", LORA_RANK="0", LEARNING_RATE="1e-3")
 
 
 def test_gspo_bounds_the_ratios_of_whole_answers_in_several_updates_a_step(project: Any, gspo: Any) -> None:
@@ -40,7 +40,9 @@ def test_gspo_bounds_the_ratios_of_whole_answers_in_several_updates_a_step(proje
     # depends on the answers that were drawn.
     assert any(record["data"]["actor/ppo_kl"] != 0 for record in steps)
     assert all(0 <= record["data"]["actor/pg_clipfrac"] <= 1 for record in steps)
-    actor = composed(project.run / "gspo")["actor_rollout_ref"]["actor"]
+    config = composed(project.run / "gspo")
+    assert config["algorithm"]["adv_estimator"] == "rloo"
+    actor = config["actor_rollout_ref"]["actor"]
     assert actor["policy_loss"]["loss_mode"] == "gspo"
     assert (actor["clip_ratio_low"], actor["clip_ratio_high"], actor["ppo_mini_batch_size"]) == (3e-4, 4e-4, 2)
 
