@@ -41,14 +41,6 @@ SCHEMA = pa.schema([("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preference:
-    """The better answer of a state. margin: in (0, 1]; the module's docstring defines it."""
-
-    chosen: Decision
-    margin: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Pairs:
     """The pairs as rows of SCHEMA, and the number of states that were left out as ties."""
 
@@ -56,26 +48,16 @@ class Pairs:
     num_ties: int
 
 
-def preference(outcomes: Outcomes, settings: RewardSettings) -> Preference | None:
-    """Return the better of the two answers and its margin, or None on a tie."""
-    scores = {
-        decision: score_answer(Answer(decision=decision, form=AnswerForm.EXACT), outcomes, settings).score
-        for decision in Decision
-    }
-    difference = scores[Decision.YES] - scores[Decision.NO]
-    if difference == 0:
+def preference(outcomes: Outcomes, settings: RewardSettings) -> tuple[Decision, float] | None:
+    """Return the better of the two answers and its margin, which the module's text defines, or None on a tie."""
+    yes, no = (
+        score_answer(Answer(decision=decision, form=AnswerForm.EXACT), outcomes, settings).score
+        for decision in (Decision.YES, Decision.NO)
+    )
+    if yes == no:
         return None
     largest = settings.weights.traffic + sum(weight for _, weight in settings.terms)
-    return Preference(chosen=Decision.YES if difference > 0 else Decision.NO, margin=abs(difference) / (2 * largest))
-
-
-def pair_of(prompt: list[dict[str, str]], preferred: Preference) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "chosen": [{"role": "assistant", "content": preferred.chosen.answer}],
-        "rejected": [{"role": "assistant", "content": preferred.chosen.other.answer}],
-        "margin": preferred.margin,
-    }
+    return Decision.YES if yes > no else Decision.NO, abs(yes - no) / (2 * largest)
 
 
 def pairs_of(rows: Iterable[dict[str, Any]], settings: RewardSettings, *, file: Path) -> Pairs:
@@ -96,8 +78,11 @@ def pairs_of(rows: Iterable[dict[str, Any]], settings: RewardSettings, *, file: 
         preferred = preference(outcomes, settings)
         if preferred is None:
             num_ties += 1
-        else:
-            pairs.append(pair_of(row["prompt"], preferred))
+            continue
+        better, margin = preferred
+        answers = {"chosen": better, "rejected": better.other}
+        messages = {side: [{"role": "assistant", "content": answer.answer}] for side, answer in answers.items()}
+        pairs.append({"prompt": row["prompt"], **messages, "margin": margin})
     if without:
         first = without[0]
         cause = (

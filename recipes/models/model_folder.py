@@ -80,11 +80,15 @@ def _missing(path: Path, parts: Sequence[Sequence[str]]) -> list[str]:
 
 
 def check_model_folder(path: Path) -> None:
-    """Raises ConfigError unless `path` is a complete model folder."""
+    """Raises ConfigError unless `path` is a complete folder of a model that chats."""
     if not path.is_dir():
         raise ConfigError(f"the model folder {path} does not exist")
     missing = missing_parts(path)
     if not missing:
+        if not _has_chat_template(path):
+            raise ConfigError(
+                f"the model folder {path} has no chat template: use an instruct model, or add the template"
+            )
         return
     remedy = "give the folder of a model saved with its tokenizer (save_pretrained)"
     if (path / "adapter_config.json").is_file():
@@ -92,6 +96,13 @@ def check_model_folder(path: Path) -> None:
     elif (path / "huggingface").is_dir() or any(path.glob("fsdp_config.json")):
         remedy = "this is a checkpoint of a training run: export it first (python scripts/export_model.py --help)"
     raise ConfigError(f"the model folder {path} does not have {', nor '.join(missing)}: {remedy}")
+
+
+def _has_chat_template(path: Path) -> bool:
+    if any((path / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    file = path / "tokenizer_config.json"
+    return file.is_file() and bool(read_json_object(file).get("chat_template"))
 
 
 def check_adapter_folder(path: Path) -> None:

@@ -31,24 +31,26 @@ CPU_PLATFORM = "recipes.verl_plugins.cpu"
 
 def run_environment(hardware: str, given: Mapping[str, str]) -> dict[str, str]:
     """The variables that a run on this hardware sets; what the user gave stays, where that makes sense."""
-    cores = str(len(os.sched_getaffinity(0)))
     always = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HYDRA_FULL_ERROR": "1"}
     # TransferQueue's threads: its default of 8 fills the log with warnings on fewer cores
-    unless_given = {"TQ_NUM_THREADS": cores}
+    unless_given = {"TQ_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     if hardware == "cpu":
         always |= {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": CPU_PLATFORM}
-        unless_given |= {
-            "OMP_NUM_THREADS": cores,
-            # Threads that wait by spinning take the cores from the run's other processes: 3 times slower where they
-            # share.
-            "OMP_WAIT_POLICY": "PASSIVE",
-            # vLLM would tie its threads to cores on which the trainer's run too.
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # torch compiles with a C++ compiler, which not every machine has; here vLLM's sampling would be all it
-            # compiles.
-            "TORCH_COMPILE_DISABLE": "1",
-        }
+        unless_given |= cpu_environment(len(os.sched_getaffinity(0)))
     return always | {name: given.get(name) or value for name, value in unless_given.items()}
+
+
+def cpu_environment(num_threads: int) -> dict[str, str]:
+    """What torch and vLLM read on a CPU that other processes need, too."""
+    return {
+        "OMP_NUM_THREADS": str(num_threads),
+        # Threads that wait by spinning take the cores from other processes: 3 times slower where they share.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # vLLM would tie its threads to cores on which others run, too.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # torch compiles with a C++ compiler, which not every machine has; vLLM's sampling would be all it compiles.
+        "TORCH_COMPILE_DISABLE": "1",
+    }
 
 
 def ray_token(given: Mapping[str, str]) -> dict[str, str]:

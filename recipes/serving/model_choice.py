@@ -162,13 +162,16 @@ def answering(
 def merge_adapter(model: Path, adapter: Path, out: Path) -> None:
     """Write the model with the adapter merged into its weights, in fp32, to the folder `out`. Raises ConfigError."""
     import torch
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM
-
-    from recipes.serving.text_generation import with_adapter
 
     with no_progress_bars_in_logs():
         base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        with_adapter(base, adapter, model).save_pretrained(out)
+        try:
+            merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"the adapter {adapter} does not fit the model {model}: {error}") from error
+        merged.save_pretrained(out)
     for path in model.iterdir():
         if path.is_file() and not any(path.match(pattern) for pattern in WEIGHT_FILES):
             shutil.copy(path, out)

@@ -22,14 +22,16 @@ from types import TracebackType
 from tqdm import tqdm
 
 from recipes.models.model_folder import check_adapter_folder, check_model_folder, read_json_object
+from recipes.running.environment import cpu_environment
 from recipes.running.supervise import TERMINATION_S, raised_errors
 from recipes.serving.chat_endpoint import ChatEndpoint
-from recipes.serving.text_generation import ONE_THREAD_MAX_PARAMETERS
 from tsc.errors import ConfigError, EndpointError
 from tsc.files import REPO_ROOT
 
 # Started as a program of its own: it ends vLLM even if this process is killed.
 SUPERVISOR = REPO_ROOT / "recipes" / "running" / "supervise.py"
+# Below this size one CPU thread is faster than several, which spend more time on synchronising than on multiplying.
+ONE_THREAD_MAX_PARAMETERS = 20_000_000
 HOST = "127.0.0.1"
 
 # Prompt and answer together. A prompt has 60 to 700 tokens; a model's own limit may need a KV cache of many GB.
@@ -207,13 +209,7 @@ def engine_environment(model: Path) -> dict[str, str]:
         "TRANSFORMERS_OFFLINE": "1",
     }
     if is_cpu_build():
-        environment |= {
-            "OMP_NUM_THREADS": str(_num_threads(model)),
-            # Threads that wait by spinning, or that are tied to cores, would slow down the simulations.
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # torch would only compile the sampling here, and needs a C++ compiler, which not every machine has.
-            "TORCH_COMPILE_DISABLE": "1",
+        environment |= cpu_environment(_num_threads(model)) | {
             # No third process between the server and the model: the start takes a third less time, and less is sent.
             # vLLM only uses that process to set up threads, which the variables above already do.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -225,8 +221,6 @@ def check_servable(model: Path, adapter: Path | None) -> None:
     """Raises ConfigError if vLLM is not installed, or cannot serve the folders."""
     _vllm_version()
     check_model_folder(model)
-    if not _has_chat_template(model):
-        raise ConfigError(f"the tokenizer in {model} has no chat template: use an instruct model, or add the template")
     if adapter is not None:
         check_adapter_folder(adapter)
         _lora_rank(adapter)
@@ -248,13 +242,6 @@ def _vllm_version() -> str:
 def is_cpu_build() -> bool:
     """Whether the installed vLLM computes on the CPU. Raises ConfigError if vLLM is not installed."""
     return "cpu" in _vllm_version()
-
-
-def _has_chat_template(model: Path) -> bool:
-    if any((model / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
-        return True
-    file = model / "tokenizer_config.json"
-    return file.is_file() and bool(read_json_object(file).get("chat_template"))
 
 
 def _longest_text(model: Path) -> int:

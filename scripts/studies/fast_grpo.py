@@ -46,6 +46,8 @@ Conversation = Sequence[Mapping[str, str]]
 ARITHMETIC_VERSION = 1
 # recipes/grpo.yaml: data.max_response_length
 MAX_ANSWER_TOKENS = 16
+# So low that only the likeliest token is drawn.
+GREEDY_TEMPERATURE = 1e-6
 # The number of prompts in one pass without gradients.
 PASS_PROMPTS = 128
 
@@ -315,16 +317,18 @@ class Policy:
         rows = [row + self.shape.before for row in self.prompt_tokens(prompts)]
         return [self._text_around(token) for token in self.decision_logits(rows).argmax(dim=-1).tolist()]
 
+    def answers(self, prompts: Sequence[Conversation]) -> list[str]:
+        """The greedy answer to each prompt, all of it from the model."""
+        found: list[str] = []
+        for batch in _batches(self.prompt_tokens(prompts)):
+            rollout = self.sample(self.read(batch), 1, GREEDY_TEMPERATURE, torch.Generator(), whole=True)
+            found += rollout.texts
+        return found
+
     def fold_adapter(self) -> None:
         """Merge the adapter into the weights after training, which makes a pass a third faster."""
         self._base = self.model.merge_and_unload()
         self._base.requires_grad_(False)
-
-    def save(self, folder: Path) -> None:
-        """Write the model with its adapter merged in, in Hugging Face format."""
-        with no_progress_bars_in_logs():
-            self._base.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
 
 
 def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

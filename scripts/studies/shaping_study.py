@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -235,7 +234,7 @@ class Runner:
         self._study = study
         self._states = load_states(study.data / "train.parquet")
         self._unseen = load_states(study.data / "val.parquet")
-        start = Policy(study.start, rank=1, alpha=1, seed=0)
+        self._start = start = Policy(study.start, rank=1, alpha=1, seed=0)
         rows = start.prompt_tokens([state.prompt for state in self._states])
         self._start_logits = start.decision_logits([row + start.shape.before for row in rows])
         self.start_certainty = start.certainty([state.prompt for state in self._unseen])
@@ -248,9 +247,7 @@ class Runner:
         folder = self._study.out / "scenarios" / scenario.name
         jobs = closed_loop_jobs(scenario, self._study.hours, folder, variant.name)
         if variant.changes is None:
-            from recipes.serving.text_generation import LocalModel
-
-            hours = run_closed_loop(jobs, ask_function(LocalModel(self._study.start).generate))
+            hours = run_closed_loop(jobs, ask_function(self._start.answers))
             return {"hours": hours, "metrics": {}, "train_s": 0.0, "wall_s": round(time.monotonic() - begin, 1)}
         settings = GrpoSettings(**{"steps": self._study.steps, **variant.changes})
         trained: TrainedPolicy = train(
@@ -292,15 +289,10 @@ class Runner:
         Unless `whole`, only the decision token is computed, which takes a fifth of the time. Its answers are first
         checked against greedy generation.
         """
-        from recipes.serving.text_generation import LocalModel
-
-        with tempfile.TemporaryDirectory() as folder:
-            trained.policy.save(Path(folder))
-            model = LocalModel(Path(folder))
         if whole:
-            return ask_function(model.generate)
+            return ask_function(trained.policy.answers)
         prompts: list[list[dict[str, str]]] = [state.prompt for state in self._unseen[:CHECKED_PROMPTS]]
-        if trained.policy.decide(prompts) != model.generate(prompts):
+        if trained.policy.decide(prompts) != trained.policy.answers(prompts):
             raise TscError(
                 "the greedy answers of a trained model differ from those of its decision token, because it is not "
                 "certain enough of the format: train the start for longer"

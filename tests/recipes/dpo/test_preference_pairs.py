@@ -82,8 +82,9 @@ def test_terms_of_the_reward_count_for_the_pair_as_they_do_for_the_score() -> No
     outcomes = Outcomes(yes=8.0, no=10.0, terms={"switches": Outcomes(yes=2.0, no=0.0)})
     preferred = preference(outcomes, settings)
     assert preferred is not None
-    assert preferred.chosen is Decision.NO
-    assert preferred.margin == pytest.approx((0.5 - 0.2) / 1.5)
+    better, margin = preferred
+    assert better is Decision.NO
+    assert margin == pytest.approx((0.5 - 0.2) / 1.5)
 
 
 def test_states_without_stored_outcomes_are_an_error_with_a_remedy(parquet: Path, tmp_path: Path) -> None:

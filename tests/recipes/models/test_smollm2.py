@@ -12,6 +12,7 @@ from recipes.models.smollm2 import (
     gguf_fields,
     gguf_tokenizer,
 )
+from tests.recipes.serving.greedy_answers import greedy_answers
 from tsc.errors import ConfigError
 
 pytest.importorskip("transformers")
@@ -50,10 +51,8 @@ def unreachable_hub(folder):
 
 
 def test_the_model_talks(model_folder):
-    from recipes.serving.text_generation import LocalModel
-
-    model = LocalModel(model_folder, max_new_tokens=12)
-    assert "Paris" in model.generate([[{"role": "user", "content": "What is the capital of France?"}]])[0]
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    assert "Paris" in greedy_answers(model_folder, [question], max_new_tokens=12)[0]
 
 
 def test_folder_holds_the_model_in_bfloat16_with_its_tokens_ids(model_folder):

@@ -20,8 +20,8 @@ import pytest
 from recipes.models.tiny_model import TinyModelSize, build_tiny_model
 from recipes.serving.chat_endpoint import KEY_VARIABLE, ChatEndpoint
 from recipes.serving.model_choice import LocalModelChoice, ServedModelChoice, checked, merge_adapter
-from recipes.serving.text_generation import LocalModel
 from recipes.serving.vllm_server import VllmServer
+from tests.recipes.serving.greedy_answers import greedy_answers
 from tests.tsc.sumo_process import in_new_process
 from tsc.controllers.language_model import Conversation, LanguageModelController
 from tsc.errors import ConfigError, EndpointError
@@ -101,8 +101,8 @@ def key(endpoint: ChatEndpoint) -> str:
 
 @pytest.fixture(scope="module")
 def expected(model_folder: Path, adapter_folder: Path) -> list[str]:
-    model = LocalModel(model_folder, adapter_folder, max_new_tokens=MAX_ANSWER_TOKENS)
-    return without_broken_letters([*model.generate(CONVERSATIONS)])
+    answers = greedy_answers(model_folder, CONVERSATIONS, adapter=adapter_folder, max_new_tokens=MAX_ANSWER_TOKENS)
+    return without_broken_letters([*answers])
 
 
 def answers_of(endpoint: ChatEndpoint, conversations: list[Conversation]) -> list[str]:
@@ -149,8 +149,8 @@ def test_an_adapter_changes_the_answers_of_its_model(
 ) -> None:
     with ChatEndpoint(endpoint.base_url, "tiny-base", api_key=key, max_answer_tokens=MAX_ANSWER_TOKENS) as base:
         answers = answers_of(base, CONVERSATIONS)
-    model = LocalModel(model_folder, max_new_tokens=MAX_ANSWER_TOKENS)
-    assert answers == without_broken_letters([*model.generate(CONVERSATIONS)])
+    of_model = greedy_answers(model_folder, CONVERSATIONS, max_new_tokens=MAX_ANSWER_TOKENS)
+    assert answers == without_broken_letters([*of_model])
     assert answers != expected
 
 
@@ -285,8 +285,15 @@ def test_a_merged_adapter_gives_the_answers_of_model_and_adapter(
     model_folder: Path, adapter_folder: Path, expected: list[str], tmp_path: Path
 ) -> None:
     merge_adapter(model_folder, adapter_folder, tmp_path)
-    model = LocalModel(tmp_path, max_new_tokens=MAX_ANSWER_TOKENS)
-    assert without_broken_letters([*model.generate(CONVERSATIONS)]) == expected
+    answers = greedy_answers(tmp_path, CONVERSATIONS, max_new_tokens=MAX_ANSWER_TOKENS)
+    assert without_broken_letters([*answers]) == expected
+
+
+def test_an_adapter_of_another_model_is_refused(model_folder: Path, adapter_folder: Path, tmp_path: Path) -> None:
+    texts = model_folder.parent / "texts.parquet"
+    build_tiny_model(texts, tmp_path / "wider", TinyModelSize(hidden=96, layers=2), seed=1)
+    with pytest.raises(ConfigError, match="does not fit the model"):
+        merge_adapter(tmp_path / "wider", adapter_folder, tmp_path / "merged")
 
 
 def test_a_model_without_chat_template_or_with_too_large_an_adapter_is_refused_before_anything_starts(

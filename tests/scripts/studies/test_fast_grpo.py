@@ -34,12 +34,12 @@ from fast_grpo import (
     training_pool,
 )
 from recipes.models.tiny_model import TinyModelSize, build_tiny_model
-from recipes.serving.text_generation import LocalModel
 from reward.ground_truth import GroundTruth
 from reward.scoring import score_answer, traffic_score
 from reward.settings import RewardSettings, load_settings
 from reward.stretch_scoring import score_stretch
 from reward.stretch_source import StretchSource
+from tests.recipes.serving.greedy_answers import greedy_answers
 from tsc.cost.outcome import Outcomes
 from tsc.junction.decision import INVALID_ANSWER, Answer, AnswerForm, Decision, parse_answer
 from tsc.replays.request import ReplayRequest
@@ -89,7 +89,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    policy.save(folder / "start")
+    model.save_pretrained(folder / "start")
+    policy.tokenizer.save_pretrained(folder / "start")
     return folder / "start"
 
 
@@ -164,7 +165,7 @@ def test_the_answer_by_its_decision_token_is_the_greedily_generated_one(start: P
     policy = Policy(start, rank=4, alpha=8, seed=1)
     prompts = [state.prompt for state in states_of(40)]
     assert policy.certainty(prompts) > 0.9
-    assert policy.decide(prompts) == LocalModel(start).generate(prompts)
+    assert policy.decide(prompts) == policy.answers(prompts) == greedy_answers(start, prompts)
 
 
 def test_grpo_learns_the_better_answers_and_repeats_itself(start: Path) -> None:
