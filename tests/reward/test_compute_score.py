@@ -353,7 +353,6 @@ def test_reward_is_picklable() -> None:
 
 
 def test_verl_loads_it_by_package_path(make_ground_truth: GroundTruthText) -> None:
-    pytest.importorskip("verl")
     from omegaconf import OmegaConf
     from verl.trainer.ppo.reward import get_custom_reward_fn
 

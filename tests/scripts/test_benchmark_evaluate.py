@@ -61,7 +61,6 @@ def test_workers_have_to_give_most_of_what_the_cores_could(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_an_evaluation_s_prompts_are_answered_offline_too(tmp_path: Path) -> None:
-    pytest.importorskip("vllm")
     from benchmarks.decision_speed import costs_of_decisions
     from recipes.models.tiny_model import TinyModelSize, build_tiny_model
 

@@ -20,8 +20,6 @@ import psutil
 import pytest
 import yaml
 
-pytest.importorskip("verl")
-
 from recipes.running.cluster_run import NodeState, NodeWatch
 
 SCRIPT = "scripts/ray_cluster.sh"

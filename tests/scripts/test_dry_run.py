@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytest.importorskip("verl")
-
 
 def dry_run(repo_root: Path, runs: Path, script: str, **knobs: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"DRY_RUN": "1", "RUNS": str(runs), "RUN_NAME": "dry"} | knobs

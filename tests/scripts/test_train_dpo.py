@@ -16,8 +16,6 @@ import pytest
 
 from recipes.models.tiny_model import TinyModelSize, build_tiny_model
 
-pytest.importorskip("trl")
-
 STEPS = 4
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("verl")
-
 REWARD_PARTS = {
     "reward/score/mean", "reward/traffic/mean", "reward/format_exact/mean", "reward/format_invalid/mean",
     "reward/answer_yes/mean", "reward/answer_no/mean", "reward/tie/mean", "reward/outcome_from_sample/mean",

@@ -11,8 +11,6 @@ import psutil
 import pytest
 import yaml
 
-pytest.importorskip("verl")
-
 
 def steps_of(launch: Any) -> list[dict]:
     return [record for record in launch.records() if "reward/score/mean" in record["data"]]

@@ -9,8 +9,6 @@ from typing import Any
 import psutil
 import pytest
 
-pytest.importorskip("verl")
-
 EPOCHS = 12
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from recipes.models.checkpoints import TRACKER, is_complete, latest_step, mend_tracker, remove_older
-
-torch = pytest.importorskip("torch")
 
 
 def write_checkpoint(checkpoints: Path, step: int, *, part: str = "actor", ranks: int = 2) -> Path:

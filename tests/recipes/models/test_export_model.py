@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recipes.models.export_model import export, read_shards
 from tsc.errors import ConfigError
 from tsc.files import folder_lock
-
-torch = pytest.importorskip("torch")
 
 # what FSDP2 gives each of two ranks: a weight in two rows, one row that the second rank has nothing of, and a copy
 WRITE_SHARD = """

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("huggingface_hub")
-
 
 def ask(repo_root: Path, home: Path, name: str) -> subprocess.CompletedProcess[str]:
     # The client reads its settings when it is imported.

@@ -15,9 +15,6 @@ from recipes.models.smollm2 import (
 from tests.recipes.serving.greedy_answers import greedy_answers
 from tsc.errors import ConfigError
 
-pytest.importorskip("transformers")
-pytest.importorskip("gguf")
-
 
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory):

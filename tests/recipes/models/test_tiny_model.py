@@ -13,8 +13,6 @@ from recipes.models.tiny_model import TinyModelSize, build_tiny_model
 from tsc.errors import ConfigError
 from tsc.files import REPO_ROOT
 
-pytest.importorskip("transformers")
-
 SYSTEM = (
     "You control the traffic signal of one junction. Decide whether the current green is extended. "
     'Answer with {"extend": "yes"} or {"extend": "no"} only.'
@@ -170,7 +168,6 @@ def test_turns_tokenised_one_by_one_are_the_conversation_tokenised_at_once(token
 
 
 def test_verls_sft_dataset_takes_the_chats_and_trains_on_the_answer_alone(texts, model_folder):
-    pytest.importorskip("verl")
     from omegaconf import OmegaConf
     from verl.utils import hf_tokenizer
     from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset

@@ -116,7 +116,6 @@ def test_an_unknown_algorithm_is_refused() -> None:
 
 def as_verl_composes(repo_root: Path, name: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """By Hydra alone, in the repository's root, as a trainer's command line does."""
-    pytest.importorskip("verl")
     monkeypatch.chdir(repo_root)
     with initialize_config_dir(str(repo_root / "recipes"), version_base=None):
         config = hydra_compose(name, overrides=overrides)

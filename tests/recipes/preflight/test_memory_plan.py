@@ -190,7 +190,6 @@ VOCAB, SEQUENCES, TOKENS = 4000, 2, 40
 
 @pytest.fixture(scope="module")
 def verl_engine() -> Iterator[Any]:
-    pytest.importorskip("verl")
     import verl.utils.torch_functional as functional
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
@@ -264,7 +263,6 @@ def test_logits_are_what_verls_own_code_holds(
 
 @pytest.mark.parametrize("compute_bytes", [4, 2])
 def test_the_logits_of_dpo_are_what_its_loss_holds(compute_bytes: int) -> None:
-    pytest.importorskip("trl")
     from recipes.dpo.train_dpo import answer_log_probs
 
     answer = 16
@@ -306,7 +304,6 @@ ENGINE_CASES = [
 @pytest.mark.slow
 def test_an_update_takes_what_verls_own_engine_takes(tmp_path: Path, sft: RunSettings, repo_root: Path) -> None:
     """FSDP2, LoRA, AdamW, two micro-batches: the whole of verl's update, in the CPU's memory."""
-    pytest.importorskip("verl")
     cases = [
         {"config": QWEN.to_diff_dict() | {"vocab_size": 1000}, "micro_batch": 2, "tokens": 96, **case}
         for case in ENGINE_CASES

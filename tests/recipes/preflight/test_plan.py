@@ -11,8 +11,6 @@ from recipes.preflight.plan import show_plan
 from tests.recipes.preflight.composed import GIVEN
 from tsc.errors import ConfigError
 
-pytest.importorskip("trl")
-
 
 def test_a_wrong_configuration_is_found_on_every_launch_and_after_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"trl\.foo is unknown"):

@@ -129,7 +129,6 @@ def test_a_model_whose_heads_cannot_be_split_is_refused() -> None:
 
 
 def test_the_arguments_of_vllm_are_those_of_its_engine() -> None:
-    pytest.importorskip("vllm")
     from vllm.config.lora import MaxLoRARanks
     from vllm.engine.arg_utils import AsyncEngineArgs
 

@@ -207,7 +207,6 @@ def test_too_few_nodes_with_free_gpus_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_lost_node_is_named_until_another_one_lives_or_is_stopped_at_its_address() -> None:
-    pytest.importorskip("ray")
     from ray import NodeID
     from ray.core.generated.common_pb2 import NodeDeathInfo
     from ray.core.generated.gcs_pb2 import GcsNodeInfo

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("openai")
-
 from recipes.serving.chat_endpoint import ChatEndpoint
 from recipes.serving.model_choice import LocalModelChoice, ServedModelChoice, parse_model_choice
 from tsc.errors import ConfigError, EndpointError

@@ -12,10 +12,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import peft
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import transformers
 
 from recipes.models.tiny_model import TinyModelSize, build_tiny_model
 from recipes.serving.chat_endpoint import KEY_VARIABLE, ChatEndpoint
@@ -30,11 +33,6 @@ from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
-
-pytest.importorskip("vllm")
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.slow
 

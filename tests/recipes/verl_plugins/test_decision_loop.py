@@ -9,11 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("verl")
-
 import numpy as np
+import pytest
 import torch
 from omegaconf import OmegaConf
 from verl.protocol import DataProto

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("verl")
-
 import torch
 import transfer_queue
 from hydra import compose, initialize_config_dir

@@ -13,13 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-
-pytest.importorskip("verl")
-
-import torch
 
 from fast_grpo import (
     AnswerShape,

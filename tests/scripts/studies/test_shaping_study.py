@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("verl")
-
 from fast_grpo import GrpoSettings
 from recipes.preflight.compose import compose
 from reward.settings import load_settings

@@ -7,10 +7,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-pytest.importorskip("verl")
-
 from recipes.verl_plugins.cpu.process_group import without_repetitions
 from recipes.verl_plugins.cpu.vllm_metadata import VllmAlias, VllmAliasFinder
 
