@@ -16,9 +16,9 @@ from tsc.sumo.running import SumoFiles
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# They come first, because they take longest. Those of one machine share a run, so they stay on one worker.
-ONE_MACHINE = ("test_train_grpo", "test_train_policies", "test_train_sft")
-TRAININGS = (*ONE_MACHINE, "test_cluster")
+# They run one after the other, because they share a run, and each needs 6.5 GiB or more. They come first: they take
+# longest.
+TRAININGS = ("test_train_grpo", "test_train_policies", "test_train_sft", "test_cluster")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,16 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(1800))
 
 
-class OneWorkerForAFile(LoadFileScheduling):
-    """Keeps the tests of a file, which share fixtures, on one of xdist's workers."""
+class OneWorkerForTrainings(LoadFileScheduling):
+    """Keeps each file's tests on one of xdist's workers, because they share fixtures, and all trainings on one, too."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "trainings of one machine" if Path(file).stem in ONE_MACHINE else file
+        return "trainings" if Path(file).stem in TRAININGS else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneWorkerForAFile:
-    return OneWorkerForAFile(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneWorkerForTrainings:
+    return OneWorkerForTrainings(config, log)
 
 
 @pytest.fixture(scope="session")

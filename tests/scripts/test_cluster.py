@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 
+from recipes.models.checkpoints import is_complete
 from recipes.running.cluster_run import NodeState, NodeWatch
 
 SCRIPT = "scripts/ray_cluster.sh"
@@ -303,12 +305,12 @@ class Training:
         return status, self.output.read_text()
 
 
-def train(cluster: Cluster, folder: Path, parquet: Path) -> Training:
+def train(cluster: Cluster, folder: Path, parquet: Path, model: Path) -> Training:
     environment = os.environ | cluster.head.variables | {
-        "RAY_ADDRESS": cluster.address, "NNODES": "2", "HARDWARE": "cpu", "DATA": str(parquet), "RUNS": str(folder),
-        "RUN_NAME": "test", "STEPS": "1000", "SAVE_EVERY": "1", "BATCH_PROMPTS": "8", "ROLLOUT_N": "4",
-        "MICRO_BATCH": "8", "KL": "0", "SFT_BATCH_CHATS": "8", "SFT_EPOCHS": "4", "WANDB": "off", "EVAL_SEEDS": "0",
-        "DECISIONS": "3", "LOSS_AGGREGATION": "seq-mean-token-sum-norm", "CLIP_HIGH": "0.28",
+        "RAY_ADDRESS": cluster.address, "NNODES": "2", "HARDWARE": "cpu", "DATA": str(parquet),
+        "MODEL_PATH": str(model), "SFT": "no", "RUNS": str(folder), "RUN_NAME": "test", "STEPS": "1000",
+        "SAVE_EVERY": "1", "BATCH_PROMPTS": "8", "ROLLOUT_N": "4", "MICRO_BATCH": "8", "KL": "0", "WANDB": "off",
+        "EVAL_SEEDS": "0", "DECISIONS": "3", "LOSS_AGGREGATION": "seq-mean-token-sum-norm", "CLIP_HIGH": "0.28",
     }  # fmt: skip
     output = folder / f"output-{time.monotonic_ns()}.txt"
     earlier = set(folder.glob("test/grpo/metrics/*.jsonl"))
@@ -340,15 +342,15 @@ def check_decisions(training: Training) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_continues_from_the_checkpoint(
-    cluster: Cluster, repo_root: Path, small_dataset: Path, tmp_path: Path
+    cluster: Cluster, repo_root: Path, small_dataset: Path, project: Any, tmp_path: Path
 ) -> None:
-    parquet = tmp_path / "parquet"
+    parquet, model = tmp_path / "parquet", project.run / "sft/merged"
     subprocess.run(
         [sys.executable, "data_tools/json_to_parquet.py", "--input", small_dataset, "--output", parquet],
         cwd=repo_root,
         check=True,
     )
-    training = train(cluster, tmp_path, parquet)
+    training = train(cluster, tmp_path, parquet, model)
     try:
         assert training.wait_for_step() == 1
         for machine in (cluster.head, cluster.worker):
@@ -358,7 +360,8 @@ def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_contin
         config = yaml.safe_load((checkpoints / "hydra/config.yaml").read_text())
         assert config["actor_rollout_ref"]["actor"]["loss_agg_mode"] == "seq-mean-token-sum-norm"
         check_decisions(training)
-        wait_for("checkpoint", (checkpoints / "latest_checkpointed_iteration.txt").is_file, training.log)
+        tracker = checkpoints / "latest_checkpointed_iteration.txt"
+        wait_for("checkpoint", tracker.is_file, training.log)
         cluster.worker.kill()
         status, output = training.end()
         assert status == 1
@@ -368,7 +371,7 @@ def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_contin
         assert "the node that was started here has ended: start it again" in cluster.worker.call("status").stderr
 
         # Without the node, the same command says so before it does anything.
-        status, output = train(cluster, tmp_path, parquet).end()
+        status, output = train(cluster, tmp_path, parquet, model).end()
         assert status == 2
         # Ray's head takes some 20 s to notice the loss. Until then it lists a node that does not answer.
         assert re.search(r"and 1 of the cluster's 1 have them|node \S+ \([0-9a-f]{8}\): does not answer", output), (
@@ -376,9 +379,12 @@ def test_a_lost_node_ends_the_training_with_its_name_and_the_same_command_contin
         )
 
         cluster.start_worker()
-        saved = int((checkpoints / "latest_checkpointed_iteration.txt").read_text())
-        training = train(cluster, tmp_path, parquet)
+        tracker.write_text("")  # as a kill leaves it in the moment in which verl writes it
+        complete = [path.name for path in checkpoints.glob("global_step_*") if is_complete(path)]
+        saved = max(int(name.rpartition("_")[2]) for name in complete)
+        training = train(cluster, tmp_path, parquet, model)
         assert training.wait_for_step() == saved + 1
+        assert f"names step {saved}, the newest complete checkpoint" in training.output.read_text()
         training.process.send_signal(signal.SIGTERM)
         status, _ = training.end()
         assert status == 143

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+
+from recipes.models.checkpoints import is_complete, latest_step, mend_tracker
 
 
 def steps_of(launch: Any) -> list[dict]:
@@ -57,44 +62,16 @@ def test_algorithms_of_one_run_name_share_the_model_of_the_sft(gspo: Any) -> Non
     assert "== SFT: already done" in gspo.output.read_text()
 
 
-PPO = {"BATCH_PROMPTS": "16", "ROLLOUT_N": "1", "LORA_TARGETS": "q_proj,v_proj"}
+@dataclass(kw_only=True)
+class KilledPpo:
+    """A PPO that has lost a worker after its first checkpoint."""
 
-
-@pytest.fixture(scope="module")
-def ppo(project: Any) -> list[dict]:
-    """What a run of one step reports."""
-    return steps_of(project.train(1, "ppo", **PPO))
-
-
-def check_ppo(step: dict) -> None:
-    assert step["data"]["critic/vf_loss"] > 0
-    assert step["data"]["critic/grad_norm"] > 0
-    assert step["data"]["reward/failed/sum"] == 0
-
-
-def test_ppo_trains_a_critic_beside_the_policy_and_keeps_both(project: Any, ppo: list[dict]) -> None:
-    assert [record["step"] for record in ppo] == [1]
-    check_ppo(ppo[0])
-    assert (project.run / "ppo/checkpoints/global_step_1/critic").is_dir()
-    assert (project.run / "ppo/checkpoints/global_step_1/actor").is_dir()
-
-
-def test_a_ppo_adapter_on_its_base_answers_as_the_merged_model(project: Any, ppo: Any) -> None:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    start = AutoModelForCausalLM.from_pretrained(project.run / "sft/merged", dtype=torch.float32)
-    merged = AutoModelForCausalLM.from_pretrained(project.run / "ppo/merged", dtype=torch.float32)
-    tokens = torch.arange(10, 60)[None]
-    with torch.no_grad():
-        from_start = start(tokens).logits
-        from_merged = merged(tokens).logits
-        with_adapter = PeftModel.from_pretrained(start, project.run / "ppo/adapter")(tokens).logits
-    assert (from_merged - from_start).abs().max() > 1e-4
-    torch.testing.assert_close(from_merged, with_adapter, atol=1e-4, rtol=1e-4)
-    adapter = json.loads((project.run / "ppo/adapter/adapter_config.json").read_text())
-    assert sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]
+    steps: list[dict]
+    status: int
+    output: str
+    exposed: set[str]
+    lost: str
+    alive: list[list[str]]
 
 
 def exposed(processes: list[psutil.Process]) -> set[str]:
@@ -109,22 +86,70 @@ def exposed(processes: list[psutil.Process]) -> set[str]:
     return found
 
 
-def test_ppo_goes_on_and_a_dead_worker_ends_it_with_its_cause_within_a_minute(project: Any, ppo: list[dict]) -> None:
-    # as a kill leaves it in the moment in which verl writes it
-    (project.run / "ppo/checkpoints/latest_checkpointed_iteration.txt").write_text("")
-    launch = project.launch(1000, "ppo", **PPO)
+@pytest.fixture(scope="module")
+def ppo(project: Any) -> KilledPpo:
+    launch = project.launch(1000, "ppo", BATCH_PROMPTS="16", ROLLOUT_N="1", LORA_TARGETS="q_proj,v_proj")
+    launch.wait_for("a checkpoint", (project.run / "ppo/checkpoints/latest_checkpointed_iteration.txt").is_file)
     launch.wait_for("a step", lambda: len(steps_of(launch)) >= 1)
-    assert "names step 1, the newest complete checkpoint" in launch.output.read_text()
-    assert steps_of(launch)[0]["step"] == 2
-    check_ppo(steps_of(launch)[0])
     started = launch.descendants()
-    # torch's rendezvous, a store of short texts
-    assert exposed(started) == {"ray::WorkerDict"}
+    seen = exposed(started)
     worker = next(process for process in started if process.cmdline()[:1] == ["VLLM::Worker"])
     worker.kill()
-    assert launch.process.wait(timeout=60) == 1
-    output = launch.output.read_text()
-    assert f"VLLM::Worker (process {worker.pid}) died" in output
-    assert "ppo/train.log" in output
+    status = launch.process.wait(timeout=60)
     _, alive = psutil.wait_procs(started, timeout=5)
-    assert [process.cmdline() for process in alive] == []
+    mend_tracker(project.run / "ppo/checkpoints")  # the end may have come while verl wrote it
+    return KilledPpo(
+        steps=steps_of(launch),
+        status=status,
+        output=launch.output.read_text(),
+        exposed=seen,
+        lost=f"VLLM::Worker (process {worker.pid})",
+        alive=[process.cmdline() for process in alive],
+    )
+
+
+def test_ppo_trains_a_critic_beside_the_policy_and_keeps_both(project: Any, ppo: KilledPpo) -> None:
+    first = ppo.steps[0]
+    assert first["step"] == 1
+    assert first["data"]["critic/vf_loss"] > 0
+    assert first["data"]["critic/grad_norm"] > 0
+    assert first["data"]["reward/failed/sum"] == 0
+    checkpoints = project.run / "ppo/checkpoints"
+    kept = checkpoints / f"global_step_{latest_step(checkpoints)}"
+    assert (kept / "critic").is_dir() and (kept / "actor").is_dir()
+    assert is_complete(kept)
+
+
+def test_a_dead_worker_ends_a_training_with_its_cause_within_a_minute(ppo: KilledPpo) -> None:
+    assert ppo.status == 1
+    assert f"{ppo.lost} died" in ppo.output
+    assert "ppo/train.log" in ppo.output
+    assert ppo.alive == []
+
+
+def test_a_training_on_one_machine_is_out_of_reach_of_others(ppo: KilledPpo) -> None:
+    # torch's rendezvous, a store of short texts
+    assert ppo.exposed == {"ray::WorkerDict"}
+
+
+def test_the_adapter_of_a_training_that_ended_early_can_be_exported(
+    repo_root: Path, project: Any, ppo: KilledPpo
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base, out = project.run / "sft/merged", project.run / "ppo"
+    command = [sys.executable, "scripts/export_model.py", "--checkpoints", out / "checkpoints", "--part", "actor"]
+    subprocess.run([*command, "--base", base, "--out", out], cwd=repo_root, check=True)
+    start = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(out / "merged", dtype=torch.float32)
+    tokens = torch.arange(10, 60)[None]
+    with torch.no_grad():
+        from_start = start(tokens).logits
+        from_merged = merged(tokens).logits
+        with_adapter = PeftModel.from_pretrained(start, out / "adapter")(tokens).logits
+    assert (from_merged - from_start).abs().max() > 1e-4
+    torch.testing.assert_close(from_merged, with_adapter, atol=1e-4, rtol=1e-4)
+    adapter = json.loads((out / "adapter/adapter_config.json").read_text())
+    assert sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]

@@ -18,9 +18,9 @@ from tsc.errors import ConfigError
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("hardware", hardware_names())
-def test_every_training_is_valid_on_every_device_for_every_model(algorithm: str, hardware: str) -> None:
+def test_every_training_is_valid_on_every_device_for_small_and_large_models(algorithm: str, hardware: str) -> None:
     config = composed(algorithm, f"hardware={hardware}")
-    for model in MODELS:
+    for model in (MODELS[0], MODELS[-1]):
         validate(algorithm, with_model(config, model))
 
 
