@@ -22,7 +22,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folders model/, adapter/ (made for model/) and stray/ (made for a model of the Hub), with empty weights."""
     monkeypatch.chdir(tmp_path)
     files = {
-        "model": {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors": ""},
+        "model": {"config.json": "{}", "tokenizer.json": "{}", "chat_template.jinja": "", "model.safetensors": ""},
         "adapter": {"adapter_config.json": '{"base_model_name_or_path": "model"}', "adapter_model.safetensors": ""},
         "stray": {"adapter_config.json": '{"base_model_name_or_path": "Qwen/Qwen3"}', "adapter_model.safetensors": ""},
     }
