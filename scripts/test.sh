@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every check of the repository: set-up, lint, formatting, shell scripts, Dockerfiles, types, tests.
 #
-#   bash scripts/test.sh                      all of them, some 40 minutes on 2 cores
+#   bash scripts/test.sh                      all of them, some 35 minutes on 2 cores
 #   bash scripts/test.sh -m "not slow"        options for pytest
 #   bash scripts/test.sh tests/tsc -x         one folder, up to the first failure
 #
