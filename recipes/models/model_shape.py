@@ -133,7 +133,7 @@ def _config_file(model: str) -> Path:
     if Path(model, "adapter_config.json").is_file():
         raise ConfigError(f"{model} is a LoRA adapter: give the folder of its base model")
     raise ConfigError(
-        f"there is no model {model!r}: give a folder with a config.json, or one of tiny, {', '.join(known_models())}"
+        f"there is no model {model!r}: give a folder with a config.json, or a name: tiny, {', '.join(known_models())}"
     )
 
 

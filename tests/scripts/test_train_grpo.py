@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.scripts.exported import check_exported
+
 REWARD_PARTS = {
     "reward/score/mean", "reward/traffic/mean", "reward/format_exact/mean", "reward/format_invalid/mean",
     "reward/answer_yes/mean", "reward/answer_no/mean", "reward/tie/mean", "reward/outcome_from_sample/mean",
@@ -47,19 +49,7 @@ def test_checkpoint_adapter_and_merged_model_are_kept(project: Any) -> None:
 
 
 def test_training_changed_the_weights_and_the_merged_model_equals_base_and_adapter(project: Any) -> None:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    start = AutoModelForCausalLM.from_pretrained(project.run / "sft/merged", dtype=torch.float32)
-    merged = AutoModelForCausalLM.from_pretrained(project.run / "grpo/merged", dtype=torch.float32)
-    tokens = torch.arange(10, 60)[None]
-    with torch.no_grad():
-        from_start = start(tokens).logits
-        from_merged = merged(tokens).logits
-        with_adapter = PeftModel.from_pretrained(start, project.run / "grpo/adapter")(tokens).logits
-    assert (from_merged - from_start).abs().max() > 1e-3
-    torch.testing.assert_close(from_merged, with_adapter, atol=1e-4, rtol=1e-4)
+    check_exported(project.run / "grpo", project.run / "sft/merged", least_change=1e-3)
 
 
 def test_the_stages_say_what_they_did_and_where_it_lies(project: Any) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.scripts.exported import check_exported
+
 EPOCHS = 12
 
 
@@ -42,17 +44,4 @@ def test_the_same_command_goes_on_after_the_last_checkpoint(project: Any, sft: t
 
 
 def test_its_adapter_on_the_base_answers_as_the_merged_model(project: Any, sft: tuple[list[dict], list[dict]]) -> None:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    out = project.runs / "sft-adapter/sft"
-    start = AutoModelForCausalLM.from_pretrained(project.run / "tiny", dtype=torch.float32)
-    merged = AutoModelForCausalLM.from_pretrained(out / "merged", dtype=torch.float32)
-    tokens = torch.arange(10, 60)[None]
-    with torch.no_grad():
-        from_start = start(tokens).logits
-        from_merged = merged(tokens).logits
-        with_adapter = PeftModel.from_pretrained(start, out / "adapter")(tokens).logits
-    assert (from_merged - from_start).abs().max() > 1e-3
-    torch.testing.assert_close(from_merged, with_adapter, atol=1e-4, rtol=1e-4)
+    check_exported(project.runs / "sft-adapter/sft", project.run / "tiny", least_change=1e-3)
