@@ -458,7 +458,8 @@ class Pipeline:
         if run.eval_seeds == 0:
             return
         results = run.out / "results.json"
-        with self.stages.stage(f"Evaluation on {run.eval_seeds} unseen hours", results):
+        hours = "hour" if run.eval_seeds == 1 else "hours"
+        with self.stages.stage(f"Evaluation on {run.eval_seeds} unseen {hours}", results):
             models = [
                 f"llm:{'sft' if self.sft else 'start'}={self.main.start}",
                 f"llm:{run.algorithm}={self.main.folder / 'merged'}",
