@@ -2,8 +2,7 @@
 process.
 
 The process keeps one simulation that has only read its net. A replay is a forked copy of it that loads the state, with
-a further fork for the second answer, so the net is read once. A small net is read again for each answer instead, which
-takes less time than two forks of a process with libsumo. Either way, a replay leaves nothing behind for the next one.
+a further fork for the second answer. So the net is read once, and a replay leaves nothing behind for the next one.
 """
 
 from __future__ import annotations
@@ -48,17 +47,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class _Template:
-    """A simulation that has only read its net, and its programs. It is never stepped. Replays are forks of it. If the
-    net is small, replays of the same net take its place instead."""
+    """A simulation that has only read its net, and its programs. It is never stepped. Replays are forks of it."""
 
     key: tuple[Any, ...]
     simulation: Simulation
     programs: dict[str, SignalProgram]
-    is_small: bool
 
-
-# Reading a net of this size (an isolated junction) takes 3 ms; forking a process with libsumo takes 5 to 10 ms.
-_SMALL_NET_BYTES = 65_536
 
 # libsumo has one simulation a process
 _template: _Template | None = None
@@ -73,16 +67,10 @@ def _template_for(files: SumoFiles, net_sha256: str | None) -> _Template:
     if _template is None or _template.key != key:
         _template = None
         simulation = Simulation(files)
-        is_small = files.net_file.stat().st_size <= _SMALL_NET_BYTES
-        _template = _Template(key, simulation, controllable_programs(simulation), is_small)
+        _template = _Template(key, simulation, controllable_programs(simulation))
         # the garbage collector of a fork would visit every object and so copy every page
         gc.freeze()
     return _template
-
-
-def _forget_template() -> None:
-    global _template
-    _template = None
 
 
 def _sha256_of_scenario_file(path: Path) -> str:
@@ -174,13 +162,7 @@ def _continued(
 
     with _in_memory(text) as state_file:
         try:
-            if not template.is_small:
-                return in_fork(lambda: all_in_fork(state_file))
-            try:
-                return [result(Simulation(files, state_file=state_file), function) for function in functions]
-            except BaseException:
-                _forget_template()  # SUMO may be left half loaded
-                raise
+            return in_fork(lambda: all_in_fork(state_file))
         except StateError as error:
             raise StateError(str(error).replace(str(state_file), str(request.state_path))) from error
 

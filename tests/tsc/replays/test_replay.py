@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import tsc.replays.replay
 from tests.tsc.sumo_process import in_new_process
 from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ReplayError, ScenarioError, StateError, UnknownJunction
@@ -75,16 +74,6 @@ def test_a_state_that_does_not_hold_its_demand_is_replayed_with_the_route_files(
         in_new_process(
             _ends, [dataclasses.replace(request, sumo=request.sumo.model_copy(update={"route_sha256": None}))]
         )
-
-
-def _ends_by_forks(requests: list[ReplayRequest]) -> list[dict[Decision, str]]:
-    tsc.replays.replay._SMALL_NET_BYTES = 0
-    return _ends(requests)
-
-
-def test_a_large_net_is_forked_to_the_same_ends(samples: list[Sample], requests: list[ReplayRequest]) -> None:
-    labelled = [sample.outcomes.ends for sample in samples[:20] if sample.outcomes]
-    assert in_new_process(_ends_by_forks, requests[:20]) == labelled
 
 
 def test_replays_do_not_depend_on_their_order_nor_on_the_process(requests: list[ReplayRequest]) -> None:

@@ -175,19 +175,12 @@ def test_the_nets_own_plan_decides_in_place_of_an_unreadable_answer(
     assert (at_35_s[None], at_40_s[None]) == (at_35_s["yes"], at_40_s["no"])
 
 
-def _played_by_forks(request: ReplayRequest) -> list[StretchProgress]:
-    import tsc.replays.replay
-
-    as_small_net = [_play(request, ANSWERS[:made], 3) for made in range(4)]
-    tsc.replays.replay._SMALL_NET_BYTES = 0
-    tsc.replays.replay._forget_template()
-    as_large_net = [_play(request, ANSWERS[:made], 3) for made in range(4)]
-    assert as_small_net == as_large_net
-    return as_large_net
+def _played(request: ReplayRequest) -> list[StretchProgress]:
+    return [_play(request, ANSWERS[:made], 3) for made in range(4)]
 
 
-def test_a_large_net_is_forked_to_the_same_stretch(requests: list[ReplayRequest]) -> None:
-    played = in_new_process(_played_by_forks, requests[4])
+def test_the_questions_of_a_stretch_come_before_its_costs(requests: list[ReplayRequest]) -> None:
+    played = in_new_process(_played, requests[4])
     assert [each.stretch is None for each in played] == [True, True, True, False]
     assert [StretchProgress.from_dict(json.loads(json.dumps(each.as_dict()))) for each in played] == played
 
