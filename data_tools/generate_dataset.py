@@ -8,9 +8,9 @@ Examples:
 Writes OUT/grpo_dataset.json, OUT/scenario/ (what is built once for a scenario) and OUT/episodes/ (demand, states,
 samples of each episode). The same arguments give the same bytes, whatever the number of workers.
 
-The episodes of a scenario or family file differ by their vehicles. Those of a .sumocfg file, resco:NAME and sumo:NAME
-have the same vehicles, and the seed draws how drivers behave. Their samples name SUMO's files by absolute paths, so
-these files have to stay where they are.
+Every episode has vehicles of its own, drawn from its seed: from the rates of a scenario or family file, or from the
+route files of SUMO's own scenarios (docs/networks.md). Samples of these name the net and the additional files by
+absolute paths, so these files have to stay where they are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -34,6 +34,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from tqdm import tqdm
 
+from tsc.controllers.opening import opened
+from tsc.controllers.signal_plans import PlannedSignals
 from tsc.cost.continuation import continuations_by_fork, outcomes_of
 from tsc.cost.outcome import OutcomeSettings, load_outcome_settings
 from tsc.errors import ConfigError, TscError, run_main
@@ -41,15 +43,17 @@ from tsc.files import REPO_ROOT, folder_lock, sha256_of, write_atomically
 from tsc.junction.decision import Decision
 from tsc.junction.observation import observe
 from tsc.junction.prompt import PROMPT_VERSION, messages
-from tsc.junction.signal_control import SignalControl
+from tsc.junction.signal_control import SignalControl, read_signals, skipped_lines
 from tsc.processes import die_with_parent
 from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION, Message, Sample, SampleOutcomes
 from tsc.rules.controller import Controller
 from tsc.rules.random_choice import Random
 from tsc.rules.tail import tail_controller
 from tsc.scenarios.by_word import WORDS_HELP, traffic_scenarios
-from tsc.scenarios.opening import controlled_junctions
+from tsc.scenarios.command_line import add_scenario_options, at_least, settings_of
+from tsc.scenarios.drawn_scenario import DrawnScenario
 from tsc.scenarios.traffic_scenario import TrafficScenario
+from tsc.sumo.options import check_replayable_options
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
 from tsc.sumo.sumo_input import SumoInput
@@ -85,7 +89,7 @@ class DatasetConfig(BaseModel):
 class Episode:
     """One episode to run, with everything that a worker process needs.
 
-    split: None means that json_to_parquet draws it.
+    split: None means that json_to_parquet draws it. signals: None means those of the scenario's own files.
     """
 
     scenario: TrafficScenario
@@ -95,6 +99,7 @@ class Episode:
     out: Path
     config: DatasetConfig
     outcome: OutcomeSettings
+    signals: PlannedSignals | None
 
     @property
     def folder(self) -> Path:
@@ -124,6 +129,9 @@ def run_episode(episode: Episode) -> None:
     files = episode.scenario.files(episode.seed, demand_file=episode.folder / "demand.rou.xml")
     if episode.scenario.draws_vehicles:
         files = replace(files, seed=SUMO_SEED)
+    if episode.signals is not None:
+        planned = episode.signals.files
+        files = replace(files, net_file=planned.net_file, additional_files=planned.additional_files)
     lines = [json.dumps(sample.to_json(), separators=(",", ":")) for sample in _samples(episode, files)]
     write_atomically(episode.samples_file, "".join(f"{line}\n" for line in lines).encode())
 
@@ -136,7 +144,9 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     random_controller = Random(episode.seed)
     sumo = SumoInput.of(files, episode.out)
     simulation = Simulation(files, saves_states=True)
-    control = SignalControl(simulation, episode.scenario.timing)
+    wanted = tuple(episode.signals.plans) if episode.signals else episode.scenario.signals.junction_ids
+    programs = read_signals(simulation, junction_ids=wanted).programs
+    control = SignalControl(simulation, episode.scenario.timing, programs)
     control.start()
     behaviour = ""
     begin_s, end_s = episode.scenario.begin_s, episode.scenario.end_s
@@ -157,7 +167,7 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
             state_sha256, clocks = sha256_of(state_file), control.stored_clocks()
             for name in chosen:
                 observation = observe(control, name)
-                clock = control.clocks[name]
+                clock, timing = control.clocks[name], control.timing_of(name)
                 yield Sample(
                     schema_version=SCHEMA_VERSION,
                     scenario=episode.scenario.name,
@@ -174,9 +184,9 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
                     junction_id=name,
                     prompt=[Message.model_validate(message) for message in messages(observation)],
                     current_green_elapsed=clock.elapsed_green_s,
-                    min_green=control.timing.min_green_s,
-                    max_green=control.timing.max_green_s,
-                    green_extension=control.timing.green_extension_s,
+                    min_green=timing.min_green_s,
+                    max_green=timing.max_green_s,
+                    green_extension=timing.green_extension_s,
                     stage=clock.stage,
                     next_stage=control.program(name).next_stage(clock.stage),
                     observation=observation.as_dict(),
@@ -200,9 +210,13 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
 
 
 def plan_episodes(
-    scenarios: list[TrafficScenario], arguments: argparse.Namespace, config: DatasetConfig, outcome: OutcomeSettings
+    scenarios: list[TrafficScenario],
+    arguments: argparse.Namespace,
+    config: DatasetConfig,
+    outcome: OutcomeSettings,
+    signals: Mapping[str, PlannedSignals | None],
 ) -> list[Episode]:
-    """The training and validation episodes of every scenario, in the order of the dataset.
+    """The training and validation episodes of every scenario, in the order of the dataset. signals: by scenario.
 
     Raises ScenarioError if a scenario does not have seeds for so many episodes.
     """
@@ -216,6 +230,7 @@ def plan_episodes(
             out=arguments.out,
             config=config,
             outcome=outcome,
+            signals=signals.get(scenario.name),
         )
         for scenario in scenarios
         for seeds, split, count in counts
@@ -223,17 +238,16 @@ def plan_episodes(
     ]
 
 
-def check_replayable(scenario: TrafficScenario) -> None:
-    """Raises ConfigError or ScenarioError if saved states of SUMO's own files could not be made or replayed."""
-    if scenario.draws_vehicles:  # of a scenario file, where every key is checked
-        return
-    options = scenario.files(scenario.episode_seed("train", 0)).more_options
-    if options:
-        raise ConfigError(
-            f"scenario {scenario.name} sets SUMO's {' '.join(options)}, which the replay of a saved state does not set "
-            "yet: take the option out of the sumocfg, or choose a scenario without it"
-        )
-    controlled_junctions(scenario)
+def opened_signals(scenario: TrafficScenario, folder: Path) -> PlannedSignals | None:
+    """The signals of SUMO's own files, with programs in `folder` that we can control; None for a scenario file, whose
+    net is built to be controlled.
+
+    Raises ConfigError or ScenarioError if saved states could not be made or replayed.
+    """
+    if isinstance(scenario, DrawnScenario):
+        return None
+    check_replayable_options(scenario.files(scenario.episode_seed("train", 0)).more_options)
+    return opened(scenario, folder / scenario.name)
 
 
 def prepare_folder(out: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -313,31 +327,22 @@ def write_dataset(episodes: list[Episode], out: Path) -> int:
     return count
 
 
-def _at_least(lowest: int) -> Any:
-    def whole_number(text: str) -> int:
-        if not text.isdigit() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
-        return int(text)
-
-    return whole_number
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", action="append", required=True, help=f"{WORDS_HELP}; repeatable")
     parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
     parser.add_argument(
-        "--episodes", type=_at_least(1), default=12, help="training episodes per scenario (default: %(default)s)"
+        "--episodes", type=at_least(1), default=12, help="training episodes per scenario (default: %(default)s)"
     )
     parser.add_argument(
         "--validation-episodes",
-        type=_at_least(0),
+        type=at_least(0),
         default=1,
         help="validation episodes per scenario; 0: json_to_parquet splits the training episodes by time block "
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--workers", type=_at_least(1), default=multiprocessing.cpu_count(), help="processes (default: cores)"
+        "--workers", type=at_least(1), default=multiprocessing.cpu_count(), help="processes (default: cores)"
     )
     parser.add_argument("--config", type=Path, default=CONFIGS / "dataset.yaml", help="behaviours and sampling")
     parser.add_argument(
@@ -346,18 +351,20 @@ def main() -> None:
         default=CONFIGS / "reward.yaml",
         help="the file whose section `outcome` says how long a replay runs and what it measures",
     )
+    add_scenario_options(parser, source="the scenario's own")
     parser.add_argument("--resume", action="store_true", help="continue an earlier run of the same command")
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
 
     config = load_yaml(arguments.config, DatasetConfig)
     outcome = load_outcome_settings(arguments.reward)
+    asked = settings_of(arguments)
     # the faults of scenarios show here, before anything is written into --out
     with tempfile.TemporaryDirectory(prefix="tsc-scenarios-") as scratch:
-        scenarios = traffic_scenarios(arguments.scenario, Path(scratch))
-        plan_episodes(scenarios, arguments, config, outcome)
+        scenarios = traffic_scenarios(arguments.scenario, Path(scratch), asked)
+        plan_episodes(scenarios, arguments, config, outcome, {})
         for scenario in scenarios:
-            check_replayable(scenario)
+            opened_signals(scenario, Path(scratch))
         settings = {
             "scenarios": [scenario.definition() for scenario in scenarios],
             "episodes": arguments.episodes,
@@ -369,12 +376,16 @@ def main() -> None:
         }
     with folder_lock(arguments.out, "the dataset"):
         prepare_folder(arguments.out, settings, arguments.resume)
-        scenarios = traffic_scenarios(arguments.scenario, arguments.out / "scenario")
+        scenarios = traffic_scenarios(arguments.scenario, arguments.out / "scenario", asked)
+        signals = {}
         for scenario in scenarios:
             scenario.prepare()
+            signals[scenario.name] = planned = opened_signals(scenario, arguments.out / "scenario")
             if scenario.note:
                 print(f"scenario {scenario.name}: {scenario.note}")
-        episodes = plan_episodes(scenarios, arguments, config, outcome)
+            for line in skipped_lines(planned.skipped if planned else {}):
+                print(line)
+        episodes = plan_episodes(scenarios, arguments, config, outcome, signals)
         missing = [episode for episode in episodes if not episode.samples_file.exists()]
         if len(missing) < len(episodes):
             print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")

@@ -411,8 +411,6 @@ def convert(files: Sequence[Path], options: argparse.Namespace) -> None:
     print(f"  split {how}; no group (scenario, episode, time block) is on both sides")
     if sumocfg is not None:
         print(f"  {checker.num_with_sumocfg:,} samples did not name SUMO files and got those of {sumocfg.path}")
-        if sumocfg.options_not_replayed:
-            print(f"  note: replays ignore these of its options: {', '.join(sumocfg.options_not_replayed)}")
     print_summary(summary, options.output, tokenizer)
 
 

@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL
 from tsc.errors import ConfigError, did_you_mean, run_main
 from tsc.files import REPO_ROOT, folder_lock, this_command
-from tsc.yaml_file import validate_values
+from tsc.junction.signal_control import skipped_lines
+from tsc.scenarios.command_line import add_scenario_options, at_least, given_options
 
 if TYPE_CHECKING:
     from recipes.serving.model_choice import ModelChoice
@@ -134,15 +136,6 @@ def run_missing(
                     bar.update()
 
 
-def _at_least(lowest: int) -> Any:
-    def whole_number(text: str) -> int:
-        if not text.removeprefix("-").isdigit() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
-        return int(text)
-
-    return whole_number
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", nargs="+", required=True, metavar="SCENARIO", help="see above")
@@ -150,27 +143,18 @@ def parse_arguments() -> argparse.Namespace:
         "--controllers", nargs="+", required=True, metavar="NAME", help=f"{', '.join(CONTROLLERS)}, llm:NAME=…"
     )
     parser.add_argument(
-        "--seeds", type=_at_least(1), default=5, metavar="N", help="episodes of each (default: %(default)s)"
+        "--seeds", type=at_least(1), default=5, metavar="N", help="episodes of each (default: %(default)s)"
     )
     parser.add_argument(
-        "--workers", type=_at_least(1), default=multiprocessing.cpu_count(), help="episodes at once (default: cores)"
+        "--workers", type=at_least(1), default=multiprocessing.cpu_count(), help="episodes at once (default: cores)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for episodes and results")
     parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible server of the language models")
     parser.add_argument("--reference", metavar="NAME", help="controller to compare with (default: --config's)")
     parser.add_argument("--config", type=Path, default=CONFIGS / "evaluation.yaml", help="settings (%(default)s)")
     parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="its `outcome` is lookahead's")
-    overrides = parser.add_argument_group("settings of --config, for this evaluation")
-    overrides.add_argument("--begin", type=_at_least(0), metavar="S", dest="begin_s", help="s of simulated time")
-    overrides.add_argument("--end", type=_at_least(1), metavar="S", dest="end_s", help="s of simulated time")
-    overrides.add_argument("--warm-up", type=_at_least(0), metavar="S", dest="warm_up_s", help="not measured, s")
-    overrides.add_argument(
-        "--teleport",
-        type=_at_least(-1),
-        metavar="S",
-        dest="time_to_teleport_s",
-        help="after standing for so long; -1: never",
-    )
+    add_scenario_options(parser, source="--config's or the scenario's own")
+    parser.add_argument("--warm-up", type=at_least(0), metavar="S", dest="warm_up_s", help="not measured, s")
     return parser.parse_args()
 
 
@@ -182,25 +166,29 @@ def main() -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Run what is missing in `arguments.out`, whose lock the caller holds, and write the results."""
+    from tsc.controllers.opening import opened
     from tsc.cost.outcome import load_outcome_settings
     from tsc.evaluation.episodes_file import EpisodesFile
     from tsc.evaluation.plan import Contestant, plan_jobs
     from tsc.evaluation.reported import ReportedScenario
-    from tsc.evaluation.settings import EvaluationSettings, load_evaluation_settings
+    from tsc.evaluation.settings import load_evaluation_settings
     from tsc.scenarios.by_word import traffic_scenarios
-    from tsc.scenarios.opening import controlled_junctions
 
     settings = load_evaluation_settings(arguments.config)
-    named = ("begin_s", "end_s", "warm_up_s", "time_to_teleport_s")
-    changes = {name: value for name in named if (value := getattr(arguments, name)) is not None}
-    if changes:
-        settings = validate_values({**settings.model_dump(), **changes}, EvaluationSettings, where="the command line")
+    changes = given_options(arguments)
+    if arguments.warm_up_s is not None:
+        changes["warm_up_s"] = arguments.warm_up_s
+    settings = settings.changed(changes)
     lookahead = load_outcome_settings(arguments.reward)
     models = chosen_models(arguments.controllers, arguments.base_url)
     reference = reference_of(list(models), arguments.reference, settings.reference)
     out = arguments.out.resolve()
     scenarios = traffic_scenarios(arguments.scenarios, out / "scenarios", settings.of_scenarios)
-    junctions = {scenario.name: controlled_junctions(scenario) for scenario in scenarios}
+    with tempfile.TemporaryDirectory(prefix="tsc-signals-") as scratch:
+        signals = {scenario.name: opened(scenario, Path(scratch, scenario.name)) for scenario in scenarios}
+    for name, planned in signals.items():
+        for line in skipped_lines(planned.skipped):
+            print(f"{name}: {line}", flush=True)
 
     contestants = [
         Contestant(name=name, kind=LANGUAGE_MODEL if model else name, model=model.identity() if model else None)
@@ -221,7 +209,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
             end_s=scenario.end_s,
             warm_up_s=settings.warm_up_s,
             timing=scenario.timing,
-            junctions=junctions[scenario.name],
+            junctions=list(signals[scenario.name].plans),
+            green_bounds=[bounds for plan in signals[scenario.name].plans.values() for bounds in plan.green_bounds],
+            skipped=signals[scenario.name].skipped,
             not_applicable={
                 record["controller"]: record["not_applicable"]
                 for record in file.episodes

@@ -32,17 +32,15 @@ from tsc.errors import (
     EndpointError,
     ScenarioError,
     SimulationClosed,
-    UnknownJunction,
     did_you_mean,
     run_main,
 )
 from tsc.evaluation.settings import LanguageModelSettings, load_evaluation_settings
 from tsc.files import REPO_ROOT
 from tsc.junction.decision import Decision
-from tsc.junction.signal_control import SignalControl
+from tsc.junction.signal_control import SignalControl, Signals, read_signals, skipped_lines
 from tsc.rules.controller import Controller
 from tsc.sumo.attached import AttachedSimulation
-from tsc.sumo.signal_program import SignalProgram
 
 if TYPE_CHECKING:
     from recipes.serving.model_choice import ModelChoice
@@ -123,36 +121,14 @@ def controller_for(word: str, model: ModelChoice | None, settings: LanguageModel
         yield LanguageModelController(endpoint.ask)
 
 
-def programs_to_run(simulation: AttachedSimulation, names: Sequence[str]) -> dict[str, SignalProgram]:
-    """The programs of the named junctions, or of all that can be controlled. Raises ScenarioError and
-    UnknownJunction."""
-    signals = simulation.junction_ids()
+def signals_to_run(simulation: AttachedSimulation, names: Sequence[str]) -> Signals:
+    """The named signals, or all that can be controlled. Raises ScenarioError if one of the named cannot be controlled,
+    or none can, and UnknownJunction."""
+    signals = read_signals(simulation, junction_ids=names)
     for name in names:
-        if name not in signals:
-            meant = did_you_mean(name, signals)
-            raise UnknownJunction(
-                f"junction {name!r} does not have a signal: {meant}the signals are {', '.join(signals) or 'none'}"
-            )
-    programs, refused = {}, []
-    for name in names or signals:
-        try:
-            program = simulation.program(name)
-        except ScenarioError as error:
-            refused.append(error)
-            continue
-        if program.is_controllable:
-            programs[name] = program
-        elif names:
-            raise ScenarioError(f"junction {name!r} has fewer than two stages: there is nothing to decide")
-    if refused:
-        others = f"; or run only the others: --junctions {' '.join(programs)}" if programs and not names else ""
-        raise ScenarioError(f"{refused[0]}{others}")
-    if not programs:
-        raise ScenarioError(
-            f"none of the {len(signals)} signals of {simulation.files.net_file} has two stages to choose between: "
-            "give its junctions traffic lights (netconvert --tls.guess)"
-        )
-    return programs
+        if name in signals.skipped:
+            raise ScenarioError(f"junction {name!r} {signals.skipped[name]}")
+    return signals
 
 
 def drive(
@@ -237,7 +213,8 @@ def main() -> None:
     model = model_named(arguments.controller, arguments.base_url)
     attached = AttachedSimulation(arguments.port, host=arguments.host, order=arguments.order, wait_s=WAIT_FOR_SUMO_S)
     with stop_request() as stop, closing(attached) as simulation:
-        programs = programs_to_run(simulation, arguments.junctions)
+        signals = signals_to_run(simulation, arguments.junctions)
+        programs = signals.programs
         where = f"{arguments.host}:{arguments.port}"
         print(
             f"{simulation.sumo_version} on {where} at {simulation.time_s:g} s, {simulation.files.net_file}", flush=True
@@ -246,6 +223,8 @@ def main() -> None:
             name = model.name if model else arguments.controller
             num_signals = len(simulation.junction_ids())
             print(f"{name} runs {len(programs)} of {num_signals} signals: {', '.join(programs)}", flush=True)
+            for line in skipped_lines(signals.skipped):
+                print(line, flush=True)
             drive(SignalControl(simulation, timing, programs), simulation, controller, stop, verbose=arguments.verbose)
     if stop.is_set():
         raise KeyboardInterrupt

@@ -15,7 +15,7 @@ from xml.sax.saxutils import quoteattr
 
 from benchmarks.stopwatch import Cost, cost_of
 from tsc.controllers.registry import CONTROLLERS, rule_controller
-from tsc.controllers.signal_plans import plan_files, running_plans
+from tsc.controllers.signal_plans import plan_signals
 from tsc.episodes.episode import run_episode
 from tsc.episodes.runner import EpisodeJob
 from tsc.errors import ReplayError
@@ -71,16 +71,16 @@ class _Noting:
 def record_script(job: EpisodeJob, folder: Path) -> Script:
     """Run the episode once and record its script. `folder` keeps the files that the script needs."""
     folder.mkdir(parents=True, exist_ok=True)
-    plans = plan_files(job.kind, job.files, job.timing, job.end_s, folder)
-    files = replace(job.files, additional_files=(*job.files.additional_files, *plans))
+    planned = plan_signals(job.kind, job.files, job.signals, job.end_s, folder)
+    files = planned.files
     if CONTROLLERS[job.kind].by_sumo:
         noting, signals = None, {}
         recorded = files
     else:
         noting = _Noting(rule_controller(job.kind, seed=job.seed, lookahead=job.lookahead), job.kind)
-        signals = {name: folder / f"signals{number}.xml" for number, name in enumerate(running_plans(files))}
+        signals = {name: folder / f"signals{number}.xml" for number, name in enumerate(planned.plans)}
         recorded = replace(files, additional_files=(*files.additional_files, _saving(signals, folder)))
-    trace = run_episode(recorded, end_s=job.end_s, timing=job.timing, controller=noting).trace
+    trace = run_episode(recorded, end_s=job.end_s, settings=job.signals, controller=noting).trace
     states: dict[int, list[tuple[str, str]]] = {}
     for name, path in signals.items():
         before = ""

@@ -22,6 +22,7 @@ import json
 import math
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,6 +35,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from tsc.controllers.lookahead import Lookahead
+from tsc.controllers.signal_plans import plan_signals
 from tsc.cost.measures import SCOPES
 from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
 from tsc.episodes.episode import run_episode
@@ -110,7 +112,10 @@ def run_job(job: Job) -> dict[str, Any]:
     begin = time.monotonic()
     lookahead = Lookahead(job.settings)
     scenario = job.scenario
-    metrics = run_episode(job.files, end_s=scenario.end_s, timing=scenario.timing, controller=lookahead).metrics
+    with tempfile.TemporaryDirectory(prefix="tsc-plans-") as folder:
+        planned = plan_signals("lookahead", job.files, scenario.signals, scenario.end_s, Path(folder))
+        settings = replace(scenario.signals, junction_ids=tuple(planned.plans))
+        metrics = run_episode(planned.files, end_s=scenario.end_s, settings=settings, controller=lookahead).metrics
     decisions = max(1, metrics["decisions"])
     decided = max(1, metrics["decisions"] - lookahead.found[None])
     return {

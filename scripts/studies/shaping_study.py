@@ -38,6 +38,7 @@ from tsc.evaluation.episodes_file import EpisodesFile
 from tsc.evaluation.statistics import interval95, paired_difference
 from tsc.files import REPO_ROOT, folder_lock, sha256_of, write_atomically
 from tsc.junction.prompt import PROMPT_VERSION
+from tsc.junction.signal_settings import SignalSettings
 from tsc.scenarios.scenario import Scenario, build_demand, build_net, load_scenario
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.version import installed_sumo_version
@@ -164,7 +165,7 @@ def closed_loop_jobs(scenario: Scenario, seeds: Sequence[int], folder: Path, nam
                 files=SumoFiles(net_file=net_file, route_files=(route_file,), seed=seed),
                 end_s=scenario.duration_s,
                 warm_up_s=0,
-                timing=scenario.timing,
+                signals=SignalSettings(timing=scenario.timing),
                 lookahead=OutcomeSettings(),
             )
         )

@@ -191,14 +191,15 @@ def test_a_sumocfg_gives_samples_that_name_its_files_and_convert(repo_root: Path
     out = tmp_path / "out"
     done = run(repo_root, write_sumocfg(tmp_path), out, "--episodes", "1")
     assert done.returncode == 0, done.stderr
-    assert "scenario crossing: the same vehicles in every seed, which draws drivers" in done.stdout
+    assert "scenario crossing: each seed draws its vehicles from the route files" in done.stdout
     samples = json.loads((out / "grpo_dataset.json").read_text())
-    assert {(sample["split"], sample["sumo"]["seed"]) for sample in samples} == {("train", 1), ("val", 501)}
+    assert {(sample["split"], sample["sumo"]["seed"]) for sample in samples} == {("train", 1), ("val", 1)}
     assert min(sample["time_s"] for sample in samples) >= 660  # begin and warm-up
     for values in samples:
         sumo_input = Sample.model_validate(values).sumo
         assert sumo_input is not None
-        assert list(sumo_input.additional_files) == [str((tmp_path / "signal.add.xml").resolve())]
+        signals = "scenario/crossing/decides.add.xml"  # the bounds of the net
+        assert list(sumo_input.additional_files) == [str((tmp_path / "signal.add.xml").resolve()), signals]
         assert Path(sumo_input.net_file).is_absolute()
         assert sumo_input.net_sha256 == sha256_of(Path(sumo_input.net_file))
     program = [sys.executable, str(repo_root / "data_tools/json_to_parquet.py"), "--input", str(out)]
@@ -211,8 +212,8 @@ def test_a_sumocfg_gives_samples_that_name_its_files_and_convert(repo_root: Path
 @pytest.mark.parametrize(
     ("options", "program", "message"),
     [
-        ('<processing><scale value="0.5"/></processing>', "static", "scenario crossing sets SUMO's --scale 0.5"),
-        ("", "actuated", "the program 'ours' of junction '0' is not of type static"),
+        ('<routing><weight-files value="signal.add.xml"/></routing>', "static", "SUMO's option --weight-files"),
+        ("", "off", "none of the 1 signals of"),
         ('<processing><time-to-teleprot value="1"/></processing>', "static", "time-to-teleprot"),
         ('<time><begin value="0.5"/></time>', "static", "set begin_s and end_s to whole seconds"),
     ],

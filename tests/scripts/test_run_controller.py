@@ -318,9 +318,13 @@ def test_clients_without_an_order_are_told_to_have_one(start_sumo: StartSumo, st
 @pytest.mark.parametrize(
     ("rebuild", "options", "words"),
     [
-        ([], ["--junctions", "A1"], "junction 'A1' does not have a signal: the signals are A0"),
-        (["--tls.rebuild", "--tls.default-type", "actuated"], [], "is not of type static, so SUMO switches it"),
-        (["--tls.unset", JUNCTION], [], "none of the 0 signals of"),
+        ([], ["--junctions", "A1"], "junction 'A1' has no signal in"),
+        (
+            ["--tls.rebuild", "--tls.default-type", "actuated"],
+            [],
+            "A0 runs a program of type actuated",
+        ),
+        (["--tls.unset", JUNCTION], [], "changed.net.xml has no signal"),
     ],
 )
 def test_a_net_without_controllable_signals_gives_an_error(

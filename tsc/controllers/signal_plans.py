@@ -1,80 +1,115 @@
-"""Signal programs that replace the net's own for a controller, as additional files for SUMO.
+"""The signal programs that junctions run under a controller, as additional files for SUMO.
 
 A junction runs the program that is loaded last. The programs written here have the phases of the ones that they
-replace, so yellow and all-red stay the net's own.
+replace, so pedestrian clearance, yellow and all-red stay the net's own. Each names the bounds of its greens, so that
+whoever loads it later, such as a replay, keeps to the same bounds.
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from sumolib.miscutils import openz
 
 from tsc.controllers.actuated import detector_plan
 from tsc.controllers.webster import webster_plans
-from tsc.errors import NotApplicable
+from tsc.errors import NotApplicable, ScenarioError
 from tsc.files import write_atomically
-from tsc.junction.signal_control import controllable_programs
-from tsc.junction.timing import Timing
+from tsc.junction.signal_control import read_signals
+from tsc.junction.signal_settings import SignalSettings
+from tsc.sumo.additional_files import without_timetables
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.signal_program import SignalPlan
 from tsc.sumo.simulation import Simulation
 
 
-def plan_files(kind_name: str, files: SumoFiles, timing: Timing, end_s: float, folder: Path) -> tuple[Path, ...]:
-    """Write the programs for a controller of this kind into `folder`. Returns the files to load after
-    files.additional_files.
+@dataclass(frozen=True, kw_only=True)
+class PlannedSignals:
+    """What SUMO is started from under a controller.
 
-    No file is needed for `static`, nor for a controller that holds greens if all running programs are static already.
-    Opens a simulation of `files` to see which programs run; the next simulation closes it.
-    Raises ScenarioError, and NotApplicable if a controller of this kind cannot run the net.
+    plans: of the controlled junctions, in the net's order, static with bounds. They are the same under every
+    controller, so that all are measured on the same junctions. skipped: why not, of each other junction that was asked
+    for.
     """
-    if kind_name == "static":
-        return ()
-    running = running_plans(files)
-    _refuse_timetables(files)
-    match kind_name:
-        case "actuated" | "delay_based":
-            plans = [detector_plan(static_copy(plan), kind_name, timing) for plan in running.values()]
-        case "webster":
-            static_plans = [static_copy(plan) for plan in running.values()]
-            plans = webster_plans(files, static_plans, timing, end_s, folder)
-        case _:
-            plans = [static_copy(plan) for plan in running.values() if not is_plain_static(plan)]
-    if not plans:
-        return ()
-    additional = ElementTree.Element("additional")
-    additional.extend(plan.element() for plan in plans)
-    ElementTree.indent(additional, "    ")
-    path = folder / f"{kind_name}.add.xml"
-    write_atomically(path, ElementTree.tostring(additional))
-    return (path,)
+
+    files: SumoFiles
+    plans: Mapping[str, SignalPlan]
+    skipped: Mapping[str, str]
 
 
-def _refuse_timetables(files: SumoFiles) -> None:
-    """Raises NotApplicable if SUMO will change the programs in the course of the simulation."""
-    for path in (files.net_file, *files.additional_files):
-        with openz(str(path), "rb") as stream:
-            if b"<WAUT" in stream.read():
-                raise NotApplicable(
-                    f"{path} changes the signal programs at set times (WAUT): take the WAUT elements out"
-                )
+def plan_signals(
+    kind_name: str, files: SumoFiles, settings: SignalSettings, end_s: float, folder: Path
+) -> PlannedSignals:
+    """Write the programs for a controller of this kind into `folder`, if it needs any.
 
-
-def running_plans(files: SumoFiles) -> Mapping[str, SignalPlan]:
-    """For each junction with two stages, in the net's order, the program of any type that runs at the begin.
-
-    Raises ScenarioError if no junction has two stages.
+    None are needed for `static`, nor for a controller that holds greens if all running programs are static and have
+    the same bounds. Opens a simulation of `files` to see which programs run; the next simulation closes it.
+    Raises ScenarioError, UnknownJunction, ConfigError, and NotApplicable if a controller of this kind cannot run the
+    net.
     """
     # without vehicles: they are not needed here, and reading them may take long
     simulation = Simulation(replace(files, route_files=()))
-    return {
-        junction_id: simulation.signal_plan(junction_id)
-        for junction_id in controllable_programs(simulation, switched_by_sumo=True)
-    }
+    signals = read_signals(simulation, switched_by_sumo=True, junction_ids=settings.junction_ids)
+    running = {name: simulation.signal_plan(name) for name in signals.programs}
+    plans: dict[str, SignalPlan] = {}
+    skipped = dict(signals.skipped)
+    for name, plan in running.items():
+        try:
+            bounded = static_copy(plan)
+            plans[name] = replace(bounded, green_bounds=settings.bounds_of(_with_type_of(plan, bounded)))
+        except NotApplicable as error:
+            skipped[name] = str(error)
+    if not plans:
+        reasons = "; ".join(f"{name} {reason}" for name, reason in list(skipped.items())[:5])
+        raise ScenarioError(f"none of the {len(skipped)} signals of {files.net_file} can be controlled: {reasons}")
+    planned = PlannedSignals(files=files, plans=plans, skipped=skipped)
+    if kind_name == "static":
+        return planned
+    files_without = _without_timetables(files, folder)
+    match kind_name:
+        case "actuated" | "delay_based":
+            new = [detector_plan(plan, kind_name) for plan in plans.values()]
+        case "webster":
+            new = webster_plans(files, list(plans.values()), end_s, folder)
+        case _:
+            as_they_are = files_without is files and settings.bounds_from == "same"
+            new = [
+                plan
+                for name, plan in plans.items()
+                if not (as_they_are and name not in settings.greens and is_plain_static(running[name]))
+            ]
+    if not new:
+        return planned
+    additional = ElementTree.Element("additional")
+    additional.extend(plan.element() for plan in new)
+    ElementTree.indent(additional, "    ")
+    path = folder / f"{kind_name}.add.xml"
+    write_atomically(path, ElementTree.tostring(additional))
+    return replace(planned, files=replace(files_without, additional_files=(*files_without.additional_files, path)))
+
+
+def _with_type_of(plan: SignalPlan, copy: SignalPlan) -> SignalPlan:
+    """The copy as if it had the type of the plan, which says what its minDur and maxDur mean."""
+    return replace(copy, type=plan.type)
+
+
+def _without_timetables(files: SumoFiles, folder: Path) -> SumoFiles:
+    """The files, or copies of those that make SUMO change programs at set times: the programs would end our control."""
+
+    def changed(path: Path) -> Path:
+        copy = without_timetables(path)
+        if copy is None:
+            return path
+        target = folder / path.name.removesuffix(".gz")
+        write_atomically(target, copy)
+        return target
+
+    net_file = changed(files.net_file)
+    additional_files = tuple(map(changed, files.additional_files))
+    if (net_file, additional_files) == (files.net_file, files.additional_files):
+        return files
+    return replace(files, net_file=net_file, additional_files=additional_files)
 
 
 def is_plain_static(plan: SignalPlan) -> bool:
@@ -83,22 +118,21 @@ def is_plain_static(plan: SignalPlan) -> bool:
 
 
 def static_copy(plan: SignalPlan) -> SignalPlan:
-    """The same phases, with fixed durations, one after another.
+    """The same phases, with fixed durations, one after another, without repetitions of a phase.
 
     If phases name their next phases, the program may have several ways. The copy then makes one tour through all stages
     along ways of the program; a phase may occur in it more than once.
-    Raises NotApplicable if the program does not have such a tour, or if its yellow is not among its phases (NEMA).
+    Raises NotApplicable, in words that follow the junction's name, if the program does not have such a tour, or if its
+    yellow is not among its phases (NEMA).
     """
     if plan.type == "NEMA":
         raise NotApplicable(
-            f"the program {plan.program_id!r} of junction {plan.junction_id!r} is of type NEMA, whose phases have no "
-            "yellow of their own: give the junction a static or actuated program"
+            f"runs the program {plan.program_id!r} of type NEMA, whose phases have no yellow of their own: give the "
+            "junction a static or actuated program"
         )
     order = range(len(plan.phases)) if _follow_one_another(plan) else _tour(plan)
-    phases = tuple(
-        replace(plan.phases[index], min_duration_s=None, max_duration_s=None, next_phases=()) for index in order
-    )
-    return replace(plan, type="static", program_id="tsc_static", phases=phases)
+    phases = tuple(replace(plan.phases[index], next_phases=()) for index in order)
+    return replace(plan, type="static", program_id="tsc_static", phases=phases).without_repetitions()
 
 
 def _follow_one_another(plan: SignalPlan) -> bool:
@@ -114,7 +148,7 @@ def _ways(plan: SignalPlan) -> list[list[int]]:
 def _tour(plan: SignalPlan) -> list[int]:
     """Phases from the first stage by the shortest way to the nearest missing stage, and so on, and back at the end."""
     ways = _ways(plan)
-    stages = [index for index, phase in enumerate(plan.phases) if phase.is_stage]
+    stages = [held[0] for held in plan.held_phases]
     missing = set(stages[1:])
     order = [stages[0]]
     while missing:
@@ -123,7 +157,7 @@ def _tour(plan: SignalPlan) -> list[int]:
     return order + _shortest_way(plan, ways, order[-1], {stages[0]})[:-1]
 
 
-def _shortest_way(plan: SignalPlan, ways: list[list[int]], start: int, goals: set[int]) -> list[int]:
+def _shortest_way(plan: SignalPlan, ways: Sequence[Sequence[int]], start: int, goals: set[int]) -> list[int]:
     """The phases after `start` up to the first of the goals. Raises NotApplicable."""
     found = [[start]]
     seen: set[int] = set()
@@ -135,6 +169,6 @@ def _shortest_way(plan: SignalPlan, ways: list[list[int]], start: int, goals: se
                 seen.add(index)
                 found.append([*path, index])
     raise NotApplicable(
-        f"the program {plan.program_id!r} of junction {plan.junction_id!r} has no way from phase {start} to "
-        f"phase {' or '.join(map(str, sorted(goals)))}: correct the attributes next of its phases"
+        f"runs the program {plan.program_id!r}, which has no way from phase {start} to phase "
+        f"{' or '.join(map(str, sorted(goals)))}: correct the attributes next of its phases"
     )

@@ -16,7 +16,6 @@ import sumo
 from sumolib.miscutils import openz
 
 from tsc.errors import NotApplicable
-from tsc.junction.timing import Timing
 from tsc.sumo.binaries import sumo_binary
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.signal_program import Phase, SignalPlan
@@ -24,11 +23,9 @@ from tsc.sumo.signal_program import Phase, SignalPlan
 _TOOL = Path(sumo.SUMO_HOME, "tools", "tlsCycleAdaptation.py")
 
 
-def webster_plans(
-    files: SumoFiles, plans: Sequence[SignalPlan], timing: Timing, end_s: float, folder: Path
-) -> list[SignalPlan]:
-    """The static plans with the greens of their stages set to Webster's. The phases between the stages keep their
-    duration, even if the tool would change the yellow.
+def webster_plans(files: SumoFiles, plans: Sequence[SignalPlan], end_s: float, folder: Path) -> list[SignalPlan]:
+    """The static plans with the greens of their stages set to Webster's, at least to their minimum. The phases between
+    the stages keep their duration, even if the tool would change the yellow.
 
     The tool knows beforehand all vehicles of the first hour, which no controller in the field does. It ignores vehicles
     after that hour, and its flows are too low if the demand is shorter than an hour. Each junction is planned alone,
@@ -47,12 +44,14 @@ def webster_plans(
     net_file, routes_file = folder / "webster.net.xml", folder / "webster.rou.xml"
     _write_net(files.net_file, plans, net_file)
     _route(files, end_s, routes_file)
+    # the tool has one minimum for all
+    min_green_s = min(shortest_s for plan in plans for shortest_s, _ in plan.green_bounds)
     greens_s: dict[str, list[float]] = {}
     for yellow_s, all_red_s in dict.fromkeys(map(_clearance_s, plans)):
         output_file = folder / f"webster-{yellow_s}-{all_red_s}.add.xml"
         command = [sys.executable, str(_TOOL), "--net-file", str(net_file), "--route-files", str(routes_file)]
         command += ["--output-file", str(output_file), "--begin", f"{files.begin_s:.10g}"]
-        command += ["--yellow-time", str(yellow_s), "--all-red", str(all_red_s), "--min-green", str(timing.min_green_s)]
+        command += ["--yellow-time", str(yellow_s), "--all-red", str(all_red_s), "--min-green", str(min_green_s)]
         _run("tlsCycleAdaptation", command)
         found = _durations_s(output_file)
         for plan in plans:
@@ -60,17 +59,17 @@ def webster_plans(
                 greens_s[plan.junction_id] = found[plan.junction_id]
     if not greens_s:
         raise NotApplicable("no vehicle of the first hour passes a junction with signals, so webster has no flows")
-    return [_with_greens(plan, greens_s.get(plan.junction_id), timing) for plan in plans]
+    return [_with_greens(plan, greens_s.get(plan.junction_id)) for plan in plans]
 
 
-def _with_greens(plan: SignalPlan, durations_s: Sequence[float] | None, timing: Timing) -> SignalPlan:
+def _with_greens(plan: SignalPlan, durations_s: Sequence[float] | None) -> SignalPlan:
     if durations_s is None:
         durations_s = [phase.duration_s for phase in plan.phases]
-    phases = tuple(
-        replace(phase, duration_s=max(duration_s, timing.min_green_s)) if phase.is_stage else phase
-        for phase, duration_s in zip(plan.phases, durations_s, strict=True)
-    )
-    return replace(plan, program_id="tsc_webster", phases=phases)
+    phases = list(plan.phases)
+    for held, (shortest_s, _) in zip(plan.held_phases, plan.green_bounds, strict=True):
+        for index in held:
+            phases[index] = replace(phases[index], duration_s=max(durations_s[index], shortest_s))
+    return replace(plan, program_id="tsc_webster", phases=tuple(phases))
 
 
 def _clearance_s(plan: SignalPlan) -> tuple[int, int]:

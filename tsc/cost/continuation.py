@@ -53,7 +53,7 @@ def check_decision_point(control: SignalControl, junction_id: str) -> None:
     """Raises ReplayError if the junction has nothing to decide now, and UnknownJunction."""
     control.program(junction_id)
     clock = control.clocks[junction_id]
-    timing = control.timing
+    timing = control.timing_of(junction_id)
     if not (clock.green and timing.may_decide(clock.elapsed_green_s)):
         raise ReplayError(
             f"junction {junction_id!r} has nothing to decide at {control.simulation.time_s:g} s "

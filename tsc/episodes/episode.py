@@ -14,10 +14,12 @@ import numpy as np
 
 from tsc.cost.measures import edge_of
 from tsc.episodes.trace import Trace, TraceRecorder, greens
-from tsc.junction.signal_control import SignalControl, controllable_programs
+from tsc.junction.signal_control import SignalControl, read_signals
+from tsc.junction.signal_settings import SignalSettings
 from tsc.junction.timing import Timing
 from tsc.rules.controller import Controller
 from tsc.sumo.running import SumoFiles
+from tsc.sumo.signal_program import SignalProgram
 from tsc.sumo.simulation import Simulation
 
 # Called after each round of decisions, before they are applied.
@@ -39,14 +41,15 @@ def run_episode(
     files: SumoFiles,
     *,
     end_s: int,
-    timing: Timing,
+    settings: SignalSettings,
     controller: Controller | None,
     warm_up_s: int = 0,
     on_round: OnRound | None = None,
 ) -> Episode:
     """Simulate from files.begin_s to end_s. Of the metrics, only `decisions` counts the first warm_up_s seconds.
 
-    controller: None lets SUMO switch the signals by the running programs. Raises ScenarioError.
+    settings: which junctions are controlled, and the timing of greens whose program gives no bounds.
+    controller: None lets SUMO switch the signals by the running programs. Raises ScenarioError and UnknownJunction.
     """
     begin_s = int(files.begin_s)
     with tempfile.TemporaryDirectory(prefix="tsc-episode-") as name:
@@ -55,12 +58,12 @@ def run_episode(
             replace(files, additional_files=(*files.additional_files, outputs.additional_file)),
             outputs=outputs.options(begin_s + warm_up_s),
         )
-        if controller is None:
-            programs = controllable_programs(simulation, switched_by_sumo=True)
-            control = None
-        else:
-            control = SignalControl(simulation, timing)
-            programs = control.programs
+        programs = read_signals(
+            simulation, switched_by_sumo=controller is None, junction_ids=settings.junction_ids
+        ).programs
+        control = None
+        if controller is not None:
+            control = SignalControl(simulation, settings.timing, programs)
             control.start()
         recorder = TraceRecorder(simulation, programs, begin_s)
         decisions = teleports = 0
@@ -86,21 +89,30 @@ def run_episode(
             **outputs.trips(begin_s + warm_up_s, end_s),
             **_worst_approach(trace, warm_up_s, outputs.vehicles_by_edge()),
             "teleports": teleports,
-            **_greens(trace, warm_up_s, timing),
+            **_greens(trace, warm_up_s, programs, settings.timing),
             "decisions": decisions,
         }
     return Episode(metrics=metrics, trace=trace)
 
 
-def _greens(trace: Trace, warm_up_s: int, timing: Timing) -> dict[str, Any]:
-    length_s, num_ended = greens(trace.stage, warm_up_s)
+def _greens(trace: Trace, warm_up_s: int, programs: Mapping[str, SignalProgram], timing: Timing) -> dict[str, Any]:
+    lengths_s = []
+    num_ended = num_outside = 0
+    for column, program in zip(trace.stage.T, programs.values(), strict=True):
+        stages, of_junction_s, ended = greens(column, warm_up_s)
+        lengths_s.append(of_junction_s)
+        num_ended += ended
+        bounds = [timing.within(stage.green_bounds) for stage in program.stages]
+        shortest_s = np.array([each.min_green_s for each in bounds])[stages]
+        longest_s = np.array([each.max_green_s for each in bounds])[stages]
+        num_outside += int(((of_junction_s < shortest_s) | (of_junction_s > longest_s)).sum())
+    length_s = np.concatenate(lengths_s)
     junction_hours = (trace.stage.shape[0] - warm_up_s) * trace.stage.shape[1] / 3600
-    outside = (length_s < timing.min_green_s) | (length_s > timing.max_green_s)
     return {
         "switches_per_h": num_ended / junction_hours,
         "mean_green_s": float(length_s.mean()) if len(length_s) else None,
         "greens": len(length_s),
-        "greens_outside_bounds": int(outside.sum()),
+        "greens_outside_bounds": num_outside,
     }
 
 

@@ -19,14 +19,14 @@ import numpy as np
 
 from tsc.controllers.language_model import Ask, Conversation, LanguageModelController, Reply
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, rule_controller
-from tsc.controllers.signal_plans import plan_files
+from tsc.controllers.signal_plans import plan_signals
 from tsc.cost.continuation import outcomes_by_fork
 from tsc.cost.outcome import OutcomeSettings
 from tsc.episodes.episode import OnRound, run_episode
 from tsc.errors import NotApplicable, ReplayError, TscError
 from tsc.files import write_atomically
 from tsc.junction.signal_control import SignalControl
-from tsc.junction.timing import Timing
+from tsc.junction.signal_settings import SignalSettings
 from tsc.processes import die_with_parent
 from tsc.rules.controller import Controller
 from tsc.sumo.running import SumoFiles
@@ -51,7 +51,7 @@ class EpisodeJob:
     files: SumoFiles
     end_s: int
     warm_up_s: int
-    timing: Timing
+    signals: SignalSettings
     lookahead: OutcomeSettings
     trace_file: Path | None = None
     decisions_file: Path | None = None
@@ -83,13 +83,13 @@ def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
     decisions: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="tsc-plans-") as folder:
         try:
-            plans = plan_files(job.kind, job.files, job.timing, job.end_s, Path(folder))
+            planned = plan_signals(job.kind, job.files, job.signals, job.end_s, Path(folder))
         except NotApplicable as error:
             return {**record, "not_applicable": str(error)}
         episode = run_episode(
-            replace(job.files, additional_files=(*job.files.additional_files, *plans)),
+            planned.files,
             end_s=job.end_s,
-            timing=job.timing,
+            settings=replace(job.signals, junction_ids=tuple(planned.plans)),
             controller=controller,
             warm_up_s=job.warm_up_s,
             on_round=_compare_with_lookahead(model, job.lookahead, decisions) if model and job.decisions_file else None,

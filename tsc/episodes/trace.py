@@ -98,7 +98,7 @@ class TraceRecorder:
         stages = np.full(phases.shape, -1, dtype=np.int8)
         for column, program in enumerate(self._programs.values()):
             for number, stage in enumerate(program.stages):
-                stages[phases[:, column] == stage.phase_index, column] = number
+                stages[np.isin(phases[:, column], stage.phase_indices), column] = number
         return Trace(
             begin_s=self._begin_s,
             lanes=self._lanes,
@@ -112,22 +112,17 @@ class TraceRecorder:
         )
 
 
-def greens(stage: NDArray[np.int8], from_second: int) -> tuple[NDArray[np.int64], int]:
-    """The greens of all junctions in a measured period from second `from_second` to the end. stage: [T, J] as in Trace.
+def greens(stage: NDArray[np.int8], from_second: int) -> tuple[NDArray[np.int8], NDArray[np.int64], int]:
+    """The greens of a junction in a measured period from second `from_second` to the end. stage: a column of Trace's.
 
-    Returns the length in s of each green that began and ended in the period, and how many greens ended in it; this also
-    counts greens that began before it.
+    Returns the stage and the length in s of each green that began and ended in the period, and how many greens ended in
+    it; this also counts greens that began before it.
     """
-    lengths = []
-    num_ended = 0
-    for column in stage.T:
-        # a run of equal stages ends when the next second has another stage
-        ends = np.flatnonzero(column[1:] != column[:-1]) + 1
-        begins = np.concatenate(([0], ends[:-1])) if len(ends) else ends
-        is_green = column[begins] >= 0
-        begins, ends = begins[is_green], ends[is_green]
-        num_ended += int((ends >= from_second).sum())
-        # the very first run may have begun before the episode
-        whole = (begins > 0) & (begins >= from_second)
-        lengths.append(ends[whole] - begins[whole])
-    return np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64), num_ended
+    # a run of equal stages ends when the next second has another stage
+    ends = np.flatnonzero(stage[1:] != stage[:-1]) + 1
+    begins = np.concatenate(([0], ends[:-1])) if len(ends) else ends
+    is_green = stage[begins] >= 0
+    begins, ends = begins[is_green], ends[is_green]
+    # the very first run may have begun before the episode
+    whole = (begins > 0) & (begins >= from_second)
+    return stage[begins[whole]], ends[whole] - begins[whole], int((ends >= from_second).sum())

@@ -92,7 +92,7 @@ def plan_jobs(
                         files=files,
                         end_s=scenario.end_s,
                         warm_up_s=settings.warm_up_s,
-                        timing=scenario.timing,
+                        signals=scenario.signals,
                         lookahead=lookahead,
                         trace_file=trace_file(out, *place),
                         decisions_file=decisions_file(out, *place) if compared else None,

@@ -51,6 +51,7 @@ from tsc.evaluation.wording import (
     text_tables,
 )
 from tsc.files import write_atomically
+from tsc.junction.signal_control import skipped_lines
 from tsc.sumo.version import installed_sumo_version
 
 _NUM_INVALID_SHOWN = 5
@@ -366,15 +367,16 @@ def _lines(*lines: str) -> list[str]:
 
 
 def _notes(summary: Summary, scenario: ReportedScenario) -> list[str]:
-    """The limits of the comparison: greens outside the bounds, vehicles kept out, teleports, missing controllers."""
+    """The limits of the comparison: greens outside the bounds, vehicles kept out, teleports, other signals, missing
+    controllers."""
     notes = []
     for name in summary.controllers(scenario.name):
         outside, greens = (summary.mean(scenario.name, name, key) for key in ("greens_outside_bounds", "greens"))
         if outside and greens:
             notes.append(
                 f"{name}: {number(outside, 1)} of {number(greens, 1)} greens per episode ({percent(outside / greens)}) "
-                f"are outside {scenario.timing.min_green_s}–{scenario.timing.max_green_s} s, so it has more freedom "
-                "than the controllers that keep to these bounds."
+                f"are outside the bounds ({scenario.bounds}), so it has more freedom than the controllers that keep to "
+                "them."
             )
         for key, what in (
             ("not_inserted_veh", "found no room to enter; of the means, only the delays include them"),
@@ -383,6 +385,7 @@ def _notes(summary: Summary, scenario: ReportedScenario) -> list[str]:
             count = summary.mean(scenario.name, name, key)
             if count:
                 notes.append(f"{name}: {number(count, 1)} vehicles per episode {what}.")
+    notes += skipped_lines(scenario.skipped)
     notes += [f"{name} cannot run here: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
     return notes
 

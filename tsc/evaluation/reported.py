@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tsc.controllers.registry import LANGUAGE_MODEL
 from tsc.junction.timing import Timing
+from tsc.sumo.signal_program import GreenBounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +15,8 @@ class ReportedScenario:
     """A scenario as the report presents it.
 
     note: what a reader must know of it; it may be empty.
-    junctions: those that the controllers decide for.
+    junctions: those that the controllers decide for. skipped: why not, of the other signals.
+    green_bounds: the shortest and longest green of each stage, where they are not those of `timing`.
     not_applicable: by controller, why it cannot run here.
     """
 
@@ -25,7 +27,19 @@ class ReportedScenario:
     warm_up_s: int
     timing: Timing
     junctions: Sequence[str]
+    green_bounds: Sequence[GreenBounds] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bounds(self) -> str:
+        """The bounds of greens, for a reader."""
+        bounds = set(self.green_bounds) or {(self.timing.min_green_s, self.timing.max_green_s)}
+        if len(bounds) == 1:
+            [(shortest_s, longest_s)] = bounds
+            return f"{shortest_s}–{longest_s} s"
+        shortest, longest = zip(*bounds, strict=True)
+        return f"each green its own: {min(shortest)}–{max(shortest)} s to {min(longest)}–{max(longest)} s"
 
     @property
     def measured_s(self) -> int:

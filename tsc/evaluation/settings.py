@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from tsc.junction.signal_settings import BoundsFrom, SignalSettings
 from tsc.junction.timing import Timing
+from tsc.scenarios.demand_variation import DemandVariation
 from tsc.scenarios.scenario import TimingSection
 from tsc.scenarios.traffic_scenario import ScenarioSettings
-from tsc.yaml_file import Section, load_yaml
+from tsc.yaml_file import Section, load_yaml, validate_values
 
 
 class LanguageModelSettings(Section):
@@ -30,16 +34,21 @@ class LanguageModelSettings(Section):
 class EvaluationSettings(Section):
     """How the episodes of an evaluation run, and what is measured.
 
-    begin_s, end_s, time_to_teleport_s, timing: see ScenarioSettings.
+    begin_s, end_s, duration_s, time_to_teleport_s, demand: see ScenarioSettings.
+    timing, green_bounds, junctions: see SignalSettings; of scenarios that do not say it themselves.
     warm_up_s: simulated after the begin, but not measured.
     reference: the controller that the others are compared with.
     """
 
     begin_s: int | None = Field(default=None, ge=0)
     end_s: int | None = Field(default=None, ge=1)
+    duration_s: int | None = Field(default=None, ge=1)
     warm_up_s: int = Field(default=0, ge=0)
     time_to_teleport_s: int = -1
     timing: TimingSection = Timing()
+    green_bounds: BoundsFrom = "net"
+    junctions: tuple[str, ...] = ()
+    demand: DemandVariation = DemandVariation()
     reference: str = "max_pressure"
     llm: LanguageModelSettings = LanguageModelSettings()
 
@@ -58,14 +67,25 @@ class EvaluationSettings(Section):
             )
         return self
 
+    def changed(self, options: Mapping[str, Any]) -> EvaluationSettings:
+        """With the options of a command line (tsc.scenarios.command_line). Raises ConfigError."""
+        changes = dict(options)
+        if changes.pop("demand_as_filed", False):
+            changes["demand"] = DemandVariation(resample=False)
+        return validate_values({**dict(self), **changes}, EvaluationSettings, where="the command line")
+
     @property
     def of_scenarios(self) -> ScenarioSettings:
         """What is asked of every scenario."""
         return ScenarioSettings(
             begin_s=self.begin_s,
             end_s=self.end_s,
+            duration_s=self.duration_s,
             time_to_teleport_s=self.time_to_teleport_s,
-            timing=self.timing,
+            signals=SignalSettings(
+                timing=self.timing, bounds_from=self.green_bounds, junction_ids=tuple(self.junctions)
+            ),
+            demand=self.demand,
         )
 
 

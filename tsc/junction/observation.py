@@ -44,7 +44,7 @@ class Observation:
 def observe(control: SignalControl, junction_id: str) -> Observation:
     """Raises UnknownJunction."""
     program = control.program(junction_id)
-    clock = control.clocks[junction_id]
+    clock, timing = control.clocks[junction_id], control.timing_of(junction_id)
     simulation = control.simulation
     stages = []
     for offset in range(len(program.stages)):
@@ -75,8 +75,8 @@ def observe(control: SignalControl, junction_id: str) -> Observation:
     return Observation(
         junction_id=junction_id,
         elapsed_green_s=int(clock.elapsed_green_s),
-        min_green_s=control.timing.min_green_s,
-        max_green_s=control.timing.max_green_s,
-        green_extension_s=control.timing.green_extension_s,
+        min_green_s=timing.min_green_s,
+        max_green_s=timing.max_green_s,
+        green_extension_s=timing.green_extension_s,
         stages=tuple(stages),
     )

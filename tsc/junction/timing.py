@@ -1,8 +1,8 @@
-"""Bounds on greens, in seconds, the same for every controller."""
+"""When a green may end and when a decision is due, in seconds, the same for every controller."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tsc.errors import ConfigError
 
@@ -23,11 +23,17 @@ class Timing:
         for name, value in vars(self).items():
             if not 1 <= value <= MAX_TIMING_S or value != int(value):
                 raise ConfigError(f"{name} is {value}: choose a whole number of seconds, 1–{MAX_TIMING_S}")
-        if self.max_green_s <= self.min_green_s:
+        if self.max_green_s < self.min_green_s:
             raise ConfigError(
-                f"max_green_s of {self.max_green_s} s does not exceed min_green_s of {self.min_green_s} s: "
-                f"choose at least {self.min_green_s + 1}"
+                f"max_green_s of {self.max_green_s} s is below min_green_s of {self.min_green_s} s: choose at least "
+                f"{self.min_green_s}; a stage with both equal has a fixed green"
             )
+
+    def within(self, green_bounds: tuple[int, int] | None) -> Timing:
+        """The timing of a stage that has bounds of its own (min, max)."""
+        if green_bounds is None:
+            return self
+        return replace(self, min_green_s=green_bounds[0], max_green_s=green_bounds[1])
 
     def may_decide(self, elapsed_green_s: float) -> bool:
         """Whether a green of this age may be extended or ended. Datasets of other generators decide at any such second,

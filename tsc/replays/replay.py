@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from tsc.cost.outcome import Outcomes, OutcomeSettings, import_measures
 from tsc.errors import ReplayError, ScenarioError, StateError, TscError
 from tsc.files import memory_file, remembered_sha256_of
 from tsc.junction.decision import Decision
-from tsc.junction.signal_control import SignalControl, controllable_programs
+from tsc.junction.signal_control import SignalControl, read_signals
 from tsc.replays.request import ReplayRequest
 from tsc.replays.saved_state import (
     MAX_STATE_BYTES,
@@ -51,7 +51,7 @@ class _Template:
 
     key: tuple[Any, ...]
     simulation: Simulation
-    programs: dict[str, SignalProgram]
+    programs: Mapping[str, SignalProgram]
 
 
 # libsumo has one simulation a process
@@ -67,7 +67,7 @@ def _template_for(files: SumoFiles, net_sha256: str | None) -> _Template:
     if _template is None or _template.key != key:
         _template = None
         simulation = Simulation(files)
-        _template = _Template(key, simulation, controllable_programs(simulation))
+        _template = _Template(key, simulation, read_signals(simulation).programs)
         # the garbage collector of a fork would visit every object and so copy every page
         gc.freeze()
     return _template
@@ -167,8 +167,10 @@ def _continued(
             raise StateError(str(error).replace(str(state_file), str(request.state_path))) from error
 
 
-def _restore(request: ReplayRequest, simulation: Simulation, programs: dict[str, SignalProgram]) -> SignalControl:
-    """Take over the signals at the second of the decision."""
+def _restore(request: ReplayRequest, simulation: Simulation, programs: Mapping[str, SignalProgram]) -> SignalControl:
+    """Take over the signals at the second of the decision: those that have a clock, or all if the sample has none."""
+    if request.clocks:
+        programs = {name: program for name, program in programs.items() if name in request.clocks}
     control = SignalControl(simulation, request.timing, programs)
     control.restore(request.clocks)
     program = control.program(request.junction_id)

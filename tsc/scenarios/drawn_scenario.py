@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+from tsc.junction.signal_settings import SignalSettings
 from tsc.scenarios.family import load_scenarios
 from tsc.scenarios.scenario import Scenario, Split, build_demand, build_net
 from tsc.scenarios.traffic_scenario import ScenarioSettings, TrafficScenario
@@ -17,10 +18,12 @@ from tsc.sumo.running import SumoFiles
 class DrawnScenario(TrafficScenario):
     """The scenario of a scenario file, or one member of a family file. The net is built in `folder`."""
 
-    draws_vehicles: ClassVar[bool] = True
-
     scenario: Scenario
     folder: Path
+
+    @property
+    def draws_vehicles(self) -> bool:
+        return True
 
     @cached_property
     def net_file(self) -> Path:
@@ -61,7 +64,7 @@ def scenarios_of_file(path: Path, folder: Path, settings: ScenarioSettings) -> l
         found.append(
             DrawnScenario(
                 name=scenario.name,
-                timing=scenario.timing,
+                signals=SignalSettings(timing=scenario.timing, junction_ids=settings.signals.junction_ids),
                 begin_s=begin_s,
                 end_s=end_s,
                 time_to_teleport_s=settings.time_to_teleport_s,

@@ -33,7 +33,12 @@ Split = Literal["train", "validation", "evaluation"]
 
 def _parse_timing(value: Any) -> Any:
     """A section `timing` as a Timing, so that Timing checks it. Any other value is left to pydantic."""
-    return Timing(**value) if isinstance(value, dict) and set(value) <= set(Timing.__dataclass_fields__) else value
+    if not isinstance(value, dict) or not set(value) <= set(Timing.__dataclass_fields__):
+        return value
+    timing = Timing(**value)
+    if timing.min_green_s == timing.max_green_s:
+        raise ValueError(f"min_green_s and max_green_s are both {timing.min_green_s} s: choose a greater max_green_s")
+    return timing
 
 
 TimingSection = Annotated[Timing, BeforeValidator(_parse_timing)]

@@ -9,10 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from tsc.errors import ConfigError
+from tsc.junction.signal_settings import SignalSettings
 from tsc.junction.timing import Timing
+from tsc.scenarios.demand_variation import DemandVariation
 from tsc.scenarios.scenario import Split
 from tsc.sumo.running import SumoFiles
 
@@ -21,20 +23,26 @@ from tsc.sumo.running import SumoFiles
 class ScenarioSettings:
     """What the caller asks of every scenario.
 
-    begin_s, end_s: simulated time; None means the scenario's own.
+    begin_s, end_s: simulated time; None means the scenario's own. duration_s: the time from the begin to the end; it
+    wins over end_s.
     time_to_teleport_s: a vehicle that stands this long is moved past the jam; -1 means never.
-    timing: the bounds of greens in scenarios that do not have a timing of their own.
+    signals: of scenarios that do not say it themselves; its junction_ids hold for all.
+    demand: how the vehicles of SUMO's own files differ from seed to seed.
     """
 
     begin_s: int | None = None
     end_s: int | None = None
+    duration_s: int | None = None
     time_to_teleport_s: int = -1
-    timing: Timing = field(default_factory=Timing)
+    signals: SignalSettings = field(default_factory=lambda: SignalSettings(bounds_from="net"))
+    demand: DemandVariation = field(default_factory=DemandVariation)
 
     def period_s(self, name: str, own_begin_s: float, own_end_s: float) -> tuple[int, int]:
         """When scenario `name` begins and ends. Raises ConfigError unless both are whole seconds, in this order."""
         begin_s = own_begin_s if self.begin_s is None else self.begin_s
         end_s = own_end_s if self.end_s is None else self.end_s
+        if self.duration_s is not None:
+            end_s = begin_s + self.duration_s
         if begin_s != int(begin_s) or end_s != int(end_s):
             raise ConfigError(
                 f"scenario {name} runs from {begin_s:g} to {end_s:g} s: set begin_s and end_s to whole seconds"
@@ -48,18 +56,14 @@ class ScenarioSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrafficScenario(ABC):
-    """The traffic of one net from begin_s to end_s, in steps of 1 s.
+    """The traffic of one net from begin_s to end_s.
 
-    draws_vehicles: whether every seed has vehicles of its own. If not, all seeds have the same vehicles, and a seed
-    draws how drivers behave and what probabilistic flows let in.
-    timing: the bounds of greens.
+    signals: which are controlled, and the bounds of their greens.
     note: what a reader of the results must know; it may be empty.
     """
 
-    draws_vehicles: ClassVar[bool]
-
     name: str
-    timing: Timing
+    signals: SignalSettings
     begin_s: int
     end_s: int
     time_to_teleport_s: int
@@ -68,6 +72,16 @@ class TrafficScenario(ABC):
     @property
     def duration_s(self) -> int:
         return self.end_s - self.begin_s
+
+    @property
+    def timing(self) -> Timing:
+        return self.signals.timing
+
+    @property
+    @abstractmethod
+    def draws_vehicles(self) -> bool:
+        """Whether every seed has vehicles of its own. If not, all seeds have the same vehicles, and a seed draws how
+        drivers behave and what probabilistic flows let in."""
 
     @property
     @abstractmethod
@@ -101,6 +115,7 @@ class TrafficScenario(ABC):
             "begin_s": self.begin_s,
             "end_s": self.end_s,
             "time_to_teleport_s": self.time_to_teleport_s,
+            **self.signals.as_dict(),
             **self.content(),
         }
 

@@ -8,13 +8,21 @@ import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tsc.errors import ScenarioError
-from tsc.sumo.signal_program import APPROACH_M, ApproachLane, Phase, SignalPlan, SignalProgram, build_program
+from tsc.sumo.signal_program import (
+    APPROACH_M,
+    GREEN_BOUNDS_PARAMETER,
+    ApproachLane,
+    Phase,
+    SignalPlan,
+    SignalProgram,
+    build_program,
+    green_bounds_of,
+)
 
 # a remaining time (setPhaseDuration) so long that a held green only ends when we end it
 HOLD_S = 1e6
@@ -102,29 +110,22 @@ class RunningSumo(ABC):
     def junction_ids(self) -> tuple[str, ...]:
         return tuple(self._sumo.trafficlight.getIDList())
 
-    def program(self, junction_id: str, *, switched_by_sumo: bool = False) -> SignalProgram:
-        """The running program. A railway signal, or one that is off, has no stages.
-
-        Raises ScenarioError for a program with two stages that SUMO itself switches by detectors, unless
-        switched_by_sumo says that SUMO is meant to switch it.
-        """
-        logic = self._running_logic(junction_id)
-        phases = [Phase(state=phase.state, duration_s=phase.duration) for phase in logic.phases]
-        if logic.type in _TYPES_WITHOUT_STAGES:
-            phases = []
-        links = [
-            [(incoming, outgoing) for incoming, outgoing, _ in group]
-            for group in self._sumo.trafficlight.getControlledLinks(junction_id)
-        ]
+    def program(self, junction_id: str) -> SignalProgram:
+        """The running program, of any type. A railway signal, or one that is off, has no stages."""
+        links = self._links(junction_id)
         incoming_lanes = dict.fromkeys(incoming for group in links for incoming, _ in group)
         upstream = {lane: self._upstream(lane) for lane in incoming_lanes if not lane.startswith(":")}
-        program = build_program(junction_id, logic.programID, phases, links, upstream)
-        if program.is_controllable and logic.type != 0 and not switched_by_sumo:
-            raise ScenarioError(
-                f"the program {logic.programID!r} of junction {junction_id!r} is not of type static, so SUMO switches "
-                "it: give the junction a static program (netconvert --tls.default-type static)"
-            )
-        return program
+        plan = self.signal_plan(junction_id)
+        if self._running_logic(junction_id).type in _TYPES_WITHOUT_STAGES:
+            plan = replace(plan, phases=())
+        return build_program(plan, links, upstream)
+
+    def _links(self, junction_id: str) -> list[list[tuple[str, str]]]:
+        """For each signal index, its links for vehicles: (incoming lane, outgoing lane)."""
+        return [
+            [(incoming, outgoing) for incoming, outgoing, _ in group if not _is_for_pedestrians(incoming)]
+            for group in self._sumo.trafficlight.getControlledLinks(junction_id)
+        ]
 
     def _upstream(self, incoming_lane: str) -> list[ApproachLane]:
         """The lanes that continue an incoming lane shorter than APPROACH_M upstream, nearest first."""
@@ -172,7 +173,7 @@ class RunningSumo(ABC):
             junction_id=junction_id,
             program_id=logic.programID,
             type=light.getParameter(junction_id, "typeName"),
-            offset_s=float(light.getParameter(junction_id, "offset")),
+            offset_s=float(light.getParameter(junction_id, "offset") or 0),  # none where it is off
             phases=tuple(
                 Phase(
                     state=phase.state,
@@ -183,6 +184,8 @@ class RunningSumo(ABC):
                 )
                 for phase in logic.phases
             ),
+            is_for_vehicles=tuple(map(bool, self._links(junction_id))),
+            green_bounds=green_bounds_of(light.getParameter(junction_id, GREEN_BOUNDS_PARAMETER), junction_id),
         )
 
     def _running_logic(self, junction_id: str) -> Any:
@@ -203,6 +206,10 @@ class RunningSumo(ABC):
     def set_phase_remaining(self, junction_id: str, remaining_s: float) -> None:
         """Set the remaining time (s). 0 ends the phase with the next step; the program's own next phase follows."""
         self._sumo.trafficlight.setPhaseDuration(junction_id, remaining_s)
+
+    def set_phase_index(self, junction_id: str, phase_index: int) -> None:
+        """Go to another phase of the running program."""
+        self._sumo.trafficlight.setPhase(junction_id, phase_index)
 
     # Lanes
 
@@ -303,6 +310,11 @@ class RunningSumo(ABC):
             for _, _, lane in group
         )
         return {found["node"] for lane in inner_lanes if (found := _INNER_EDGE.fullmatch(lane.rpartition("_")[0]))}
+
+
+def _is_for_pedestrians(lane: str) -> bool:
+    inside = _INNER_EDGE.fullmatch(lane.rpartition("_")[0])
+    return inside is not None and inside["kind"] != ""
 
 
 def _place_inside(edge: str, nodes: set[str]) -> str | None:

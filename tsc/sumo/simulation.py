@@ -96,12 +96,15 @@ class Simulation(RunningSumo):
             self._sumo.close()
 
     def step(self) -> None:
-        """Simulate one step. Raises ScenarioError if SUMO stops with an error."""
+        """Simulate one second, in as many steps as it takes. Raises ScenarioError if SUMO stops with an error."""
         self._has_moved = True
         try:
-            self._sumo.simulationStep()
+            self._sumo.simulationStep(*self._step_to())
         except (libsumo.TraCIException, libsumo.FatalTraCIError) as error:
             raise ScenarioError(f"SUMO stopped at {self.time_s:g} s in {self.files.net_file}: {error}") from error
+
+    def _step_to(self) -> tuple[float, ...]:
+        return () if self.files.step_length_s == 1.0 else (self.time_s + 1.0,)
 
     def save_state(self, path: Path) -> None:
         """Write the state as .xml.gz, without time stamps: same simulation, same bytes. The file appears atomically.

@@ -8,13 +8,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tsc.files import remembered_sha256_of
+from tsc.sumo.options import check_replayable_options
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.version import installed_sumo_version
 
 
 class SumoInput(BaseModel):
-    """File names are relative to the folder of the dataset file. The digests are SHA-256, None where unknown. Fields
-    of other generators are kept."""
+    """File names are relative to the folder of the dataset file. The digests are SHA-256, None where unknown. options:
+    further words of SUMO's command line that shape the traffic. Fields of other generators are kept."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
 
@@ -28,6 +29,7 @@ class SumoInput(BaseModel):
     seed: int = 0
     step_length_s: float = Field(default=1.0, gt=0)
     time_to_teleport_s: float = -1.0
+    options: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one_digest_a_file(self) -> SumoInput:
@@ -52,6 +54,7 @@ class SumoInput(BaseModel):
             seed=files.seed,
             step_length_s=files.step_length_s,
             time_to_teleport_s=files.time_to_teleport_s,
+            options=files.more_options,
         )
 
     @property
@@ -63,12 +66,15 @@ class SumoInput(BaseModel):
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values. Without digests of additional files there is no key for them, as before there were any, so
-        that digests of requests of that time still hold."""
-        return self.model_dump(mode="json", exclude=None if self.additional_sha256 else {"additional_sha256"})
+        """Plain JSON values. Without digests of additional files, or without options, there is no key for them, as
+        before there were any, so that digests of requests of that time still hold."""
+        missing = {name for name in ("additional_sha256", "options") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude=missing)
 
     def files_in(self, folder: Path) -> SumoFiles:
-        """What a simulation is started from, where `folder` is the folder of the dataset file."""
+        """What a simulation is started from, where `folder` is the folder of the dataset file. Raises ScenarioError for
+        options that a dataset may not choose."""
+        check_replayable_options(self.options)
         return SumoFiles(
             net_file=folder / self.net_file,
             route_files=tuple(folder / name for name in self.route_files),
@@ -76,6 +82,7 @@ class SumoInput(BaseModel):
             seed=self.seed,
             step_length_s=self.step_length_s,
             time_to_teleport_s=self.time_to_teleport_s,
+            more_options=self.options,
         )
 
 

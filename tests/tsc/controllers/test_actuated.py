@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.tsc.sumo_process import in_new_process
-from tsc.controllers.signal_plans import plan_files
+from tsc.controllers.signal_plans import plan_signals
+from tsc.junction.signal_settings import SignalSettings
 from tsc.junction.timing import Timing
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
@@ -22,8 +23,7 @@ Run = tuple[int, int]
 def _phases(files: SumoFiles, kind: str, folder: Path, seconds: int, timing: Timing) -> tuple[str, list[Run]]:
     """The type of the running program, and its phases in order with their durations (s), without the first and the
     last phase, which are cut off."""
-    plans = plan_files(kind, files, timing, seconds, folder)
-    simulation = Simulation(replace(files, additional_files=(*files.additional_files, *plans)))
+    simulation = Simulation(plan_signals(kind, files, SignalSettings(timing=timing), seconds, folder).files)
     phases = []
     for _ in range(seconds):
         simulation.step()

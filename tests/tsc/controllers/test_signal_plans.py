@@ -6,10 +6,12 @@ import pytest
 
 from tests.tsc.sumo_process import in_new_process
 from tsc.controllers.registry import rule_controller
-from tsc.controllers.signal_plans import is_plain_static, plan_files, static_copy
+from tsc.controllers.signal_plans import PlannedSignals, is_plain_static, plan_signals, static_copy
 from tsc.cost.outcome import OutcomeSettings
-from tsc.errors import NotApplicable, ScenarioError
+from tsc.errors import ConfigError, NotApplicable, ScenarioError, UnknownJunction
+from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
+from tsc.junction.signal_settings import SignalSettings
 from tsc.junction.timing import Timing
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.signal_program import Phase, SignalPlan
@@ -33,23 +35,24 @@ def actuated(files: SumoFiles, tmp_path: Path) -> SumoFiles:
     return replace(files, additional_files=(path,))
 
 
-def _plan_files(kind: str, files: SumoFiles, folder: Path) -> tuple[Path, ...]:
-    return plan_files(kind, files, TIMING, 300, folder)
+def _plan(kind: str, files: SumoFiles, folder: Path, settings: SignalSettings | None = None) -> PlannedSignals:
+    return plan_signals(kind, files, settings or SignalSettings(timing=TIMING), 300, folder)
 
 
 @pytest.mark.parametrize("kind", ["static", "gap_out", "random", "lookahead", "llm"])
 def test_a_static_net_is_left_as_it_is(files: SumoFiles, tmp_path: Path, kind: str) -> None:
-    assert in_new_process(_plan_files, kind, files, tmp_path) == ()
+    assert in_new_process(_plan, kind, files, tmp_path).files == files
 
 
 def test_static_leaves_an_actuated_net_as_it_is(actuated: SumoFiles, tmp_path: Path) -> None:
-    assert in_new_process(_plan_files, "static", actuated, tmp_path) == ()
+    assert in_new_process(_plan, "static", actuated, tmp_path).files == actuated
 
 
 def _drive(files: SumoFiles, kind: str, folder: Path | None, seconds: int) -> list[int]:
     """The phase after each second under a rule. folder: None runs it without the plans that it needs."""
-    plans = () if folder is None else _plan_files(kind, files, folder)
-    control = SignalControl(Simulation(replace(files, additional_files=(*files.additional_files, *plans))), TIMING)
+    if folder is not None:
+        files = _plan(kind, files, folder).files
+    control = SignalControl(Simulation(files), TIMING)
     control.start()
     controller = rule_controller(kind, seed=1, lookahead=OutcomeSettings())
     phases = []
@@ -61,7 +64,7 @@ def _drive(files: SumoFiles, kind: str, folder: Path | None, seconds: int) -> li
 
 
 def test_an_actuated_net_is_driven_through_its_static_copy(actuated: SumoFiles, tmp_path: Path) -> None:
-    with pytest.raises(ScenarioError, match="not of type static"):
+    with pytest.raises(ScenarioError, match="A0 runs a program of type actuated, which SUMO itself switches"):
         in_new_process(_drive, actuated, "max_pressure", None, 1)
     phases = in_new_process(_drive, actuated, "max_pressure", tmp_path, 200)
     first_yellow = phases.index(1)
@@ -86,13 +89,13 @@ def test_an_actuated_junction_with_one_stage_is_left_to_sumo(actuated: SumoFiles
         '<phase duration="20" minDur="2" maxDur="99" state="GGGGgrrrrrGGGGgrrrrr"/>'
         '<phase duration="4" state="yyyyyrrrrryyyyyrrrrr"/></tlLogic></additional>'
     )
-    with pytest.raises(ScenarioError, match="no signal with two stages"):
+    with pytest.raises(ScenarioError, match="A0 has only one stage"):
         in_new_process(_drive, replace(actuated, additional_files=(path,)), "max_pressure", None, 1)
 
 
 def _digest(files: SumoFiles, folder: Path | None) -> str:
     if folder is not None:
-        _plan_files("llm", files, folder)
+        _plan("llm", files, folder)
     simulation = Simulation(files)
     for _ in range(120):
         simulation.step()
@@ -103,19 +106,96 @@ def test_reading_the_programs_beforehand_changes_nothing_in_the_episode(files: S
     assert in_new_process(_digest, files, tmp_path) == in_new_process(_digest, files, None)
 
 
-def test_a_net_that_changes_programs_by_the_clock_is_refused(files: SumoFiles, tmp_path: Path) -> None:
-    path = tmp_path / "waut.add.xml"
-    path.write_text('<additional><WAUT id="w" refTime="0" startProg="0"/></additional>')
-    with pytest.raises(NotApplicable, match="waut.add.xml.*WAUT"):
-        in_new_process(_plan_files, "max_pressure", replace(files, additional_files=(path,)), tmp_path)
+def _programs_over_time(files: SumoFiles, folder: Path | None) -> set[str]:
+    simulation = Simulation(files if folder is None else _plan("max_pressure", files, folder).files)
+    programs = set()
+    for _ in range(60):
+        simulation.step()
+        programs.add(simulation.program("A0").program_id)
+    return programs
 
 
-def _plan(plan_type: str, *phases: tuple[str, float, tuple[int, ...]]) -> SignalPlan:
+def test_a_timetable_of_programs_does_not_end_our_control(actuated: SumoFiles, tmp_path: Path) -> None:
+    [path] = actuated.additional_files
+    static = path.read_text().replace('"actuated"', '"static"')
+    timetable = (
+        '<WAUT id="w" refTime="0" startProg="0"><wautSwitch time="30" to="own"/></WAUT>'
+        '<wautJunction wautID="w" junctionID="A0"/></additional>'
+    )
+    path.write_text(static.replace("</additional>", timetable))
+    work = tmp_path / "work"
+    work.mkdir()
+    assert in_new_process(_programs_over_time, actuated, None) == {"0", "own"}
+    assert in_new_process(_programs_over_time, actuated, work) == {"tsc_static"}
+
+
+def _bounds(files: SumoFiles, folder: Path, settings: SignalSettings) -> dict[str, list[tuple[int, int]]]:
+    """The bounds of each stage as a replay would read them, and those of the plans."""
+    planned = _plan("llm", files, folder, settings)
+    program = Simulation(planned.files).program("A0")
+    read = [stage.green_bounds for stage in program.stages]
+    assert read == list(planned.plans["A0"].green_bounds)
+    return read  # type: ignore[return-value]
+
+
+def test_a_stage_has_the_bounds_of_the_net(actuated: SumoFiles, files: SumoFiles, tmp_path: Path) -> None:
+    net = SignalSettings(timing=TIMING, bounds_from="net")
+    assert in_new_process(_bounds, actuated, tmp_path, net) == [(2, 99), (2, 99)]
+    # a static program without minDur and maxDur has greens of 42 s
+    assert in_new_process(_bounds, files, tmp_path, net) == [(10, 60), (10, 60)]
+    short = replace(net, timing=Timing(min_green_s=50, max_green_s=55))
+    assert in_new_process(_bounds, files, tmp_path, short) == [(42, 55), (42, 55)]
+    long = replace(net, timing=Timing(min_green_s=5, max_green_s=30))
+    assert in_new_process(_bounds, files, tmp_path, long) == [(5, 42), (5, 42)]
+
+
+def test_bounds_of_single_junctions_win(files: SumoFiles, tmp_path: Path) -> None:
+    own = SignalSettings(greens={"A0": ((7, 20), (9, 9))})
+    assert in_new_process(_bounds, files, tmp_path, own) == [(7, 20), (9, 9)]
+    with pytest.raises(ConfigError, match="'A0' has bounds for 1 stages, but its program has 2"):
+        in_new_process(_bounds, files, tmp_path, SignalSettings(greens={"A0": ((7, 20),)}))
+
+
+def _greens_s(files: SumoFiles, folder: Path, settings: SignalSettings, answer: Decision) -> set[tuple[int, float]]:
+    """(stage, length in s) of the whole greens of five minutes."""
+    planned = _plan("llm", files, folder, settings)
+    control = SignalControl(Simulation(planned.files), settings.timing)
+    control.start()
+    seen = set()
+    for _ in range(300):
+        before = (control.clocks["A0"].stage, control.clocks["A0"].elapsed_green_s)
+        green = control.clocks["A0"].green
+        control.advance(dict.fromkeys(control.due_junctions(), answer))
+        if green and not control.clocks["A0"].green:
+            seen.add(before)
+    return seen
+
+
+def test_control_keeps_each_stage_to_its_own_bounds(files: SumoFiles, tmp_path: Path) -> None:
+    own = SignalSettings(greens={"A0": ((7, 20), (9, 9))})
+    assert in_new_process(_greens_s, files, tmp_path, own, Decision.NO) == {(0, 7.0), (1, 9.0)}
+    assert in_new_process(_greens_s, files, tmp_path, own, Decision.YES) == {(0, 20.0), (1, 9.0)}
+
+
+def test_a_junction_that_contradicts_itself_is_skipped_with_the_reason(actuated: SumoFiles, tmp_path: Path) -> None:
+    [path] = actuated.additional_files
+    path.write_text(path.read_text().replace('minDur="2" maxDur="99"', 'minDur="40" maxDur="30"'))
+    with pytest.raises(ScenarioError, match="A0 has a stage with minDur 40 s and maxDur"):
+        in_new_process(_plan, "llm", actuated, tmp_path, SignalSettings(bounds_from="net"))
+
+
+def test_unknown_junctions_are_refused_with_the_known_ones(files: SumoFiles, tmp_path: Path) -> None:
+    with pytest.raises(UnknownJunction, match="'A1' has no signal in .*: the signals are A0"):
+        in_new_process(_plan, "llm", files, tmp_path, SignalSettings(junction_ids=("A1",)))
+
+
+def _plan_of(plan_type: str, *phases: tuple[str, float, tuple[int, ...]]) -> SignalPlan:
     return SignalPlan(
         junction_id="J",
         program_id="0",
         type=plan_type,
         offset_s=5,
+        is_for_vehicles=(True, True, True),
         phases=tuple(
             Phase(state=state, duration_s=duration_s, min_duration_s=1, max_duration_s=90, next_phases=next_phases)
             for state, duration_s, next_phases in phases
@@ -128,7 +208,7 @@ def _states(plan: SignalPlan) -> list[str]:
 
 
 def test_a_copy_has_the_phases_their_durations_and_the_offset() -> None:
-    plan = _plan("actuated", ("Gr", 30, (1,)), ("yr", 3, ()), ("rG", 20, (3,)), ("ry", 4, (0,)))
+    plan = _plan_of("actuated", ("Gr", 30, (1,)), ("yr", 3, ()), ("rG", 20, (3,)), ("ry", 4, (0,)))
     copy = static_copy(plan)
     assert (copy.type, copy.offset_s) == ("static", 5)
     assert [(phase.state, phase.duration_s) for phase in copy.phases] == [("Gr", 30), ("yr", 3), ("rG", 20), ("ry", 4)]
@@ -138,28 +218,28 @@ def test_a_copy_has_the_phases_their_durations_and_the_offset() -> None:
 
 
 def test_a_static_program_with_bounds_that_sumo_ignores_needs_no_copy() -> None:
-    assert is_plain_static(_plan("static", ("Gr", 30, ()), ("yr", 3, ()), ("rG", 20, ()), ("ry", 4, ())))
+    assert is_plain_static(_plan_of("static", ("Gr", 30, ()), ("yr", 3, ()), ("rG", 20, ()), ("ry", 4, ())))
 
 
 def test_a_copy_of_a_program_with_several_ways_serves_every_stage_by_ways_it_has() -> None:
     """Grr leads over one yellow to rGr, and over another yellow to rrG; both lead back to Grr."""
     ways = (("Grr", 30, (1, 3)), ("yrr", 3, (2,)), ("rGr", 20, (5,)), ("yrr", 3, (4,)), ("rrG", 20, (6,)))
-    plan = _plan("actuated", *ways, ("ryr", 3, (0,)), ("rry", 3, (0,)))
+    plan = _plan_of("actuated", *ways, ("ryr", 3, (0,)), ("rry", 3, (0,)))
     assert _states(static_copy(plan)) == ["Grr", "yrr", "rGr", "ryr", "Grr", "yrr", "rrG", "rry"]
 
 
 def test_a_static_program_that_jumps_is_put_in_its_order() -> None:
-    plan = _plan("static", ("Gr", 30, (2,)), ("ry", 4, (0,)), ("yr", 3, (3,)), ("rG", 20, (1,)))
+    plan = _plan_of("static", ("Gr", 30, (2,)), ("ry", 4, (0,)), ("yr", 3, (3,)), ("rG", 20, (1,)))
     assert not is_plain_static(plan)
     assert _states(static_copy(plan)) == ["Gr", "yr", "rG", "ry"]
 
 
 def test_a_program_with_a_stage_that_no_way_leads_to_is_refused() -> None:
-    plan = _plan("actuated", ("Gr", 30, (1,)), ("yr", 3, (0,)), ("rG", 20, (0,)))
+    plan = _plan_of("actuated", ("Gr", 30, (1,)), ("yr", 3, (0,)), ("rG", 20, (0,)))
     with pytest.raises(NotApplicable, match="no way from phase 0 to phase 2"):
         static_copy(plan)
 
 
 def test_a_nema_program_is_refused_as_it_has_no_yellow_among_its_phases() -> None:
     with pytest.raises(NotApplicable, match="NEMA.*give the junction"):
-        static_copy(_plan("NEMA", ("Gr", 30, ()), ("rG", 20, ())))
+        static_copy(_plan_of("NEMA", ("Gr", 30, ()), ("rG", 20, ())))

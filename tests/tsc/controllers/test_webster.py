@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.tsc.sumo_process import in_new_process
-from tsc.controllers.signal_plans import plan_files, running_plans, static_copy
+from tsc.controllers.signal_plans import plan_signals
 from tsc.controllers.webster import webster_plans
 from tsc.errors import NotApplicable
+from tsc.junction.signal_settings import SignalSettings
 from tsc.junction.timing import Timing
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.signal_program import SignalPlan
@@ -16,8 +17,8 @@ from tsc.sumo.simulation import Simulation
 
 
 def _plans(files: SumoFiles, timing: Timing, folder: Path) -> list[SignalPlan]:
-    plans = [static_copy(plan) for plan in running_plans(files).values()]
-    return webster_plans(files, plans, timing, 3600, folder)
+    plans = plan_signals("static", files, SignalSettings(timing=timing), 3600, folder).plans
+    return webster_plans(files, list(plans.values()), 3600, folder)
 
 
 def _durations_s(files: SumoFiles, folder: Path, timing: Timing) -> list[float]:
@@ -75,8 +76,7 @@ def test_yellow_and_all_red_stay_those_of_the_running_program(files: SumoFiles, 
 
 
 def _running_program(files: SumoFiles, folder: Path) -> SignalPlan:
-    plans = plan_files("webster", files, Timing(), 3600, folder)
-    return Simulation(replace(files, additional_files=plans)).signal_plan("A0")
+    return Simulation(plan_signals("webster", files, SignalSettings(), 3600, folder).files).signal_plan("A0")
 
 
 def test_the_plan_is_what_sumo_runs(files: SumoFiles, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tsc.episodes.episode import run_episode
 from tsc.errors import ReplayError
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
+from tsc.junction.signal_settings import SignalSettings
 from tsc.junction.timing import Timing
 from tsc.rules.max_pressure import MaxPressure
 from tsc.rules.random_choice import Random
@@ -97,7 +98,7 @@ def test_ending_the_green_helps_a_lone_car_on_red_and_stops_one_on_green(
 def _mean_queues(files: SumoFiles) -> dict[str, float]:
     controllers = {"plan": None, "max_pressure": MaxPressure(), "lookahead": Lookahead(SETTINGS)}
     return {
-        name: run_episode(files, end_s=300, timing=Timing(), controller=it).metrics["mean_queue_veh"]
+        name: run_episode(files, end_s=300, settings=SignalSettings(), controller=it).metrics["mean_queue_veh"]
         for name, it in controllers.items()
     }
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.tsc.sumo_process import in_new_process
 from tsc.episodes.episode import run_episode
-from tsc.junction.signal_control import SignalControl, controllable_programs
+from tsc.junction.signal_control import SignalControl, read_signals
+from tsc.junction.signal_settings import SignalSettings
 from tsc.junction.timing import Timing
 from tsc.rules.max_pressure import MaxPressure
 from tsc.scenarios.scenario import build_demand, build_net, load_scenario
@@ -22,14 +23,16 @@ END_S = 240
 
 def _metrics(files: SumoFiles, end_s: int, warm_up_s: int = 0, is_static: bool = False) -> dict[str, Any]:
     controller = None if is_static else MaxPressure()
-    return run_episode(files, end_s=end_s, timing=Timing(), controller=controller, warm_up_s=warm_up_s).metrics
+    return run_episode(
+        files, end_s=end_s, settings=SignalSettings(), controller=controller, warm_up_s=warm_up_s
+    ).metrics
 
 
 def _counted_anew(files: SumoFiles, warm_up_s: int, folder: Path) -> dict[str, Any]:
     """Runs the static plan, reads every vehicle in every second, and reads SUMO's statistics over the whole time."""
     statistics = folder / "statistics.xml"
     simulation = Simulation(files, outputs=["--statistic-output", str(statistics), "--duration-log.statistics"])
-    programs = controllable_programs(simulation)
+    programs = read_signals(simulation).programs
     lanes = {lane for program in programs.values() for lane in program.incoming_lanes}
     queues_veh = []
     waited_s: dict[str, int] = defaultdict(int)
@@ -104,7 +107,7 @@ def _metrics_and_statistics(files: SumoFiles) -> tuple[dict[str, Any], dict[str,
     statistics = files.net_file.parent / "statistics.xml"
     options = ("--statistic-output", str(statistics), "--duration-log.statistics")
     episode = run_episode(
-        replace(files, more_options=options), end_s=900, timing=Timing(), controller=MaxPressure()
+        replace(files, more_options=options), end_s=900, settings=SignalSettings(), controller=MaxPressure()
     ).metrics
     return episode, dict(next(ElementTree.parse(statistics).getroot().iter("vehicleTripStatistics")).attrib)
 

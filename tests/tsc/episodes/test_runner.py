@@ -13,6 +13,7 @@ from tsc.episodes.runner import EpisodeJob, run_jobs
 from tsc.errors import EndpointError, ReplayError
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
+from tsc.junction.signal_settings import SignalSettings
 from tsc.junction.timing import Timing
 from tsc.rules.max_pressure import MaxPressure
 from tsc.sumo.running import SumoFiles
@@ -29,7 +30,7 @@ def _job(files: SumoFiles, kind: str, seed: int = 1, **changes: Any) -> EpisodeJ
         "files": files,
         "end_s": 200,
         "warm_up_s": 0,
-        "timing": Timing(),
+        "signals": SignalSettings(),
         "lookahead": OutcomeSettings(horizon_s=20),
     }
     return EpisodeJob(**{**values, **changes})

@@ -8,33 +8,28 @@ import numpy as np
 from tests.tsc.sumo_process import in_new_process
 from tsc.episodes.episode import run_episode
 from tsc.episodes.trace import greens
-from tsc.junction.timing import Timing
+from tsc.junction.signal_settings import SignalSettings
 from tsc.rules.max_pressure import MaxPressure
 from tsc.sumo.running import SumoFiles
 
 
 def test_greens_are_counted_by_hand() -> None:
-    #          cut off at the begin   whole, 3 s   whole, 2 s   goes on at the end
-    stage = np.array([[0], [0], [-1], [1], [1], [1], [-1], [0], [0], [-1], [1], [1]], dtype=np.int8)
-    length_s, num_ended = greens(stage, 0)
-    assert length_s.tolist() == [3, 2] and num_ended == 3
-    length_s, num_ended = greens(stage, 4)
-    assert length_s.tolist() == [2]  # the 3 s green had begun before
+    #        cut off at the begin   whole, 3 s   whole, 2 s   goes on at the end
+    stage = np.array([0, 0, -1, 1, 1, 1, -1, 0, 0, -1, 1, 1], dtype=np.int8)
+    stages, length_s, num_ended = greens(stage, 0)
+    assert length_s.tolist() == [3, 2] and stages.tolist() == [1, 0] and num_ended == 3
+    stages, length_s, num_ended = greens(stage, 4)
+    assert length_s.tolist() == [2] and stages.tolist() == [0]  # the 3 s green had begun before
     assert num_ended == 2
 
 
 def test_a_stage_that_follows_another_without_yellow_is_a_green_of_its_own() -> None:
-    stage = np.array([[1], [0], [0], [1], [1], [1], [0]], dtype=np.int8)
-    assert greens(stage, 0)[0].tolist() == [2, 3]
-
-
-def test_every_junction_s_greens_count() -> None:
-    stage = np.array([[-1, 1], [0, 1], [0, -1], [-1, 0], [-1, -1]], dtype=np.int8)
-    assert sorted(greens(stage, 0)[0].tolist()) == [1, 2]
+    stages, length_s, _ = greens(np.array([1, 0, 0, 1, 1, 1, 0], dtype=np.int8), 0)
+    assert (stages.tolist(), length_s.tolist()) == ([0, 1], [2, 3])
 
 
 def _write_trace(files: SumoFiles, path: Path) -> float:
-    episode = run_episode(files, end_s=120, timing=Timing(), controller=MaxPressure())
+    episode = run_episode(files, end_s=120, settings=SignalSettings(), controller=MaxPressure())
     episode.trace.write(path)
     return float(episode.metrics["mean_queue_veh"])
 

@@ -23,6 +23,7 @@ from tsc.evaluation.metrics import METRICS
 from tsc.evaluation.report import write_results
 from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.traces import decisions_file, trace_file
+from tsc.junction.signal_settings import SignalSettings
 from tsc.junction.timing import Timing
 from tsc.sumo.running import SumoFiles
 
@@ -59,7 +60,7 @@ def _run(out: Path, files: SumoFiles) -> list[dict[str, Any]]:
                 files=replace(files, seed=seed),
                 end_s=END_S,
                 warm_up_s=WARM_UP_S,
-                timing=Timing(),
+                signals=SignalSettings(),
                 lookahead=OutcomeSettings(),
                 trace_file=trace_file(out, "four_way", kind, seed),
             ),

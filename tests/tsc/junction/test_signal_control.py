@@ -8,7 +8,7 @@ import pytest
 from tests.tsc.sumo_process import in_new_process
 from tsc.errors import ReplayError, StateError, UnknownJunction
 from tsc.junction.decision import Decision
-from tsc.junction.signal_control import SignalControl, controllable_programs
+from tsc.junction.signal_control import SignalControl, read_signals
 from tsc.junction.timing import Timing
 from tsc.sumo.binaries import sumo_binary
 from tsc.sumo.running import SumoFiles
@@ -117,7 +117,7 @@ NODES = """<nodes>
 
 def _controlled(files: SumoFiles, switched_by_sumo: bool) -> tuple[set[str], list[str]]:
     simulation = Simulation(files)
-    return set(simulation.junction_ids()), list(controllable_programs(simulation, switched_by_sumo=switched_by_sumo))
+    return set(simulation.junction_ids()), list(read_signals(simulation, switched_by_sumo=switched_by_sumo).programs)
 
 
 def test_the_signals_of_a_railway_are_left_to_sumo(tmp_path: Path) -> None:

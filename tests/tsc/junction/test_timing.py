@@ -10,7 +10,7 @@ def test_decision_points_lie_between_minimum_and_maximum_every_extension() -> No
     assert [second for second in range(28) if timing.is_max_out(second)] == [26, 27]
 
 
-@pytest.mark.parametrize("values", [{"min_green_s": 0}, {"green_extension_s": 2.5}, {"max_green_s": 10}])
-def test_bounds_that_leave_nothing_to_decide_are_rejected(values: dict[str, float]) -> None:
+@pytest.mark.parametrize("values", [{"min_green_s": 0}, {"green_extension_s": 2.5}, {"max_green_s": 9}])
+def test_bounds_that_contradict_each_other_are_rejected(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="choose"):
         Timing(**values)  # type: ignore[arg-type]

@@ -200,7 +200,7 @@ def test_a_member_written_as_a_scenario_file_is_the_member(tmp_path: Path, train
         ({"layouts": ["oposites"]}, "layouts.0 is 'oposites': input should be 'opposites', 'incoming' or 'lead_lag'"),
         ({"layouts": []}, "layouts"),
         ({"members": 0}, "members is 0"),
-        ({"timing": {"min_green_s": 70}}, "max_green_s of 60 s does not exceed min_green_s of 70 s"),
+        ({"timing": {"min_green_s": 70}}, "max_green_s of 60 s is below min_green_s of 70 s"),
         ({"stages": [2, 8]}, "no junction with 8 stages in 60 draws of each layout and number of approaches"),
     ],
 )

@@ -5,17 +5,20 @@ import json
 import pickle
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sumo
 
 from tests.tsc.sumo_process import in_new_process
-from tsc.errors import ConfigError, ScenarioError
+from tsc.controllers.opening import opened
+from tsc.errors import ConfigError, ScenarioError, UnknownJunction
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
 from tsc.scenarios.by_word import is_scenario_file, traffic_scenarios
-from tsc.scenarios.opening import controlled_junctions
+from tsc.scenarios.demand_variation import DemandVariation
 from tsc.scenarios.packaged import PACKAGED_WORDS
 from tsc.scenarios.scenario import Split
 from tsc.scenarios.traffic_scenario import ScenarioSettings, TrafficScenario
@@ -32,9 +35,17 @@ NUM_JUNCTIONS = {
 }
 
 
-def scenario_of(word: str, folder: Path, **settings: int) -> TrafficScenario:
-    [scenario] = traffic_scenarios([word], folder, ScenarioSettings(**settings))  # type: ignore[arg-type]
+AS_FILED = DemandVariation(resample=False)
+
+
+def scenario_of(word: str, folder: Path, **settings: Any) -> TrafficScenario:
+    [scenario] = traffic_scenarios([word], folder, ScenarioSettings(**settings))
     return scenario
+
+
+def controlled_junctions(scenario: TrafficScenario) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        return list(opened(scenario, Path(folder)).plans)
 
 
 def episode_files(scenario: TrafficScenario, number: int = 0, split: Split = "evaluation") -> SumoFiles:
@@ -60,7 +71,7 @@ def test_the_nets_of_others_open_with_their_junctions(word: str, tmp_path: Path)
 
 @pytest.mark.parametrize("word", ["resco:cologne1", "sumo:rilsa1", "sumo:cross"])
 def test_the_seed_draws_the_drivers_of_fixed_demand_and_the_same_seed_the_same(word: str, tmp_path: Path) -> None:
-    scenario = scenario_of(word, tmp_path)
+    scenario = scenario_of(word, tmp_path, demand=AS_FILED)
     runs = []
     for number in (0, 1, 0):
         files = episode_files(scenario, number)
@@ -82,7 +93,7 @@ def test_no_two_splits_share_a_seed(word: str, repo_root: Path, tmp_path: Path) 
 def test_a_scenario_of_ours_draws_other_vehicles_for_each_seed(short_scenario: Path, tmp_path: Path) -> None:
     scenario = scenario_of(str(short_scenario), tmp_path)
     files, others = episode_files(scenario, 0), episode_files(scenario, 1)
-    assert scenario.draws_vehicles and not scenario_of("sumo:cross", tmp_path).draws_vehicles
+    assert scenario.draws_vehicles and not scenario_of("sumo:cross", tmp_path, demand=AS_FILED).draws_vehicles
     assert (files.seed, others.seed) == (1001, 1002)
     assert files.net_file == others.net_file
     assert files.route_files[0].read_bytes() != others.route_files[0].read_bytes()
@@ -122,7 +133,7 @@ def test_the_licence_of_what_is_read_stands_in_the_note(tmp_path: Path) -> None:
 
 
 def test_resco_is_read_where_it_is_installed(tmp_path: Path) -> None:
-    files = episode_files(scenario_of("resco:cologne1", tmp_path))
+    files = episode_files(scenario_of("resco:cologne1", tmp_path, demand=AS_FILED))
     assert all("sumo_rl" in str(path) for path in (files.net_file, *files.route_files))
     assert list(tmp_path.iterdir()) == []
 
@@ -159,15 +170,18 @@ def test_a_sumocfg_without_an_end_runs_an_hour_and_says_so(tmp_path: Path) -> No
     assert (scenario.name, scenario.begin_s, scenario.end_s) == ("mine", 1800, 5400)
     assert "no end in the sumocfg: 3600 s taken" in scenario.note
     assert "no end" not in scenario_of(word, tmp_path, end_s=2000).note
+    shorter = scenario_of(word, tmp_path, duration_s=600)
+    assert (shorter.begin_s, shorter.end_s) == (1800, 2400) and "no end" not in shorter.note
 
 
 def test_the_options_of_a_sumocfg_that_shape_traffic_hold_in_the_simulation(tmp_path: Path) -> None:
     routes = '<routes><flow id="f" begin="0" end="60" period="2" from="1si" to="2o"/></routes>'
     body = '<processing><scale value="0"/><step-length value="0.5"/></processing>'
     scenario = scenario_of(write_sumocfg(tmp_path, routes=routes, body=body), tmp_path)
-    assert "steps of 1 s instead of its 0.5 s" in scenario.note
+    assert "steps of 0.5 s" in scenario.note
     with_scale = in_new_process(_run, episode_files(scenario), 20)
-    assert with_scale == in_new_process(_run, episode_files(scenario_of(write_sumocfg(tmp_path), tmp_path)), 20)
+    without_demand = scenario_of(write_sumocfg(tmp_path, body=body), tmp_path)
+    assert with_scale == in_new_process(_run, episode_files(without_demand), 20)
     everyone = scenario_of(write_sumocfg(tmp_path, routes=routes), tmp_path)
     assert with_scale != in_new_process(_run, episode_files(everyone), 20)
     assert scenario.fingerprint() != everyone.fingerprint()
@@ -177,7 +191,8 @@ def test_what_an_additional_file_would_write_is_not_written(tmp_path: Path) -> N
     source, work = tmp_path / "source", tmp_path / "work"
     source.mkdir()
     additional = '<additional><edgeData id="e" file="dump.xml"/><e1Detector id="d" lane="1si_0" pos="1" file="d.xml"/>'
-    scenario = scenario_of(write_sumocfg(source, additional=f"{additional}</additional>"), work)
+    word = write_sumocfg(source, additional=f"{additional}</additional>")
+    scenario = scenario_of(word, work, demand=AS_FILED)
     in_new_process(_run, episode_files(scenario), 5)
     assert sorted(path.name for path in source.iterdir()) == ["mine.add.xml", "mine.rou.xml", "mine.sumocfg"]
     assert [path.name for path in (work / "mine").iterdir()] == ["mine.add.xml"]
@@ -192,6 +207,48 @@ def test_the_fingerprint_is_json_and_changes_with_the_traffic_only(tmp_path: Pat
     assert (
         scenario_of(write_sumocfg(tmp_path, routes='<routes><vType id="v"/></routes>'), tmp_path).fingerprint() != first
     )
+
+
+def test_two_sumocfgs_of_one_name_are_named_with_their_folders(tmp_path: Path) -> None:
+    words = []
+    for parent in ("north", "south"):
+        (tmp_path / parent).mkdir()
+        words.append(write_sumocfg(tmp_path / parent))
+    names = [scenario.name for scenario in traffic_scenarios([*words, "sumo:cross"], tmp_path / "work")]
+    assert names == ["north_mine", "south_mine", "cross"]
+
+
+def test_each_seed_draws_a_demand_of_its_own_unless_it_is_as_filed(tmp_path: Path) -> None:
+    routes = '<routes><flow id="f" begin="0" end="600" period="2" from="1si" to="2o"/></routes>'
+    word = write_sumocfg(tmp_path, routes=routes)
+    drawn = scenario_of(word, tmp_path / "work", end_s=600)
+    one, other = (episode_files(drawn, number).route_files[0].read_bytes() for number in (0, 1))
+    assert one != other and one == episode_files(drawn, 0).route_files[0].read_bytes()
+    assert "each seed draws its vehicles from the route files, 1 times as many" in drawn.note
+    filed = scenario_of(word, tmp_path / "work", demand=AS_FILED)
+    assert episode_files(filed).route_files == ((tmp_path / "mine.rou.xml").resolve(),)
+    assert filed.fingerprint() != drawn.fingerprint()
+
+
+def test_a_network_file_says_how_a_sumocfg_is_used(tmp_path: Path) -> None:
+    routes = '<routes><flow id="f" begin="0" end="600" period="2" from="1si" to="2o"/></routes>'
+    write_sumocfg(tmp_path, routes=routes)
+    path = tmp_path / "crossing.yaml"
+    path.write_text(
+        "name: crossing\nsumocfg: mine.sumocfg\nend_s: 300\ndemand: {scale: [0.5, 1.5], jitter_s: 10}\n"
+        "greens: {'0': [[8, 40], [9, 50], [8, 41], [9, 51]]}\nseeds: {train: 1, validation: 101, evaluation: 201}\n"
+    )
+    scenario = scenario_of(str(path), tmp_path / "work")
+    assert (scenario.name, scenario.end_s, scenario.episode_seed("evaluation", 0)) == ("crossing", 300, 201)
+    assert "0.5 to 1.5 times as many, with Poisson variation, jitter by up to 10 s" in scenario.note
+    planned = opened(scenario, tmp_path / "plans")
+    assert planned.plans["0"].green_bounds == ((8, 40), (9, 50), (8, 41), (9, 51))
+    path.write_text("name: crossing\nsumocfg: sumo:cross\njunctions: ['7']\n")
+    with pytest.raises(UnknownJunction, match="'7' has no signal in .*the signals are 0"):
+        opened(scenario_of(str(path), tmp_path / "work"), tmp_path / "plans")
+    path.write_text("name: crossing\nsumocfg: mine.sumocfg\ngreens: {'0': [[8, 4]]}\n")
+    with pytest.raises(ConfigError, match="8 to 4 s: give the shortest and the longest green"):
+        scenario_of(str(path), tmp_path / "work")
 
 
 # -- what cannot be ----------------------------------------------------------------------------------------------------
@@ -249,13 +306,13 @@ def test_resco_without_its_package_tells_how_to_install_it(tmp_path: Path) -> No
     ],
 )
 def test_broken_demand_is_told_in_sumos_words_before_an_episode_runs(routes: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ScenarioError, match=f"(?s)scenario mine: SUMO cannot load .*{message}"):
+    with pytest.raises(ScenarioError, match=f"(?s){message}"):
         controlled_junctions(scenario_of(write_sumocfg(tmp_path, routes=routes), tmp_path))
 
 
 def test_a_net_without_signals_is_refused(tmp_path: Path) -> None:
     net = Path(sumo.SUMO_HOME, "tools", "game", "ramp", "ramp.net.xml")
-    with pytest.raises(ScenarioError, match="scenario mine: .*no signal with two stages to choose between"):
+    with pytest.raises(ScenarioError, match="scenario mine: none of the 1 signals of .*: gneJ16 has only one stage"):
         controlled_junctions(scenario_of(write_sumocfg(tmp_path, net=net), tmp_path))
 
 

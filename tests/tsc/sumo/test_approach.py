@@ -7,7 +7,7 @@ import pytest
 
 from tests.tsc.sumo_process import in_new_process
 from tsc.junction.observation import observe
-from tsc.junction.signal_control import SignalControl, controllable_programs
+from tsc.junction.signal_control import SignalControl, read_signals
 from tsc.junction.timing import Timing
 from tsc.scenarios.by_word import traffic_scenarios
 from tsc.sumo.binaries import sumo_binary
@@ -47,7 +47,7 @@ def short_lanes(tmp_path_factory: pytest.TempPathFactory) -> SumoFiles:
 
 def _approach(files: SumoFiles, junction_id: str) -> tuple[dict[str, float], dict[str, float]]:
     """Distance to the stop line of each lane of the approach outside nodes, and the lengths of all lanes."""
-    program = controllable_programs(Simulation(files))[junction_id]
+    program = read_signals(Simulation(files)).programs[junction_id]
     parts = {part.lane: part.distance_m for stage in program.stages for part in stage.approach}
     assert set(parts) == set(program.approach_lanes)
     lengths_m = {lane: libsumo.lane.getLength(lane) for lane in libsumo.lane.getIDList()}
@@ -123,7 +123,7 @@ def test_distances_on_a_real_net_are_those_of_sumo(tmp_path: Path) -> None:
 
 
 def _programs_of(files: SumoFiles) -> list[tuple[tuple[str, ...], ...]]:
-    programs = controllable_programs(Simulation(files)).values()
+    programs = read_signals(Simulation(files)).programs.values()
     return [
         lanes
         for program in programs
