@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -227,7 +228,6 @@ def write_demand(demand: Demand, net_file: Path, folder: Path) -> list[Path]:
     """Write the route files into `folder`. Raises ScenarioError if randomTrips.py fails."""
     paths = []
     for index, kind in enumerate(("passenger", *demand.others)):
-        path = folder / f"{kind}.rou.xml"
         rate = demand.rate_veh_per_h if index == 0 else max(60, demand.rate_veh_per_h // 5)
         options = ["--net-file", str(net_file), "--seed", str(demand.seed + 1000 * index), "--prefix", kind]
         options += ["--begin", str(demand.begin_s), "--end", str(demand.begin_s + demand.duration_s)]
@@ -238,35 +238,33 @@ def write_demand(demand: Demand, net_file: Path, folder: Path) -> list[Path]:
             options += ["--vehicle-class", kind, "--trip-attributes", 'departLane="best" departSpeed="max"']
         if demand.num_flows and kind != "pedestrian":
             options += ["--flows", str(demand.num_flows)]
-        if demand.as_routes:
-            options += ["--output-trip-file", str(folder / f"{kind}.trips.xml"), "--route-file", str(path)]
-        else:
-            options += ["--output-trip-file", str(path), "--validate"]  # leaves out trips without a way
-        _random_trips(options, folder)
-        data = path.read_bytes()
-        while (stripped := strip_generated_comment(data)) != data:  # each program that had the file adds one
-            data = stripped
-        if demand.is_gzipped:
-            path.unlink()
-            path = path.with_name(f"{path.name}.gz")
-            data = gzip.compress(data, mtime=0)
-        write_atomically(path, data)
+        data = _random_trips(options, as_routes=demand.as_routes)
+        path = folder / (f"{kind}.rou.xml.gz" if demand.is_gzipped else f"{kind}.rou.xml")
+        write_atomically(path, gzip.compress(data, mtime=0) if demand.is_gzipped else data)
         paths.append(path)
     return paths
 
 
-def _random_trips(options: Sequence[str], folder: Path) -> None:
+def _random_trips(options: Sequence[str], *, as_routes: bool) -> bytes:
+    """What randomTrips.py writes, without the time of day. Trips without a way are left out."""
     script = Path(sumo.SUMO_HOME, "tools", "randomTrips.py")
-    done = subprocess.run(
-        [sys.executable, str(script), *options],
-        cwd=folder,  # it writes further files next to where it runs
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "SUMO_HOME": sumo.SUMO_HOME},
-    )
-    if done.returncode != 0:
-        raise ScenarioError(f"randomTrips.py {' '.join(options)} fails: {(done.stderr or done.stdout).strip()[-500:]}")
+    outputs = ["--output-trip-file", "trips.xml", *(["--route-file", "routes.xml"] if as_routes else ["--validate"])]
+    with tempfile.TemporaryDirectory(prefix="tsc-demand-") as folder:  # it also writes files that nobody asks for
+        done = subprocess.run(
+            [sys.executable, str(script), *options, *outputs],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "SUMO_HOME": sumo.SUMO_HOME},
+        )
+        if done.returncode != 0:
+            reason = (done.stderr or done.stdout).strip()[-500:]
+            raise ScenarioError(f"randomTrips.py {' '.join(options)} fails: {reason}")
+        data = Path(folder, "routes.xml" if as_routes else "trips.xml").read_bytes()
+    while (stripped := strip_generated_comment(data)) != data:  # each program that had the file adds a comment
+        data = stripped
+    return data
 
 
 def write_sumocfg(
