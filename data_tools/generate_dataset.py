@@ -329,7 +329,9 @@ def write_dataset(episodes: list[Episode], out: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenario", action="append", required=True, help=f"{WORDS_HELP}; repeatable")
+    parser.add_argument(
+        "--scenario", action="extend", nargs="+", required=True, metavar="WORD", help=f"{WORDS_HELP}; one or more"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
     parser.add_argument(
         "--episodes", type=at_least(1), default=12, help="training episodes per scenario (default: %(default)s)"

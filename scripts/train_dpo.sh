@@ -17,7 +17,7 @@ set -a
 # ---- what to train on what
 MODEL_PATH=${MODEL_PATH:-}              # folder in Hugging Face format, or OWNER/NAME on its Hub; smollm2: SmolLM2-135M-Instruct; empty: a tiny new model
 DATA=${DATA:-}                          # dataset (JSON file or folder) or folder with train.parquet; empty: made from SCENARIO
-SCENARIO=${SCENARIO:-}                  # [configs/scenarios/four_way.yaml] for the data where DATA is empty, and for the evaluation
+SCENARIO=${SCENARIO:-}                  # [configs/scenarios/four_way.yaml] .sumocfg, .yaml, resco:NAME, sumo:NAME, or several; for the data where DATA is empty, and for the evaluation
 EPISODES=${EPISODES:-}                  # [16] simulated hours to draw training data from, where DATA is empty
 # ---- where it runs
 HARDWARE=${HARDWARE:-}                  # [auto] from nvidia-smi, or the name of a file in configs/hardware: cpu, t4, a100_80g, h100, …

@@ -317,7 +317,7 @@ class Pipeline:
         if not run.data:
             with self.stages.stage(f"Data: states of {run.scenario} with the outcome of both answers", run.dataset):
                 self.stages.python(
-                    "data_tools/generate_dataset.py", "--scenario", run.scenario, "--out", run.dataset,
+                    "data_tools/generate_dataset.py", "--scenario", *run.scenarios, "--out", run.dataset,
                     "--episodes", run.episodes, "--workers", run.num_workers, "--resume",
                 )  # fmt: skip
         if (run.parquet / "train.parquet").is_file():
@@ -465,7 +465,7 @@ class Pipeline:
                 f"llm:{run.algorithm}={self.main.folder / 'merged'}",
             ]
             self.stages.python(
-                "scripts/evaluate.py", "--scenarios", run.scenario, "--seeds", run.eval_seeds, "--workers",
+                "scripts/evaluate.py", "--scenarios", *run.scenarios, "--seeds", run.eval_seeds, "--workers",
                 run.num_workers, "--out", run.out / "eval", "--controllers", *run.eval_controllers.split(), *models,
             )  # fmt: skip
             shutil.copyfile(run.out / "eval" / "results.json", results)

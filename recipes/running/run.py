@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tsc.errors import ConfigError
+from tsc.errors import ConfigError, did_you_mean
 from tsc.files import REPO_ROOT
-from tsc.scenarios.by_word import WORDS_HELP
+from tsc.scenarios.by_word import WORDS_HELP, is_scenario_file
+from tsc.scenarios.packaged import PACKAGED_WORDS
 from tsc.yaml_file import read_yaml
 
 FILE = REPO_ROOT / "recipes" / "run.yaml"
@@ -92,8 +94,16 @@ class Run(BaseModel):
         return Path(self.data) if self.data else self._made_data
 
     @property
+    def scenarios(self) -> list[str]:
+        """The words of `scenario`. Raises ConfigError for a quote without its end."""
+        try:
+            return shlex.split(self.scenario)
+        except ValueError as error:
+            raise ConfigError(f"SCENARIO={self.scenario}: {error}: quote a name with blanks as a shell does") from error
+
+    @property
     def _made_data(self) -> Path:
-        return Path("data", re.sub(r"[^\w.-]", "_", Path(self.scenario.rpartition(":")[2]).stem))
+        return Path("data", "+".join(map(_data_name, self.scenarios)))
 
     @property
     def has_parquet(self) -> bool:
@@ -108,8 +118,15 @@ class Run(BaseModel):
 
     def check_files(self) -> None:
         """That what the knobs name is there, and what is to be written can be. Raises ConfigError."""
-        if ":" not in self.scenario and not Path(self.scenario).is_file():
-            raise ConfigError(f"SCENARIO={self.scenario} does not exist: give {WORDS_HELP}")
+        if not self.scenarios:
+            raise ConfigError(f"SCENARIO={self.scenario} names nothing: give {WORDS_HELP}; several with blanks between")
+        for word in self.scenarios:
+            if word not in PACKAGED_WORDS and not Path(word).is_file():
+                raise ConfigError(
+                    f"SCENARIO: {word} does not exist: {did_you_mean(word, PACKAGED_WORDS)}give {WORDS_HELP}; several "
+                    "with blanks between"
+                )
+            is_scenario_file(word)
         if self.data and not Path(self.data).exists():
             raise ConfigError(
                 f"DATA={self.data} does not exist: give a dataset, a folder with train.parquet, or nothing"
@@ -121,6 +138,16 @@ class Run(BaseModel):
             folders.append(SMOLLM2_FOLDER)
         for folder in folders:
             check_writable(folder)
+
+
+def _data_name(word: str) -> str:
+    """The folder of a scenario's data. Many networks have a run.sumocfg, so its folder's name comes before it."""
+    path = Path(word)
+    if word in PACKAGED_WORDS or is_scenario_file(word):
+        name = Path(word.rpartition(":")[2]).stem
+    else:
+        name = f"{path.resolve().parent.name}_{path.name.partition('.')[0]}"
+    return re.sub(r"[^\w.-]", "_", name)
 
 
 def check_writable(folder: Path) -> None:

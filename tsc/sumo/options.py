@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import subprocess
-import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from tsc.errors import ScenarioError
 from tsc.sumo.binaries import sumo_binary
@@ -35,13 +33,12 @@ _NO_TRAFFIC_OPTIONS = (*OWN_OPTIONS, "threads", "thread-rngs", "device.rerouting
 @functools.cache
 def sumo_options() -> Mapping[str, tuple[str, str]]:
     """The main name and the section of SUMO's options, by each of their names, as SUMO itself lists them."""
-    with tempfile.TemporaryDirectory(prefix="tsc-options-") as folder:
-        template = Path(folder, "template.xml")
-        command = [str(sumo_binary("sumo")), "--save-template", str(template)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise ScenarioError(f"SUMO cannot list its options: {done.stderr.strip()}")
-        root = ElementTree.parse(template).getroot()
+    # to standard output, because a worker that replays may not write files
+    command = [str(sumo_binary("sumo")), "--save-template", "stdout"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ScenarioError(f"SUMO cannot list its options: {done.stderr.strip()}")
+    root = ElementTree.fromstring(done.stdout.encode())
     return {
         name: (option.tag, section.tag)
         for section in root
