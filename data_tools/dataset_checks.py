@@ -6,10 +6,10 @@ A fault is one line that says where, which field, which value and what is allowe
 from __future__ import annotations
 
 import gzip
-import html
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -18,16 +18,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from data_tools.net_signals import signals_of
+from data_tools.state_causes import lost_in
+from tsc.errors import StateError
 from tsc.files import sha256_of
+from tsc.junction.signal_control import Signals
 from tsc.replays.sample import SCHEMA_VERSION, Sample
+from tsc.replays.saved_state import running_phases, state_text
 from tsc.scenarios.sumocfg import SumoConfig, sumo_input
 from tsc.sumo.sumo_input import SumoInput
 
 _MAX_VALUE_CHARS = 80
 # SUMO writes its configuration as a comment ahead of the snapshot element
 _STATE_HEAD_BYTES = 1 << 18
-# what is read of a net; the rest of a larger one is ignored
-_NET_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,15 +189,6 @@ def _state_head(path: Path) -> tuple[str, float | None] | None:
     return (version[1], float(time[1]) if time else None) if version else None
 
 
-def _traffic_lights(net_file: Path) -> frozenset[str] | None:
-    """None if the net cannot be unpacked."""
-    try:
-        found = re.findall(rb'<tlLogic\b[^>]*?\bid="([^"]*)"', _read_head(net_file, _NET_BYTES))
-    except (OSError, EOFError, zlib.error):
-        return None
-    return frozenset(html.unescape(name.decode()) for name in found)
-
-
 def _version_numbers(version: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\d+", version)[:2])
 
@@ -213,12 +207,14 @@ class DatasetChecker:
         self.num_faulty = 0
         self.num_read = 0
         self.num_with_sumocfg = 0
+        self.num_lost: Counter[str] = Counter()  # states without a label, by what they were saved without
         self._place_of_id: dict[str, tuple[Path, int]] = {}
         self._shared_faults: dict[tuple[Path, str], Fault] = {}
         # the samples of an input share most of their files, so each is read once
         self._digest = cache(_digest)
-        self._traffic_lights = cache(_traffic_lights)
         self._state_head = cache(_state_head)
+        self._foreign_state = cache(self._read_foreign_state)
+        self._signals = cache(signals_of)
         self._faults_of_sumo = cache(lambda sumo, folder: list(self._find_faults_of_sumo(sumo, folder)))
 
     def check_file(self, path: Path, name: str) -> Iterator[CheckedSample]:
@@ -253,6 +249,8 @@ class DatasetChecker:
         shared = [] if filled.sumo is None else self._faults_of_sumo(filled.sumo, folder)
         if filled.sumo is not None and not shared:
             own.extend(self._faults_of_junctions(filled, folder))
+        if filled.outcomes is None and self.check_states and not own:
+            own.extend(self._faults_of_elapsed_green(filled, folder))
         assert filled.id is not None
         first = self._place_of_id.setdefault(filled.id, (path, index))
         if first != (path, index):
@@ -345,15 +343,62 @@ class DatasetChecker:
                 )
 
     def _faults_of_junctions(self, sample: Sample, folder: Path) -> Iterator[str]:
+        """What SUMO says of the junction: a sample whose junction has nothing to decide could never be scored."""
         assert sample.sumo is not None
-        known = self._traffic_lights(folder / sample.sumo.net_file)
-        if known is None:
-            yield f"sumo.net_file is {sample.sumo.net_file!r}: cannot be unpacked"
-        elif sample.junction_id not in known:
+        signals, net_file = self._signals_of(sample.sumo, folder), sample.sumo.net_file
+        if isinstance(signals, str):
+            yield f"sumo.net_file is {net_file!r}: {signals}"
+        elif sample.junction_id in signals.skipped:
+            yield f"junction_id is {sample.junction_id!r}, which {signals.skipped[sample.junction_id]}"
+        elif sample.junction_id not in signals.programs:
+            known = sorted({*signals.programs, *signals.skipped})
             yield (
-                f"junction_id is {sample.junction_id!r}: {sample.sumo.net_file} has no traffic light of that name, "
-                f"but {_shown(sorted(known))}"
+                f"junction_id is {sample.junction_id!r}: {net_file} has no traffic light of that name, but "
+                f"{_shown(known)}"
             )
+        else:
+            program = signals.programs[sample.junction_id]
+            for field in ("stage", "next_stage"):
+                stage = getattr(sample, field)
+                if stage is not None and stage >= len(program.stages):
+                    yield (
+                        f"{field} is {stage}, but junction {sample.junction_id!r} has the stages 0 to "
+                        f"{len(program.stages) - 1} in {net_file}: is it another net, or another program?"
+                    )
+            unknown = sorted(set(sample.clocks) - set(signals.programs))
+            if unknown:
+                yield f"clocks names {_shown(unknown)}, which cannot be controlled in {net_file}"
+
+    def _signals_of(self, sumo: SumoInput, folder: Path) -> Signals | str:
+        # the routes of an episode do not matter: one look for all episodes of a net
+        return self._signals(sumo.model_copy(update={"route_files": (), "route_sha256": None, "seed": 0}), folder)
+
+    def _faults_of_elapsed_green(self, sample: Sample, folder: Path) -> Iterator[str]:
+        """What the state says of the green. It counts how long the present phase has lasted."""
+        assert sample.sumo is not None
+        signals, clocks = self._signals_of(sample.sumo, folder), self._foreign_state(folder / sample.state_file)
+        if isinstance(signals, str) or sample.junction_id not in clocks:
+            return
+        phase_index, lasted_s = clocks[sample.junction_id]
+        if signals.programs[sample.junction_id].stage_of_phase(phase_index) is None:
+            yield (
+                f"junction_id is {sample.junction_id!r}, which in {sample.state_file} is in phase {phase_index}, "
+                "between two stages: a decision lies in a green"
+            )
+        elif sample.current_green_elapsed < lasted_s - 1:
+            yield (
+                f"current_green_elapsed is {sample.current_green_elapsed:g}, but in {sample.state_file} the phase of "
+                f"junction {sample.junction_id!r} has lasted {lasted_s:g} s already"
+            )
+
+    def _read_foreign_state(self, path: Path) -> dict[str, tuple[int, float]]:
+        """The present phase of each junction and for how long (s) it has lasted. Counts what the state lacks."""
+        try:
+            text = state_text(path.read_bytes(), path)
+        except (OSError, StateError):
+            return {}
+        self.num_lost.update(lost_in(text))
+        return running_phases(text)
 
     def _with_digests(self, sample: Sample, folder: Path, state: str) -> Sample:
         """Outcomes are cached by content, so that two files of the same name are not mistaken for each other.

@@ -6,6 +6,7 @@ Example:
 Writes to the output folder:
     train.parquet, val.parquet          for GRPO: the prompt, and `ground_truth`, which the reward needs
     sft_train.parquet, sft_val.parquet  for SFT: the prompt with the better answer
+The files for validation are left out if they would be empty.
     summary.json                        the figures that are printed
 A folder that has train.parquet is complete, and all its files come from the same conversion.
 
@@ -42,6 +43,7 @@ from tqdm import tqdm
 from data_tools.dataset_checks import CheckedSample, DatasetChecker
 from data_tools.dataset_split import TRAIN, VAL, Group, Placed, chosen_groups, episode_key, joined_groups, split
 from data_tools.prompt_lengths import QUANTILES, how_counted, load_tokenizer, prompt_tokens, quantiles
+from data_tools.state_causes import CAUSES
 from tsc.errors import ConfigError, SampleError, run_main
 from tsc.files import folder_lock, write_atomically
 from tsc.junction.decision import Decision
@@ -60,6 +62,7 @@ _ROW_GROUP = 10_000
 # Embedded states are large: a small row group keeps few of them in memory at once.
 _EMBEDDED_ROW_GROUP = 256
 # These files are placed last, in this order: whoever finds one of them also finds the files that belong to it.
+_MAY_BE_LEFT_OUT = ("val.parquet", "sft_val.parquet")
 _PLACED_LAST = ("sft_train.parquet", "train.parquet")
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -163,7 +166,7 @@ def written_together(folder: Path) -> Iterator[Path]:
         yield temporary
         names = sorted(file.name for file in temporary.iterdir())
         names.sort(key=lambda name: _PLACED_LAST.index(name) if name in _PLACED_LAST else -1)
-        for name in reversed(names):
+        for name in (*reversed(names), *_MAY_BE_LEFT_OUT):
             (folder / name).unlink(missing_ok=True)
         for name in names:
             os.replace(temporary / name, folder / name)
@@ -251,12 +254,15 @@ def write_files(folder: Path, conversion: Conversion, summary: dict[str, Any], e
             write_parquet(path, GRPO_SCHEMA, grpo, row_group=row_group)
             sft = (rows[i].sft() for i in conversion.files[f"sft_{side}.parquet"])
             write_parquet(temporary / f"sft_{side}.parquet", SFT_SCHEMA, sft, row_group=_ROW_GROUP)
+        for name in _MAY_BE_LEFT_OUT:
+            if not conversion.files[name]:  # verl stops at an empty file
+                (temporary / name).unlink()
         if embedder is not None:
             summary["embedded"] = {
                 "states": embedder.num_states,
                 "state_chars": embedder.state_chars,
                 "scenario_chars": embedder.scenario_chars,
-                "parquet_bytes": sum(path.stat().st_size for path in grpo_files.values()),
+                "parquet_bytes": sum(path.stat().st_size for path in grpo_files.values() if path.is_file()),
                 "left_out": sorted(map(str, embedder.left_out)),
             }
         (temporary / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -411,6 +417,11 @@ def convert(files: Sequence[Path], options: argparse.Namespace) -> None:
     print(f"  split {how}; no group (scenario, episode, time block) is on both sides")
     if sumocfg is not None:
         print(f"  {checker.num_with_sumocfg:,} samples did not name SUMO files and got those of {sumocfg.path}")
+    for name, count in sorted(checker.num_lost.items()):
+        print(
+            f"  note: {count:,} states {CAUSES[name].what}: their replays are repeatable, but do not continue as the "
+            f"simulation did. Next time, {CAUSES[name].remedy}"
+        )
     print_summary(summary, options.output, tokenizer)
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import html
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +97,11 @@ CAUSES = {
         "be registered at the link ahead",
         remedy="none known; leave these samples out (json_to_parquet --replays drop)",
     ),
+    "sublane model": Cause(
+        what="of a simulation with sublanes (lateral-resolution), whose lateral movements SUMO does not save in full",
+        remedy="none known; leave lateral-resolution out where it does not matter",
+        is_likely_only=True,
+    ),
     "lane choice inside a junction": Cause(
         what="with vehicles on parallel lanes inside a junction, which choose their lane by what was on the road ahead "
         "when they entered; SUMO does not save that",
@@ -150,7 +156,9 @@ def _obstacles(request: ReplayRequest) -> Iterator[str]:
         yield "routes changed"
     if _made_by(request, text).split(".")[:2] != installed_sumo_version().split(".")[:2]:
         yield "another SUMO"
-    if any('type="' in program and 'type="static"' not in program for program in _programs(net)):
+    files = (net, *(folder / name for name in sumo.additional_files))
+    programs = [program for path in files for program in _programs(path)]
+    if _runs_detector_program(request.junction_id, text, programs):
         yield "detector-driven program"
     if not set(re.findall(r'<lane id="([^"]*)"', text)) <= _lanes(net):
         yield "net changed"
@@ -168,10 +176,7 @@ def _differences(request: ReplayRequest, time_s: float | None) -> Iterator[str]:
         yield "program online"
     if time_s is not None and time_s != state_time_s(text):
         yield "another second"
-    if "<rngState" not in text:
-        yield "missing RNG"
-    if has_low_precision(text):
-        yield "low precision"
+    yield from lost_in(text)
     if "<transportables" not in text and any(_has_persons(folder / name) for name in request.sumo.route_files):
         yield "missing persons"
     if re.search(r'<flowState [^>]*period="exp\(', text):
@@ -182,6 +187,8 @@ def _differences(request: ReplayRequest, time_s: float | None) -> Iterator[str]:
         yield "unregistered vehicles"
     if "<transportables" in text and "<walk" in text:
         yield "walking persons"
+    if "--lateral-resolution" in request.sumo.options:
+        yield "sublane model"
     if any({f"{lane.rpartition('_')[0]}_{number}" for number in (0, 1)} <= _lanes(net) for lane in inside):
         yield "lane choice inside a junction"
 
@@ -208,6 +215,34 @@ def _made_by(request: ReplayRequest, text: str) -> str:
     if in_sample != installed_sumo_version() or in_state is None:
         return in_sample
     return in_state.group(1).removeprefix("v").replace("_", ".")
+
+
+def _runs_detector_program(junction_id: str, text: str, programs: Sequence[str]) -> bool:
+    """Whether SUMO itself switches the junction. text: of the state. programs: the tlLogic tags of net and additional
+    files."""
+
+    def attribute(tag: str, name: str) -> str:
+        found = re.search(rf'\b{name}="([^"]*)"', tag)
+        return html.unescape(found[1]) if found else ""
+
+    running = {
+        attribute(tag, "programID")
+        for tag in _PROGRAM.findall(text)
+        if attribute(tag, "id") == junction_id and attribute(tag, "active") == "1"
+    }
+    types = {
+        attribute(tag, "type")
+        for tag in programs
+        if attribute(tag, "id") == junction_id and attribute(tag, "programID") in running
+    }
+    return bool(types - {"static", ""})
+
+
+def lost_in(text: str) -> list[str]:
+    """The names of the causes that concern how a state was saved: a replay of it is repeatable, but does not continue
+    as the simulation that was saved."""
+    causes = [] if "<rngState" in text else ["missing RNG"]
+    return [*causes, "low precision"] if has_low_precision(text) else causes
 
 
 def _has_online_program(text: str) -> bool:

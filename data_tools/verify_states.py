@@ -45,7 +45,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from data_tools.dataset_checks import Fault, read_objects
-from data_tools.state_causes import CAUSES, why_different, why_not_replayed
+from data_tools.state_causes import CAUSES, lost_in, why_different, why_not_replayed
 from tsc.cost.continuation import outcomes_of
 from tsc.cost.measures import MEASURES, unit_of
 from tsc.cost.outcome import Outcomes, OutcomeSettings, load_outcome_settings
@@ -56,7 +56,7 @@ from tsc.processes import die_with_parent, forbid_writing, limit_memory
 from tsc.replays.replay import completed, replay_continuations
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample, find_dataset_files
-from tsc.replays.saved_state import with_decimal_places
+from tsc.replays.saved_state import state_text, with_decimal_places
 from tsc.scenarios.sumocfg import SumoConfig, read_sumocfg, sumo_input
 from tsc.sumo.simulation import Simulation
 
@@ -97,6 +97,7 @@ class Verification:
     verdict: see tsc.replays.sample.ReplayMark.
     same_end, same_outcomes, same_answer: None if the sample does not have what is compared.
     gap_error: in the unit of the measure.
+    lost: names of causes: what the state was saved without.
     message: the error's message, empty if there was no error.
     """
 
@@ -106,6 +107,7 @@ class Verification:
     same_answer: bool | None = None
     gap_error: float | None = None
     cause: str | None = None
+    lost: tuple[str, ...] = ()
     message: str = ""
 
     def mark(self) -> dict[str, Any]:
@@ -123,7 +125,9 @@ def verify(job: Job) -> Verification:
         if job.outcomes is None:
             is_repeatable = replay_continuations(job.request, job.settings, job.prepare) == continuations
             cause = None if is_repeatable else why_different(job.request, job.time_s)
-            return Verification(verdict="repeatable" if is_repeatable else "not_repeatable", cause=cause)
+            verdict = "repeatable" if is_repeatable else "not_repeatable"
+            lost = lost_in(state_text(job.request.state_path.read_bytes(), job.request.state_path))
+            return Verification(verdict=verdict, cause=cause, lost=tuple(lost))
     except TscError as error:
         return failed(job, str(error))
     outcomes = outcomes_of(continuations, job.settings)
@@ -569,6 +573,11 @@ def verify_files(files: Sequence[Path], options: argparse.Namespace) -> int:
     report = causes_report(results)
     if report:
         print(f"\n{report}")
+    for name, count in Counter(name for each in answers.values() for name in each.lost).items():
+        print(
+            f"\nnote: {count:,} states {CAUSES[name].what}: their replays are repeatable, but do not continue as the "
+            f"simulation did. Next time, {CAUSES[name].remedy}"
+        )
     print(f"\n{len(jobs):,} states of {len(files)} file(s) in {elapsed_s:.1f} s ({len(jobs) / elapsed_s:.1f} states/s)")
     if options.json is not None:
         write_atomically(options.json, (json.dumps(json_rows(figures, results), indent=1) + "\n").encode())

@@ -73,7 +73,10 @@ def read_chats(parquet_file: Path) -> list[list[dict[str, str]]]:
     except pa.ArrowInvalid as error:
         raise ConfigError(f"--texts {parquet_file} is not a Parquet file: {error}") from error
     if not chats:
-        raise ConfigError(f"--texts {parquet_file} has no rows: there is nothing to train a tokenizer on")
+        raise ConfigError(
+            f"--texts {parquet_file} has no rows, so a tiny new model has nothing to learn from: name a model of your "
+            "own with MODEL_PATH, or use a dataset with labels (outcomes of both answers)"
+        )
     stride = math.ceil(len(chats) / MAX_CHATS_READ)
     return chats[::stride]
 

@@ -335,6 +335,12 @@ class Pipeline:
         if self.run.algorithm != "sft":
             file = self.run.parquet / "train.parquet"
             check_parquet(file, "train", config.data.train_batch_size)
+            validates = self.run.algorithm in POLICY_GRADIENT and config.trainer.test_freq > 0
+            if validates and not (file.parent / "val.parquet").is_file():
+                raise ConfigError(
+                    f"VALIDATE_EVERY={config.trainer.test_freq}, but {file.parent} has no val.parquet: convert the "
+                    "dataset with --val-fraction above 0, or leave VALIDATE_EVERY empty"
+                )
             if self.run.algorithm in POLICY_GRADIENT:
                 check_decisions(config.knobs.decisions, file)
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from tests.data_tools.nets import two_signals
 from tsc.sumo.version import installed_sumo_version
 
 Samples = list[dict[str, Any]]
 
-NET = '<net><tlLogic id="A0" type="static" programID="0"/><tlLogic type="static" id="B&amp;0" programID="0"/></net>\n'
+NET = two_signals()
 ROUTES = "<routes/>\n"
 
 

@@ -22,7 +22,7 @@ from tsc.cost.outcome import Outcomes, OutcomeSettings, import_measures
 from tsc.errors import ReplayError, ScenarioError, StateError, TscError
 from tsc.files import memory_file, remembered_sha256_of
 from tsc.junction.decision import Decision
-from tsc.junction.signal_control import SignalControl, read_signals
+from tsc.junction.signal_control import SignalControl, Signals, read_signals
 from tsc.replays.request import ReplayRequest
 from tsc.replays.saved_state import (
     MAX_STATE_BYTES,
@@ -40,6 +40,7 @@ from tsc.sumo.fork import in_fork
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.signal_program import SignalProgram
 from tsc.sumo.simulation import Simulation
+from tsc.sumo.sumo_input import SumoInput
 from tsc.sumo.version import installed_sumo_version
 
 Result = TypeVar("Result")
@@ -71,6 +72,13 @@ def _template_for(files: SumoFiles, net_sha256: str | None) -> _Template:
         # the garbage collector of a fork would visit every object and so copy every page
         gc.freeze()
     return _template
+
+
+def replayed_signals(sumo: SumoInput, folder: Path) -> Signals:
+    """The signals of a dataset's net that a replay can control. folder: of the dataset file. Raises ScenarioError."""
+    files = sumo.files_in(folder)
+    quiet = replace(files, route_files=(), additional_files=tuple(map(_quiet, files.additional_files)))
+    return read_signals(Simulation(quiet))
 
 
 def _sha256_of_scenario_file(path: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tsc.cost.measures import MEASURES
 from tsc.cost.outcome import Outcomes, OutcomeSettings
@@ -125,6 +125,7 @@ class Sample(_Record):
 
     prompt, state_file, junction_id, current_green_elapsed, min_green and max_green are required. A sample of another
     generator that has only these can be converted and trained on, too, once its SUMO input is given with --sumocfg.
+    A prompt may be plain text, which becomes the user's message, and a junction_id may be a number.
     The fields stand in the order in which the generator writes them. behaviour: who decided while the state was
     recorded, a name of configs/dataset.yaml.
     """
@@ -153,6 +154,16 @@ class Sample(_Record):
     outcomes: SampleOutcomes | None = None
     expert_decision: Decision | None = None
     replay: ReplayMark | None = None
+
+    @field_validator("junction_id", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _text_as_message(cls, value: Any) -> Any:
+        return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _green_lies_within_its_bounds(self) -> Sample:

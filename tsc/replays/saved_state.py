@@ -18,6 +18,7 @@ by comparing every vehicle, second by second, with the simulation that ran on:
 from __future__ import annotations
 
 import gzip
+import html
 import io
 import math
 import re
@@ -38,6 +39,8 @@ _OWN_ROUTE = re.compile(r'\s*<route id="!([^"]*)"')
 _OCCUPIED_INTERNAL_LANE = re.compile(r'<lane id="(:[^"]*)">\s*<vehicles value="([^"]*)"/>(?!\s*<link\b)')
 _INTERNAL_LANE = re.compile(r'\s*<lane id=":[^"]*">.*?</lane>', re.DOTALL)
 _BEYOND_VEHICLES = ("<flowState", "<person", "<container", "<transportables")
+_PROGRAM = re.compile(r"<tlLogic\b[^>]*>")
+_ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 _LOADER_TIME = re.compile(r'loaderTime="(\d+)"')
 
 
@@ -74,6 +77,16 @@ def demand_until_s(text: str) -> float:
         return state_time_s(text)
     match = _LOADER_TIME.search(text)
     return int(match.group(1)) / 1000 if match is not None else math.inf
+
+
+def running_phases(text: str) -> dict[str, tuple[int, float]]:
+    """By junction, the phase of its running program and how long the phase has lasted (s)."""
+    found = {}
+    for tag in _PROGRAM.findall(text):
+        values = dict(_ATTRIBUTE.findall(tag))
+        if values.get("active", "1") == "1" and {"id", "phase", "duration"} <= values.keys():
+            found[html.unescape(values["id"])] = (int(values["phase"]), int(values["duration"]) / 1000)
+    return found
 
 
 def occupied_internal_lanes(text: str) -> list[str]:

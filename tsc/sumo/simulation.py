@@ -70,6 +70,8 @@ class Simulation(RunningSumo):
         options = [*files.options(), "--no-step-log", "--no-warnings", "--duration-log.disable", *outputs]
         # SUMO leaves the random number generators out of a state by default; a reloaded run then diverges
         options += ["--save-state.rng", "--save-state.precision", str(EXACT_PRECISION)]
+        # persons and containers, too
+        options += ["--save-state.transportables"]
         if saves_states:
             options += ["--route-steps", str(ROUTE_STEPS_S)]
         if state_file is not None:

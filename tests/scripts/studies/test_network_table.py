@@ -150,4 +150,4 @@ def test_networks_go_through_the_real_evaluation_and_a_second_call_runs_nothing(
     rows = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")]
     assert "| resco: | 1 | 0 (0 %) | 1 | 0 | 0 |" in rows
     assert "| random | 2 | 2 (100 %) | 0 | 0 | 0 |" in rows
-    assert "| random-0066 | 4 | ok | – |" in rows
+    assert "| random-0066 | 4 | ok | – | – |" in rows
