@@ -42,7 +42,7 @@ from tsc.errors import ConfigError, TscError, run_main
 from tsc.files import REPO_ROOT, folder_lock, sha256_of, write_atomically
 from tsc.junction.decision import Decision
 from tsc.junction.observation import observe
-from tsc.junction.prompt import PROMPT_VERSION, messages
+from tsc.junction.prompt import OWN_PROMPT, PROMPT_HELP, prompt_maker, prompt_version
 from tsc.junction.signal_control import SignalControl, read_signals, skipped_lines
 from tsc.processes import die_with_parent
 from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION, Message, Sample, SampleOutcomes
@@ -100,6 +100,7 @@ class Episode:
     config: DatasetConfig
     outcome: OutcomeSettings
     signals: PlannedSignals | None
+    prompt: str
 
     @property
     def folder(self) -> Path:
@@ -142,6 +143,7 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     behaviour_draw = random.Random(f"behaviour/{episode.scenario.name}/{episode.seed}")
     sample_draw = random.Random(f"sample/{episode.scenario.name}/{episode.seed}")
     random_controller = Random(episode.seed)
+    messages = prompt_maker(episode.prompt)
     sumo = SumoInput.of(files, episode.out)
     simulation = Simulation(files, saves_states=True)
     wanted = tuple(episode.signals.plans) if episode.signals else episode.scenario.signals.junction_ids
@@ -175,7 +177,7 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
                     split=episode.split,
                     behaviour=behaviour,
                     time_s=float(second),
-                    prompt_version=PROMPT_VERSION,
+                    prompt_version=prompt_version(episode.prompt),
                     state_file=str(state_file.relative_to(episode.out)),
                     state_sha256=state_sha256,
                     clocks=clocks,
@@ -231,6 +233,7 @@ def plan_episodes(
             config=config,
             outcome=outcome,
             signals=signals.get(scenario.name),
+            prompt=arguments.prompt,
         )
         for scenario in scenarios
         for seeds, split, count in counts
@@ -353,6 +356,7 @@ def main() -> None:
         default=CONFIGS / "reward.yaml",
         help="the file whose section `outcome` says how long a replay runs and what it measures",
     )
+    parser.add_argument("--prompt", default=OWN_PROMPT, metavar="NAME", help=f"what makes the prompts: {PROMPT_HELP}")
     add_scenario_options(parser, source="the scenario's own")
     parser.add_argument("--resume", action="store_true", help="continue an earlier run of the same command")
     arguments = parser.parse_args()
@@ -361,6 +365,7 @@ def main() -> None:
     config = load_yaml(arguments.config, DatasetConfig)
     outcome = load_outcome_settings(arguments.reward)
     asked = settings_of(arguments)
+    prompt_maker(arguments.prompt)
     # the faults of scenarios show here, before anything is written into --out
     with tempfile.TemporaryDirectory(prefix="tsc-scenarios-") as scratch:
         scenarios = traffic_scenarios(arguments.scenario, Path(scratch), asked)
@@ -373,7 +378,7 @@ def main() -> None:
             "validation_episodes": arguments.validation_episodes,
             "config": config.model_dump(mode="json"),
             "outcome": outcome.as_dict(),
-            "prompt_version": PROMPT_VERSION,
+            "prompt_version": prompt_version(arguments.prompt),
             "sumo_version": installed_sumo_version(),
         }
     with folder_lock(arguments.out, "the dataset"):

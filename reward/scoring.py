@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward.settings import RewardSettings
-from tsc.cost.measures import USER_PREFIX
 from tsc.cost.outcome import Outcomes
 from tsc.junction.decision import Answer, AnswerForm, Decision
+from tsc.user_code import USER_PREFIX
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL
 from tsc.errors import ConfigError, did_you_mean, run_main
 from tsc.files import REPO_ROOT, folder_lock, this_command
+from tsc.junction.prompt import PROMPT_HELP, prompt_maker
 from tsc.junction.signal_control import skipped_lines
 from tsc.scenarios.command_line import add_scenario_options, at_least, given_options
 
@@ -151,6 +152,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for episodes and results")
     parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible server of the language models")
     parser.add_argument("--reference", metavar="NAME", help="controller to compare with (default: --config's)")
+    parser.add_argument("--prompt", metavar="NAME", help=f"what makes the models' prompts: {PROMPT_HELP}")
     parser.add_argument("--config", type=Path, default=CONFIGS / "evaluation.yaml", help="settings (%(default)s)")
     parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="its `outcome` is lookahead's")
     add_scenario_options(parser, source="--config's or the scenario's own")
@@ -178,7 +180,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     changes = given_options(arguments)
     if arguments.warm_up_s is not None:
         changes["warm_up_s"] = arguments.warm_up_s
+    if arguments.prompt is not None:
+        changes["prompt"] = arguments.prompt
     settings = settings.changed(changes)
+    prompt_maker(settings.llm.prompt)
     lookahead = load_outcome_settings(arguments.reward)
     models = chosen_models(arguments.controllers, arguments.base_url)
     reference = reference_of(list(models), arguments.reference, settings.reference)

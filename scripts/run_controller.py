@@ -38,6 +38,7 @@ from tsc.errors import (
 from tsc.evaluation.settings import LanguageModelSettings, load_evaluation_settings
 from tsc.files import REPO_ROOT
 from tsc.junction.decision import Decision
+from tsc.junction.prompt import PROMPT_HELP
 from tsc.junction.signal_control import SignalControl, Signals, read_signals, skipped_lines
 from tsc.rules.controller import Controller
 from tsc.sumo.attached import AttachedSimulation
@@ -118,7 +119,7 @@ def controller_for(word: str, model: ModelChoice | None, settings: LanguageModel
         time_limit_s=settings.decision_time_limit_s,
         log_file=Path("runs", "run_controller", f"vllm-{model.name}.log"),
     ) as endpoint:
-        yield LanguageModelController(endpoint.ask)
+        yield LanguageModelController(endpoint.ask, settings.prompt)
 
 
 def signals_to_run(simulation: AttachedSimulation, names: Sequence[str]) -> Signals:
@@ -204,10 +205,13 @@ def main() -> None:
     )
     for option in ("min-green-s", "max-green-s", "green-extension-s"):
         parser.add_argument(f"--{option}", type=int, metavar="S", help="seconds (default: that of --config)")
+    parser.add_argument("--prompt", metavar="NAME", help=f"what makes a model's prompts: {PROMPT_HELP}")
     parser.add_argument("--verbose", action="store_true", help="print a line for each decision")
     arguments = parser.parse_args()
 
     settings = load_evaluation_settings(arguments.config)
+    if arguments.prompt is not None:
+        settings = settings.changed({"prompt": arguments.prompt})
     given = {name: getattr(arguments, name) for name in asdict(settings.timing)}
     timing = replace(settings.timing, **{name: seconds for name, seconds in given.items() if seconds is not None})
     model = model_named(arguments.controller, arguments.base_url)

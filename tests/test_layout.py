@@ -30,7 +30,7 @@ FORBIDDEN = {
 # The rooms of a package (folders and modules) from the ground up. A room imports only rooms before it.
 ROOMS = {
     "tsc": (
-        "errors", "files", "processes", "yaml_file",
+        "errors", "files", "processes", "yaml_file", "user_code",
         "sumo", "junction", "rules", "cost", "scenarios", "replays", "controllers", "episodes", "evaluation",
     ),
     "reward": (

@@ -318,7 +318,7 @@ class Pipeline:
             with self.stages.stage(f"Data: states of {run.scenario} with the outcome of both answers", run.dataset):
                 self.stages.python(
                     "data_tools/generate_dataset.py", "--scenario", *run.scenarios, "--out", run.dataset,
-                    "--episodes", run.episodes, "--workers", run.num_workers, "--resume",
+                    "--episodes", run.episodes, "--workers", run.num_workers, "--prompt", run.prompt, "--resume",
                 )  # fmt: skip
         if (run.parquet / "train.parquet").is_file():
             skipped("Parquet", run.parquet)
@@ -472,7 +472,8 @@ class Pipeline:
             ]
             self.stages.python(
                 "scripts/evaluate.py", "--scenarios", *run.scenarios, "--seeds", run.eval_seeds, "--workers",
-                run.num_workers, "--out", run.out / "eval", "--controllers", *run.eval_controllers.split(), *models,
+                run.num_workers, "--prompt", run.prompt, "--out", run.out / "eval", "--controllers",
+                *run.eval_controllers.split(), *models,
             )  # fmt: skip
             shutil.copyfile(run.out / "eval" / "results.json", results)
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tsc.errors import ConfigError, did_you_mean
 from tsc.files import REPO_ROOT
+from tsc.junction.prompt import prompt_maker
 from tsc.scenarios.by_word import WORDS_HELP, is_scenario_file
 from tsc.scenarios.packaged import PACKAGED_WORDS
 from tsc.yaml_file import read_yaml
@@ -33,6 +34,7 @@ class Run(BaseModel):
     model_path: folder, OWNER/NAME on the Hugging Face Hub, smollm2, a name in configs/models (dry runs); empty: tiny.
     data: dataset (file or folder) or folder with train.parquet; empty: made from the scenario.
     n_gpus: of each machine; None: all that hardware=auto finds, else the profile's.
+    prompt: what makes the prompts (tsc.junction.prompt).
     workers: processes for simulation; None: one for each core.
     """
 
@@ -43,6 +45,7 @@ class Run(BaseModel):
     data: str
     scenario: str
     episodes: int = Field(ge=1)
+    prompt: str
     hardware: str
     n_gpus: int | None = Field(ge=1)
     ray_address: str
@@ -127,6 +130,7 @@ class Run(BaseModel):
                     "with blanks between"
                 )
             is_scenario_file(word)
+        prompt_maker(self.prompt)
         if self.data and not Path(self.data).exists():
             raise ConfigError(
                 f"DATA={self.data} does not exist: give a dataset, a folder with train.parquet, or nothing"

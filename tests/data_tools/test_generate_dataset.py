@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import sumo
 
 from tsc.files import sha256_of
 from tsc.replays.sample import Sample
+from tsc.sumo.running import SumoFiles
 
 BASE = ["--episodes", "2", "--validation-episodes", "1"]
 
@@ -225,6 +227,54 @@ def test_a_sumocfg_that_cannot_be_replayed_is_refused_before_anything_is_written
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_every_difficulty_at_once_gives_samples_that_replay_and_convert(
+    repo_root: Path, files: SumoFiles, tmp_path: Path
+) -> None:
+    """Actuated signals, steps of half a second, options that shape the traffic, and another network beside it."""
+    (tmp_path / "signal.add.xml").write_text(
+        '<additional><tlLogic id="A0" type="actuated" programID="own" offset="0">'
+        '<phase duration="20" minDur="8" maxDur="40" state="GGGGgrrrrrGGGGgrrrrr"/>'
+        '<phase duration="4" state="yyyyyrrrrryyyyyrrrrr"/>'
+        '<phase duration="20" minDur="6" maxDur="30" state="rrrrrGGGGgrrrrrGGGGg"/>'
+        '<phase duration="5" state="rrrrryyyyyrrrrryyyyy"/></tlLogic></additional>'
+    )
+    scenario, out = tmp_path / "hard.sumocfg", tmp_path / "out"
+    scenario.write_text(
+        f'<configuration><input><net-file value="{files.net_file}"/><route-files value="{files.route_files[0]}"/>'
+        '<additional-files value="signal.add.xml"/></input><processing><step-length value="0.5"/><scale value="1.5"/>'
+        '<time-to-teleport value="120"/><ignore-route-errors value="true"/></processing></configuration>'
+    )
+    done = run(repo_root, scenario, out, "--scenario", "sumo:rilsa1", "--duration", "150", "--episodes", "1")
+    assert done.returncode == 0, done.stderr
+    assert "scenario hard: each seed draws its vehicles from the route files, 1.5 times as many" in done.stdout
+    samples = json.loads((out / "grpo_dataset.json").read_text())
+    assert {sample["scenario"] for sample in samples} == {"hard", "rilsa1"}
+    hard = [sample for sample in samples if sample["scenario"] == "hard"]
+    assert {(each["stage"], each["min_green"], each["max_green"]) for each in hard} == {(0, 8, 40), (1, 6, 30)}
+    assert hard[0]["sumo"]["step_length_s"] == 0.5 and hard[0]["sumo"]["options"] == ["--ignore-route-errors", "true"]
+    for program, more in (
+        ("verify_states.py", ["--data", str(out), "--sample", "6", "--workers", "2"]),
+        ("json_to_parquet.py", ["--input", str(out), "--output", str(tmp_path / "parquet")]),
+    ):
+        words = [sys.executable, str(repo_root / "data_tools" / program), *more]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_only_the_junctions_that_are_named_are_controlled(repo_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--duration", "130", "--episodes", "1", "--validation-episodes", "0", "--junctions", "1", "3"]
+    corridor = Path("sumo:corridor")
+    done = run(repo_root, corridor, out, *options)
+    assert done.returncode == 2 and "junction '1' has no signal in" in done.stderr
+    known = re.findall(r"the signals are (.*)", done.stderr)[0].split(", ")
+    done = run(repo_root, corridor, out, *options[:-2], *known[:2])
+    assert done.returncode == 0, done.stderr
+    samples = json.loads((out / "grpo_dataset.json").read_text())
+    assert {sample["junction_id"] for sample in samples} == set(known[:2])
+    assert all(sample["clocks"].keys() == set(known[:2]) for sample in samples)
 
 
 def test_only_scenario_and_family_files_are_built(repo_root: Path, tmp_path: Path) -> None:

@@ -345,6 +345,46 @@ def test_samples_without_outcomes_are_replayed_twice(copy: Path, capsys) -> None
 # -- faults of processes and files
 
 
+def test_states_of_other_generators_say_what_they_lack(copy: Path, capsys, tmp_path: Path) -> None:
+    """Text instead of messages, states without random numbers, junctions by number: all that is needed, and no more."""
+    required = ("prompt", "state_file", "junction_id", "current_green_elapsed", "min_green", "max_green", "sumo")
+    samples = samples_of(copy)[:4]
+    bare = [{name: sample[name] for name in required} for sample in samples]
+    for sample in bare:
+        sample["prompt"] = sample["prompt"][-1]["content"]
+        state = copy / sample["state_file"]
+        text = gzip.decompress(state.read_bytes()).decode()
+        state.write_text(re.sub(r"<rngState.*?</rngState>", "", text, flags=re.DOTALL))
+    write(copy, bare)
+    assert verify_states.main(["--data", str(copy), "--workers", "1"]) == 0
+    assert (
+        "4 states without SUMO's random numbers (rngState): their replays are repeatable, but"
+        in capsys.readouterr().out
+    )
+    convert = ["--input", str(copy), "--output", str(tmp_path / "parquet"), "--val-fraction", "0"]
+    json_to_parquet.main(convert)
+    assert "4 states without SUMO's random numbers (rngState)" in capsys.readouterr().out
+    # the state says how long the green has lasted
+    wrong = next(sample for sample in bare if sample["current_green_elapsed"] >= 15)
+    lasted_s, wrong["current_green_elapsed"] = wrong["current_green_elapsed"], 10
+    write(copy, bare)
+    with pytest.raises(SampleError):
+        json_to_parquet.main(convert)
+    assert f"phase of junction 'A0' has lasted {lasted_s:g} s already" in capsys.readouterr().err
+
+
+def test_a_junction_that_sumo_switches_itself_is_refused_at_the_conversion(copy: Path, capsys, tmp_path: Path) -> None:
+    samples = samples_of(copy)[:2]
+    net = copy / samples[0]["sumo"]["net_file"]
+    net.write_text(net.read_text().replace('type="static"', 'type="actuated"'))
+    for sample in samples:
+        sample["sumo"]["net_sha256"] = hashlib.sha256(net.read_bytes()).hexdigest()
+    write(copy, samples)
+    with pytest.raises(SampleError, match="2 of 2 samples have faults"):
+        json_to_parquet.main(["--input", str(copy), "--output", str(tmp_path / "parquet")])
+    assert "A0 runs a program of type actuated, which SUMO itself switches" in capsys.readouterr().err
+
+
 def test_a_worker_that_dies_costs_one_state(small_dataset: Path) -> None:
     jobs = verify_states.read_jobs([small_dataset / "grpo_dataset.json"], None)[:4]
     found = {}

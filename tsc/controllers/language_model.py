@@ -9,7 +9,7 @@ from typing import Literal
 
 from tsc.junction.decision import Decision, parse_answer
 from tsc.junction.observation import observe
-from tsc.junction.prompt import messages
+from tsc.junction.prompt import OWN_PROMPT, prompt_maker
 from tsc.junction.signal_control import SignalControl
 from tsc.rules.static import Static
 
@@ -74,8 +74,10 @@ class LanguageModelController:
     that was waited, and no tokens. last_round holds the decisions of the last call of decide(), in its order.
     """
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, prompt: str = OWN_PROMPT) -> None:
+        """prompt: the name of the prompt maker (tsc.junction.prompt). Raises ConfigError."""
         self._ask = ask
+        self._messages = prompt_maker(prompt)
         self.invalid_answers = 0
         self.late_answers = 0
         self.latencies_s: list[float] = []
@@ -87,7 +89,7 @@ class LanguageModelController:
         self.last_round = []
         if not junction_ids:
             return {}
-        prompts = [messages(observe(control, name)) for name in junction_ids]
+        prompts = [self._messages(observe(control, name)) for name in junction_ids]
         for name, prompt, reply in zip(junction_ids, prompts, self._ask(prompts), strict=True):
             decision = parse_answer(reply.text or "").decision
             reason: Literal["invalid", "late"] | None = None

@@ -27,7 +27,7 @@ class ControllerKind:
     """A controller, with what the report says of it.
 
     description: what it does. bounds: how far it keeps to the common minimum and maximum green.
-    by_sumo: True if SUMO switches by a program (tsc.controllers.signal_plans.plan_files), False if the controller
+    by_sumo: True if SUMO switches by a program (tsc.controllers.signal_plans.plan_signals), False if the controller
     decides at our decision points.
     """
 

@@ -7,25 +7,20 @@ so that settings can be checked where SUMO must not be loaded.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 import operator
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tsc.errors import ConfigError, ReplayError, did_you_mean
-from tsc.files import sha256_of
+from tsc.user_code import USER_PREFIX, is_user_function, user_function
 
 if TYPE_CHECKING:
     from tsc.junction.signal_control import SignalControl
 
 SCOPES = ("junction", "neighbours", "network")
-USER_PREFIX = "pkg://"
 
 Reading = Callable[[], float]
 
@@ -187,7 +182,7 @@ def check_measure_name(name: str) -> str:
 
     Raises ConfigError with the nearest spelling.
     """
-    if name in MEASURES or re.fullmatch(USER_PREFIX + r"\w+(\.\w+)*:\w+", name):
+    if name in MEASURES or is_user_function(name):
         return name
     if name.startswith(USER_PREFIX):
         raise ConfigError(f"measure {name!r}: write a function of your own as {USER_PREFIX}module:function")
@@ -198,21 +193,6 @@ def check_measure_name(name: str) -> str:
     )
 
 
-def source_sha256(name: str) -> str:
-    """SHA-256 of the file that holds the function of pkg://module:function. The module is not imported.
-
-    Raises ConfigError if there is no such file.
-    """
-    module_name = name.removeprefix(USER_PREFIX).partition(":")[0]
-    try:
-        spec = importlib.util.find_spec(module_name)
-    except (ImportError, ValueError) as error:  # of a package around it
-        raise _cannot_import(name, str(error)) from error
-    if spec is None or not spec.origin or not Path(spec.origin).is_file():
-        raise _cannot_import(name, f"No module named {module_name!r}")
-    return sha256_of(Path(spec.origin))
-
-
 def measure_named(name: str) -> Measure:
     """The measure of this name. Imports a user's own function. Raises ConfigError if there is no measure of that name,
     or if its import fails."""
@@ -220,26 +200,8 @@ def measure_named(name: str) -> Measure:
     return _MEASURES[name] if name in _MEASURES else _user_measure(name)
 
 
-# SHA-256 of a module's file when it was imported. A worker may live on after the file has changed.
-_imported_sha256: dict[str, str] = {}
-
-
 def _user_measure(name: str) -> Measure:
-    module_name, _, function_name = name.removeprefix(USER_PREFIX).partition(":")
-    sha256 = source_sha256(name)
-    try:
-        module = importlib.import_module(module_name)
-        if _imported_sha256.setdefault(module_name, sha256) != sha256:
-            module = importlib.reload(module)
-            _imported_sha256[module_name] = sha256
-    except Exception as error:  # whatever the user's module does while it is imported
-        raise _cannot_import(name, f"{type(error).__name__}: {error}") from error
-    function: Any = getattr(module, function_name, None)
-    if not callable(function):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(
-            f"measure {name!r}: {module.__file__} has no function {function_name!r}: choose of {', '.join(functions)}"
-        )
+    function = user_function(name, "measure")
 
     def begin(scene: Scene) -> Reading:
         simulation, lanes = scene.control.simulation, scene.incoming_lanes
@@ -255,10 +217,3 @@ def _user_measure(name: str) -> Measure:
         return read
 
     return Measure(unit="", begin=begin)
-
-
-def _cannot_import(name: str, cause: str) -> ConfigError:
-    return ConfigError(
-        f"measure {name!r} cannot be imported ({cause}): correct its name, install its package, or put the folder that "
-        "holds it on PYTHONPATH"
-    )

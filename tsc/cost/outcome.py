@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tsc.cost.measures import SCOPES, USER_PREFIX, check_measure_name, measure_named, source_sha256
+from tsc.cost.measures import SCOPES, check_measure_name, measure_named
 from tsc.errors import ConfigError
 from tsc.junction.decision import Decision
+from tsc.user_code import USER_PREFIX, source_sha256
 from tsc.yaml_file import load_yaml
 
 TAILS = ("static", "gap_out", "max_pressure")
@@ -93,7 +94,7 @@ class OutcomeSettings(OutcomeSection):
         """The same with the digests of the user's own measures. Nothing is imported. Raises ConfigError if the module
         of one cannot be found."""
         own = [name for name in self.measures if name.startswith(USER_PREFIX)]
-        return replace(self, sources=tuple((name, source_sha256(name)) for name in own)) if own else self
+        return replace(self, sources=tuple((name, source_sha256(name, "measure")) for name in own)) if own else self
 
     def covers(self, asked: OutcomeSettings) -> bool:
         """Whether outcomes under these settings can be used where `asked` is wanted. They may have further terms."""
@@ -133,7 +134,7 @@ def import_measures(settings: OutcomeSettings) -> None:
     for name in settings.measures:
         measure_named(name)
     for name, digest in settings.sources:
-        if source_sha256(name) != digest:
+        if source_sha256(name, "measure") != digest:
             raise ConfigError(f"the file of measure {name!r} was changed after the settings were read: start again")
 
 

@@ -16,7 +16,6 @@ from tsc.cost.measures import edge_of
 from tsc.episodes.trace import Trace, TraceRecorder, greens
 from tsc.junction.signal_control import SignalControl, read_signals
 from tsc.junction.signal_settings import SignalSettings
-from tsc.junction.timing import Timing
 from tsc.rules.controller import Controller
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.signal_program import SignalProgram
@@ -89,20 +88,26 @@ def run_episode(
             **outputs.trips(begin_s + warm_up_s, end_s),
             **_worst_approach(trace, warm_up_s, outputs.vehicles_by_edge()),
             "teleports": teleports,
-            **_greens(trace, warm_up_s, programs, settings.timing),
+            **_greens(trace, warm_up_s, programs, settings),
             "decisions": decisions,
         }
     return Episode(metrics=metrics, trace=trace)
 
 
-def _greens(trace: Trace, warm_up_s: int, programs: Mapping[str, SignalProgram], timing: Timing) -> dict[str, Any]:
+def _greens(
+    trace: Trace, warm_up_s: int, programs: Mapping[str, SignalProgram], settings: SignalSettings
+) -> dict[str, Any]:
     lengths_s = []
     num_ended = num_outside = 0
-    for column, program in zip(trace.stage.T, programs.values(), strict=True):
+    for column, (name, program) in zip(trace.stage.T, programs.items(), strict=True):
         stages, of_junction_s, ended = greens(column, warm_up_s)
         lengths_s.append(of_junction_s)
         num_ended += ended
-        bounds = [timing.within(stage.green_bounds) for stage in program.stages]
+        own = [stage.green_bounds for stage in program.stages]
+        given = settings.greens.get(name, ())
+        if len(given) == len(own):  # a program with several ways has other stages than its static copy
+            own = list(given)
+        bounds = [settings.timing.within(each) for each in own]
         shortest_s = np.array([each.min_green_s for each in bounds])[stages]
         longest_s = np.array([each.max_green_s for each in bounds])[stages]
         num_outside += int(((of_junction_s < shortest_s) | (of_junction_s > longest_s)).sum())

@@ -25,6 +25,7 @@ from tsc.cost.outcome import OutcomeSettings
 from tsc.episodes.episode import OnRound, run_episode
 from tsc.errors import NotApplicable, ReplayError, TscError
 from tsc.files import write_atomically
+from tsc.junction.prompt import OWN_PROMPT
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.signal_settings import SignalSettings
 from tsc.processes import die_with_parent
@@ -37,6 +38,7 @@ class EpisodeJob:
     """One episode of one controller.
 
     controller: the name in the results. kind: a name of tsc.controllers.registry.CONTROLLERS, or LANGUAGE_MODEL.
+    prompt: the name of what makes a language model's prompts (tsc.junction.prompt).
     fingerprint: digest of everything that decides the result; it is stored in the record.
     trace_file: where to write the trace; None writes none.
     decisions_file: where to write the decisions of a language model, each with the costs that lookahead finds for both
@@ -53,6 +55,7 @@ class EpisodeJob:
     warm_up_s: int
     signals: SignalSettings
     lookahead: OutcomeSettings
+    prompt: str = OWN_PROMPT
     trace_file: Path | None = None
     decisions_file: Path | None = None
 
@@ -89,7 +92,11 @@ def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
         episode = run_episode(
             planned.files,
             end_s=job.end_s,
-            settings=replace(job.signals, junction_ids=tuple(planned.plans)),
+            settings=replace(
+                job.signals,
+                junction_ids=tuple(planned.plans),
+                greens={name: plan.green_bounds for name, plan in planned.plans.items()},
+            ),
             controller=controller,
             warm_up_s=job.warm_up_s,
             on_round=_compare_with_lookahead(model, job.lookahead, decisions) if model and job.decisions_file else None,
@@ -105,7 +112,7 @@ def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
 def _controller(job: EpisodeJob, ask: Ask | None) -> Controller | None:
     if job.kind == LANGUAGE_MODEL:
         assert ask is not None, "a job with a language model needs `ask`"
-        return LanguageModelController(ask)
+        return LanguageModelController(ask, job.prompt)
     if CONTROLLERS[job.kind].by_sumo:
         return None
     return rule_controller(job.kind, seed=job.seed, lookahead=job.lookahead)

@@ -179,13 +179,13 @@ _SIGNALS = (
     Metric(
         key="greens_outside_bounds",
         name="greens outside the bounds",
-        definition="Those of the greens above that were shorter than min_green_s or longer than max_green_s.",
+        definition="Those of the greens above that were shorter or longer than the bounds of their stage allow.",
     ),
     Metric(
         key="decisions",
         name="decisions",
-        definition="How often the controller was asked whether to extend a green: at min_green_s and every "
-        "green_extension_s after it, before max_green_s. The warm-up is counted, too. 0 if SUMO itself switches.",
+        definition="How often the controller was asked whether to extend a green: at its minimum and every "
+        "green_extension_s after it, before its maximum. The warm-up is counted, too. 0 if SUMO itself switches.",
         better="neither",
     ),
 )

@@ -15,7 +15,7 @@ from tsc.episodes.runner import EpisodeJob
 from tsc.errors import ConfigError
 from tsc.evaluation.settings import EvaluationSettings
 from tsc.evaluation.traces import decisions_file, trace_file
-from tsc.junction.prompt import PROMPT_VERSION
+from tsc.junction.prompt import prompt_version
 from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.sumo.version import installed_sumo_version
 
@@ -77,7 +77,7 @@ def plan_jobs(
                     what["lookahead"] = lookahead.as_dict()
                 if contestant.kind == LANGUAGE_MODEL:
                     what["model"] = contestant.model
-                    what["prompt_version"] = PROMPT_VERSION
+                    what["prompt_version"] = prompt_version(settings.llm.prompt)
                     what["max_answer_tokens"] = settings.llm.max_answer_tokens
                     what["decision_time_limit_s"] = settings.llm.decision_time_limit_s
                     what["compared"] = compared
@@ -94,6 +94,7 @@ def plan_jobs(
                         warm_up_s=settings.warm_up_s,
                         signals=scenario.signals,
                         lookahead=lookahead,
+                        prompt=settings.llm.prompt,
                         trace_file=trace_file(out, *place),
                         decisions_file=decisions_file(out, *place) if compared else None,
                     )

@@ -378,6 +378,12 @@ def _notes(summary: Summary, scenario: ReportedScenario) -> list[str]:
                 f"are outside the bounds ({scenario.bounds}), so it has more freedom than the controllers that keep to "
                 "them."
             )
+        entered = [summary.mean(scenario.name, name, key) for key in ("finished_veh", "unfinished_veh")]
+        if entered == [0, 0]:
+            notes.append(
+                f"{name}: no vehicle entered the net, so its numbers say nothing: compare the departure times of the "
+                f"route files with the simulated time, {scenario.begin_s} to {scenario.end_s} s."
+            )
         for key, what in (
             ("not_inserted_veh", "found no room to enter; of the means, only the delays include them"),
             ("teleports", "were moved by SUMO past the jam in which they stood"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from tsc.junction.prompt import OWN_PROMPT
 from tsc.junction.signal_settings import BoundsFrom, SignalSettings
 from tsc.junction.timing import Timing
 from tsc.scenarios.demand_variation import DemandVariation
@@ -23,12 +24,14 @@ class LanguageModelSettings(Section):
     decision_time_limit_s: of wall clock; None means no limit.
     concurrent_episodes: how many episodes ask the server at the same time.
     compared_seeds: for so many of the first seeds, each decision is compared with that of lookahead.
+    prompt: what makes the prompts (tsc.junction.prompt).
     """
 
     max_answer_tokens: int = Field(default=16, ge=1)
     decision_time_limit_s: float | None = Field(default=None, gt=0)
     concurrent_episodes: int = Field(default=16, ge=1)
     compared_seeds: int = Field(default=1, ge=0)
+    prompt: str = OWN_PROMPT
 
 
 class EvaluationSettings(Section):
@@ -70,6 +73,8 @@ class EvaluationSettings(Section):
     def changed(self, options: Mapping[str, Any]) -> EvaluationSettings:
         """With the options of a command line (tsc.scenarios.command_line). Raises ConfigError."""
         changes = dict(options)
+        if "prompt" in changes:
+            changes["llm"] = self.llm.model_copy(update={"prompt": changes.pop("prompt")})
         if changes.pop("demand_as_filed", False):
             changes["demand"] = DemandVariation(resample=False)
         return validate_values({**dict(self), **changes}, EvaluationSettings, where="the command line")

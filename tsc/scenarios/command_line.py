@@ -32,6 +32,11 @@ def add_scenario_options(parser: argparse.ArgumentParser, *, source: str) -> Non
         help="control these signals only; the others keep their programs (default: all)",
     )
     group.add_argument(
+        "--green-bounds",
+        choices=("net", "same"),
+        help="of greens in SUMO's own networks: those of its programs, or the same for all",
+    )
+    group.add_argument(
         "--demand-as-filed",
         action="store_true",
         default=None,
@@ -41,14 +46,16 @@ def add_scenario_options(parser: argparse.ArgumentParser, *, source: str) -> Non
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, by the names of tsc.evaluation.settings.EvaluationSettings."""
-    names = ("begin_s", "end_s", "duration_s", "time_to_teleport_s", "junctions", "demand_as_filed")
+    names = ("begin_s", "end_s", "duration_s", "time_to_teleport_s", "junctions", "green_bounds", "demand_as_filed")
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
 def settings_of(arguments: argparse.Namespace) -> ScenarioSettings:
     """What the options ask of every scenario, where there is no file of settings."""
     options = given_options(arguments)
-    signals = SignalSettings(bounds_from="net", junction_ids=tuple(options.pop("junctions", ())))
+    signals = SignalSettings(
+        bounds_from=options.pop("green_bounds", "net"), junction_ids=tuple(options.pop("junctions", ()))
+    )
     demand = DemandVariation(resample=not options.pop("demand_as_filed", False))
     return ScenarioSettings(signals=signals, demand=demand, **options)
 

@@ -52,7 +52,8 @@ def read_sumocfg(path: Path) -> SumoConfig:
     options: dict[str, str] = {}
     section_of: dict[str, str] = {}
     for section in root:
-        for option in section if len(section) else [section]:
+        # old files name options without sections; a section may be empty
+        for option in section if len(section) or not section.attrib else [section]:
             # sumo does not know all of sumo-gui's options, so these are recognised by their section
             name, section_name = known.get(option.tag, (option.tag, section.tag))
             options[name], section_of[name] = option.get("value", option.get("v", "")), section_name

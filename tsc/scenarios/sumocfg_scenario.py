@@ -9,6 +9,7 @@ from typing import Any
 from tsc.errors import ConfigError
 from tsc.files import sha256_of, write_atomically
 from tsc.scenarios.demand_variation import DemandVariation, write_demand
+from tsc.scenarios.family import Range
 from tsc.scenarios.scenario import Seeds, Split
 from tsc.scenarios.sumocfg import SUMO_DEFAULT_TIME_TO_TELEPORT_S, SumoConfig
 from tsc.scenarios.traffic_scenario import ScenarioSettings, TrafficScenario
@@ -17,6 +18,8 @@ from tsc.sumo.running import SumoFiles
 
 # how long a sumocfg without an end is simulated
 DEFAULT_DURATION_S = 3600
+
+_SCALE = "--scale"
 
 SAME_VEHICLES = "the same vehicles in every seed, which draws drivers and probabilistic flows"
 
@@ -88,6 +91,14 @@ def sumocfg_scenario(
             f"{config.path} has a step-length of {config.step_length_s:g} s, but decisions fall on whole seconds: "
             "choose one that divides 1 s, for example 1, 0.5 or 0.1"
         )
+    options, demand = config.traffic_options, settings.demand
+    if not demand.is_as_filed and _SCALE in options:
+        # drawn with the demand: a state with vehicles that SUMO itself has copied cannot be loaded again
+        place = options.index(_SCALE)
+        factor = float(options[place + 1])
+        options = options[:place] + options[place + 2 :]
+        scale = Range(low=factor * demand.scale.low, high=factor * demand.scale.high)
+        demand = demand.model_copy(update={"scale": scale})
     scenario = SumocfgScenario(
         name=name,
         signals=settings.signals,
@@ -102,13 +113,13 @@ def sumocfg_scenario(
             step_length_s=config.step_length_s,
             time_to_teleport_s=float(settings.time_to_teleport_s),
             begin_s=begin_s,
-            more_options=config.traffic_options,
+            more_options=options,
         ),
-        demand=settings.demand,
+        demand=demand,
         seeds=seeds or Seeds(),
         folder=folder / name,
     )
-    all_notes = [*notes, _note_of(settings.demand) if scenario.draws_vehicles else SAME_VEHICLES]
+    all_notes = [*notes, _note_of(demand) if scenario.draws_vehicles else SAME_VEHICLES]
     if config.step_length_s != 1.0:
         all_notes.append(f"steps of {config.step_length_s:g} s")
     if config.time_to_teleport_s not in (settings.time_to_teleport_s, SUMO_DEFAULT_TIME_TO_TELEPORT_S):

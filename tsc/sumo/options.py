@@ -66,6 +66,11 @@ def check_replayable_options(words: Sequence[str]) -> None:
         known = sumo_options().get(name)
         if known is None or not option.startswith("--") or not shapes_traffic(name, known[1]):
             raise ScenarioError(f"SUMO's option {option} {value} does not shape the traffic: take it out")
+        if name == "scale":
+            raise ScenarioError(
+                f"SUMO's option {option} {value} copies vehicles, and a state with copies cannot be loaded again: let "
+                "each seed draw its vehicles (without --demand-as-filed), which keeps the scale"
+            )
         if name in FILE_OPTIONS:
             raise ScenarioError(
                 f"SUMO's option {option} {value} reads a file that a saved state does not hold, so it cannot be "

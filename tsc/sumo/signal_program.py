@@ -25,7 +25,7 @@ MIN_STAGE_DURATION_S = 5.0
 APPROACH_M = 100.0
 
 # The parameter of a program that gives each of its stages its own bounds: `MIN:MAX MIN:MAX …`, in whole seconds.
-GREEN_BOUNDS_PARAMETER = "tsc.green_bounds_s"
+GREEN_BOUNDS_PARAMETER = "green_bounds_s"
 
 GreenBounds = tuple[int, int]
 """The shortest and the longest green of a stage, in s."""

@@ -238,3 +238,22 @@ def test_a_second_launch_of_one_name_is_refused_while_the_first_runs(tmp_path: P
     first = pipeline("grpo", RUNS=str(tmp_path))
     with folder_lock(first.main.folder, "GRPO"), pytest.raises(ConfigError, match="cannot write GRPO to .*since"):
         pipeline("grpo", RUNS=str(tmp_path)).stages_in_order()
+
+
+def test_several_networks_are_one_training(tmp_path: Path) -> None:
+    for parent in ("north", "south bank"):
+        (tmp_path / parent).mkdir()
+        (tmp_path / parent / "run.sumocfg").write_text("<configuration/>")
+    words = f"{tmp_path}/north/run.sumocfg '{tmp_path}/south bank/run.sumocfg' sumo:cross"
+    run = Run.from_environment("grpo", {"SCENARIO": words})
+    run.check_files()
+    assert run.scenarios == [f"{tmp_path}/north/run.sumocfg", f"{tmp_path}/south bank/run.sumocfg", "sumo:cross"]
+    assert run.dataset == Path("data/north_run+south_bank_run+cross")
+    for scenario, message in (
+        ("sumo:cros", "did you mean 'sumo:cross'"),
+        (f"{tmp_path}/gone.sumocfg", "gone.sumocfg does not exist"),
+        ("'open", "quote a name with blanks as a shell does"),
+        ("README.md", "scenario 'README.md' is unknown"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Run.from_environment("grpo", {"SCENARIO": scenario}).check_files()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.tsc.sumo_process import in_new_process
 from tsc.cost.continuation import continue_with, outcomes_by_fork
-from tsc.cost.measures import MEASURES, SCOPES, Scene, measure_named, source_sha256
+from tsc.cost.measures import MEASURES, SCOPES, Scene, measure_named
 from tsc.cost.outcome import TAILS, Outcomes, OutcomeSettings
 from tsc.errors import ConfigError, ReplayError
 from tsc.junction.decision import Decision
@@ -24,6 +24,7 @@ from tsc.rules.random_choice import Random
 from tsc.scenarios.scenario import build_demand, build_net, load_scenario
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
+from tsc.user_code import source_sha256
 
 TERMS = tuple(name for name in MEASURES if name != "queue_veh_s")
 ROUTES = {
@@ -413,7 +414,7 @@ def test_a_measure_that_is_not_there_is_told_with_the_remedy(name: str, told: st
 def test_a_module_that_fails_on_import_is_told_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "half_written.py").write_text("import no_such_package\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    source_sha256("pkg://half_written:cost")  # it is found, and not imported
+    source_sha256("pkg://half_written:cost", "measure")  # it is found, and not imported
     with pytest.raises(ConfigError, match="No module named 'no_such_package'"):
         measure_named("pkg://half_written:cost")
 

@@ -1,7 +1,12 @@
 import re
+import sys
+from pathlib import Path
 
+import pytest
+
+from tsc.errors import ConfigError
 from tsc.junction.observation import Observation, StageObservation
-from tsc.junction.prompt import SYSTEM_MESSAGE, messages, user_message
+from tsc.junction.prompt import SYSTEM_MESSAGE, messages, prompt_maker, prompt_version, user_message
 
 
 def observation(num_stages: int, space_veh: int = 99) -> Observation:
@@ -52,3 +57,41 @@ def test_the_system_message_shows_both_answers() -> None:
 
 def test_much_room_downstream_is_cut_to_two_digits() -> None:
     assert user_message(observation(2, space_veh=368)) == user_message(observation(2, space_veh=99))
+
+
+@pytest.fixture
+def own_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "prompts_of_a_user.py"
+    path.write_text(
+        "def chinese(seen):\n    return f'绿灯 {seen.elapsed_green_s} 秒, 排队 {seen.stages[0].queue_veh} 辆'\n"
+        "def chat(seen):\n    return [{'role': 'system', 'content': 'a'}, {'role': 'user', 'content': 'b'}]\n"
+        "def wrong(seen):\n    return [{'role': 'user'}]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, path.stem, raising=False)
+    return path
+
+
+def test_a_user_s_own_function_makes_the_prompt(own_prompts: Path) -> None:
+    seen = observation(2)
+    assert prompt_maker("pkg://prompts_of_a_user:chinese")(seen) == [
+        {"role": "user", "content": "绿灯 55 秒, 排队 24 辆"}
+    ]
+    assert [each["role"] for each in prompt_maker("pkg://prompts_of_a_user:chat")(seen)] == ["system", "user"]
+    assert prompt_maker("tsc")(seen) == messages(seen)
+
+
+def test_the_version_of_a_prompt_changes_with_its_text(own_prompts: Path) -> None:
+    before = prompt_version("pkg://prompts_of_a_user:chinese")
+    own_prompts.write_text(own_prompts.read_text() + "# changed\n")
+    assert before.startswith("pkg://") and prompt_version("pkg://prompts_of_a_user:chinese") != before
+    assert prompt_version("tsc") == "1"
+
+
+def test_a_prompt_that_cannot_be_made_is_an_error(own_prompts: Path) -> None:
+    with pytest.raises(ConfigError, match="'zh' is unknown: choose tsc, or a function of your own"):
+        prompt_maker("zh")
+    with pytest.raises(ConfigError, match="has no function 'gone': choose of chinese, chat, wrong"):
+        prompt_maker("pkg://prompts_of_a_user:gone")
+    with pytest.raises(ConfigError, match="must be a text, or messages with role and content"):
+        prompt_maker("pkg://prompts_of_a_user:wrong")(observation(2))

@@ -1,6 +1,7 @@
 """On the real four_way net in SUMO."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from tsc.errors import ReplayError, StateError, UnknownJunction
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl, read_signals
 from tsc.junction.timing import Timing
+from tsc.rules.max_pressure import MaxPressure
 from tsc.sumo.binaries import sumo_binary
 from tsc.sumo.running import SumoFiles
-from tsc.sumo.simulation import Simulation
+from tsc.sumo.simulation import Simulation, libsumo
 
 
 def _phases_and_stages(files: SumoFiles, answer: Decision, seconds: int) -> list[tuple[int, bool, int, float]]:
@@ -132,3 +134,66 @@ def test_the_signals_of_a_railway_are_left_to_sumo(tmp_path: Path) -> None:
     files = SumoFiles(net_file=tmp_path / "x.net.xml", route_files=())
     for switched_by_sumo in (False, True):
         assert in_new_process(_controlled, files, switched_by_sumo) == ({"j", "c", "rs"}, ["j"])
+
+
+def _seen_greens(files: SumoFiles, seconds: int) -> tuple[int, list[str]]:
+    """Under max-pressure: how many seconds of green were seen, and what contradicts the definition of a stage."""
+    simulation = Simulation(files)
+    control = SignalControl(simulation, Timing())
+    control.start()
+    green_s, wrong = 0, []
+    unchanged: dict[str, tuple[frozenset[int], int]] = {}
+    for second in range(seconds):
+        control.advance(MaxPressure().decide(control, control.due_junctions()))
+        for name, clock in control.clocks.items():
+            plan = simulation.signal_plan(name)
+            state = libsumo.trafficlight.getRedYellowGreenState(name)
+            green = frozenset(n for n, letter in enumerate(state) if letter in "Gg" and plan.is_for_vehicles[n])
+            held = plan.held_phases[clock.stage][0]
+            if clock.green:
+                green_s += 1
+                if state != plan.phases[held].state:
+                    wrong.append(f"{name} at {second} s: {state} is not stage {clock.stage}")
+            before, since = unchanged.get(name, (frozenset(), second))
+            if green != before:
+                unchanged[name] = (green, second)
+            # the maximum green, and a pedestrian clearance of some seconds
+            elif green and second - since > Timing().max_green_s + 10:
+                wrong.append(f"{name} at {second} s: the same movements have been green for {second - since} s")
+    return green_s, wrong
+
+
+@pytest.mark.parametrize("options", [[], ["--crossings.guess", "--sidewalks.guess"], ["--tls.layout", "incoming"]])
+def test_stages_are_what_the_signals_of_an_episode_show(tmp_path: Path, options: list[str]) -> None:
+    path = tmp_path / "x.net.xml"
+    shape = ["--grid", "--grid.x-number", "2", "--grid.y-number", "1", "--grid.attach-length", "150", "-L", "2"]
+    signals = ["--default.junctions.type", "traffic_light", "--no-turnarounds", "--turn-lanes", "1"]
+    command = [str(sumo_binary("netgenerate")), *shape, *signals, "-o", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    command = [str(sumo_binary("netconvert")), "-s", str(path), "-o", str(path), "--tls.rebuild", *options]
+    subprocess.run(command, check=True, capture_output=True)
+    routes = tmp_path / "x.rou.xml"
+    routes.write_text(
+        '<routes><flow id="a" begin="0" end="600" period="6" from="left0A0" to="B0right0"/>'
+        '<flow id="b" begin="0" end="600" period="9" from="bottom0A0" to="A0top0"/></routes>'
+    )
+    green_s, wrong = in_new_process(_seen_greens, SumoFiles(net_file=path, route_files=(routes,)), 400)
+    assert wrong == [] and green_s > 400
+
+
+def _greens_in_half_steps(files: SumoFiles, seconds: int) -> tuple[list[float], float]:
+    control = SignalControl(Simulation(replace(files, step_length_s=0.5)), Timing())
+    control.start()
+    ended = []
+    for _ in range(seconds):
+        clock = control.clocks["A0"]
+        green, elapsed_s = clock.green, clock.elapsed_green_s
+        control.advance(dict.fromkeys(control.due_junctions(), Decision.NO))
+        if green and not control.clocks["A0"].green:
+            ended.append(elapsed_s)
+    return ended, control.simulation.time_s
+
+
+def test_decisions_fall_on_whole_seconds_where_steps_are_shorter(files: SumoFiles) -> None:
+    ended, time_s = in_new_process(_greens_in_half_steps, files, 60)
+    assert time_s == 60.0 and len(ended) >= 4 and set(ended) == {10.0}

@@ -177,12 +177,12 @@ def test_a_sumocfg_without_an_end_runs_an_hour_and_says_so(tmp_path: Path) -> No
 def test_the_options_of_a_sumocfg_that_shape_traffic_hold_in_the_simulation(tmp_path: Path) -> None:
     routes = '<routes><flow id="f" begin="0" end="60" period="2" from="1si" to="2o"/></routes>'
     body = '<processing><scale value="0"/><step-length value="0.5"/></processing>'
-    scenario = scenario_of(write_sumocfg(tmp_path, routes=routes, body=body), tmp_path)
+    scenario = scenario_of(write_sumocfg(tmp_path, routes=routes, body=body), tmp_path, demand=AS_FILED)
     assert "steps of 0.5 s" in scenario.note
     with_scale = in_new_process(_run, episode_files(scenario), 20)
-    without_demand = scenario_of(write_sumocfg(tmp_path, body=body), tmp_path)
+    without_demand = scenario_of(write_sumocfg(tmp_path, body=body), tmp_path, demand=AS_FILED)
     assert with_scale == in_new_process(_run, episode_files(without_demand), 20)
-    everyone = scenario_of(write_sumocfg(tmp_path, routes=routes), tmp_path)
+    everyone = scenario_of(write_sumocfg(tmp_path, routes=routes), tmp_path, demand=AS_FILED)
     assert with_scale != in_new_process(_run, episode_files(everyone), 20)
     assert scenario.fingerprint() != everyone.fingerprint()
 
