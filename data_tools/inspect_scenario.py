@@ -30,6 +30,7 @@ from tsc.controllers.opening import opened
 from tsc.controllers.signal_plans import PlannedSignals
 from tsc.errors import run_main
 from tsc.files import folder_lock, write_atomically
+from tsc.junction.timing import Timing
 from tsc.scenarios.by_word import WORDS_HELP, is_scenario_file, traffic_scenarios
 from tsc.scenarios.command_line import add_scenario_options, at_least, settings_of
 from tsc.scenarios.network_file import is_network_file, load_network_file
@@ -60,15 +61,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_scenario_options(parser, source="the scenario's own")
     arguments = parser.parse_args(argv)
-    with (
-        tempfile.TemporaryDirectory(prefix="tsc-inspect-") as scratch,
-        folder_lock(arguments.out, "the inspection"),
-    ):
+    with tempfile.TemporaryDirectory(prefix="tsc-inspect-") as scratch:
         scenarios = traffic_scenarios(arguments.scenarios, Path(scratch), settings_of(arguments))
         sources = _sources(arguments.scenarios, scenarios)
-        for scenario in scenarios:
-            source = sources.get(scenario.name)
-            _inspect(scenario, source, arguments.out / scenario.name, Path(scratch), arguments)
+        with folder_lock(arguments.out, "the inspection"):
+            for scenario in scenarios:
+                _inspect(scenario, sources.get(scenario.name), arguments.out / scenario.name, Path(scratch), arguments)
 
 
 def _inspect(
@@ -96,7 +94,7 @@ def _inspect(
     if network_file:
         write_atomically(out / f"{scenario.name}.yaml", network_file.encode())
     write_atomically(out / "inspect.json", (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
-    page = _page(facts, pictures, runs, network_file, out / f"{scenario.name}.yaml")
+    page = _page(facts, scenario.timing, pictures, runs, network_file, out / f"{scenario.name}.yaml")
     write_atomically(out / "inspect.html", page.encode())
     print(text_of(facts))
     if network_file:
@@ -189,7 +187,7 @@ def _file_names(junction_ids: Sequence[str]) -> list[str]:
 
 def text_of(facts: Facts) -> str:
     lines = [
-        f"{facts['name']}: {len(facts['junctions'])} controlled junctions, {facts['begin_s']} to {facts['end_s']} s, "
+        f"{facts['name']}: controlled junctions: {len(facts['junctions'])}, {facts['begin_s']} to {facts['end_s']} s, "
         f"steps of {facts['step_length_s']:g} s, teleport {_teleport(facts)}",
         *([f"note: {facts['note']}"] if facts["note"] else []),
         *facts["skipped_lines"],
@@ -240,7 +238,12 @@ def _teleport(facts: Facts) -> str:
 
 
 def _page(
-    facts: Facts, pictures: Mapping[str, bytes], runs: Mapping[str, Run], network_file: str, network_path: Path
+    facts: Facts,
+    timing: Timing,
+    pictures: Mapping[str, bytes],
+    runs: Mapping[str, Run],
+    network_file: str,
+    network_path: Path,
 ) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -253,6 +256,7 @@ def _page(
     queues = {RUNS[kind]: run.trace.queue_veh for kind, run in runs.items()}
     return environment.get_template("inspect_scenario.html.jinja").render(
         facts=facts,
+        timing=timing,
         pictures=pictures,
         queue_png=queue_picture(queues),
         run_names=RUNS,

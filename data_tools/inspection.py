@@ -7,7 +7,7 @@ import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -37,6 +37,8 @@ from tsc.sumo.signal_program import MIN_STAGE_DURATION_S, SignalPlan
 RUNS = {"static": "the net's own program", "max_pressure": "max_pressure"}
 STANDING_S = 300
 SHORT_APPROACH_M = 30.0
+# shorter than about a cycle, a quarter of a run does not show whether the queue grows
+_SHORTEST_QUARTER_S = 90
 
 _TURNS: Mapping[str, Turn] = {"r": "right", "R": "right", "l": "left", "L": "left", "t": "left", "T": "left"}
 _COMPASS = ("north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west")
@@ -188,7 +190,7 @@ def _without_yellow(plan: SignalPlan, phases: Sequence[int]) -> list[int]:
     return sorted(
         {
             link
-            for one, other in zip(states, states[1:], strict=False)
+            for one, other in pairwise(states)
             for link, vehicles in enumerate(plan.is_for_vehicles)
             if vehicles and one[link] in "Gg" and other[link] in "rs"
         }
@@ -314,7 +316,8 @@ def flows_veh_per_h(links: Sequence[Link], runs: Mapping[str, Run], seconds: int
     vehicles = [link for link in links if not link.crossing]
     for edge in dict.fromkeys(link.from_edge for link in vehicles):
         counts = max(
-            (run.counts for run in runs.values()), key=lambda each: each.onto_edge.get(edge, 0) - each.arrived.get(edge, 0)
+            (run.counts for run in runs.values()),
+            key=lambda each: each.onto_edge.get(edge, 0) - each.arrived.get(edge, 0),
         )
         total = counts.onto_edge.get(edge, 0) - counts.arrived.get(edge, 0)
         crossed = {link.movement: 0 for link in vehicles if link.from_edge == edge}
@@ -352,9 +355,7 @@ def saturation_facts(
         lanes_together = {link.from_lane.getID() for link in vehicles if link.movement in together}
         weighted = {each: flows[each] * _equivalent(each, vehicles, states) for each in together}
         per_lane = max(weighted[movement] / len(lanes), sum(weighted.values()) / len(lanes_together))
-        green_s = sum(
-            phase.duration_s for phase in plan.phases if any(phase.state[link.index] in "Gg" for link in own)
-        )
+        green_s = sum(phase.duration_s for phase in plan.phases if any(phase.state[link.index] in "Gg" for link in own))
         in_stage = [any(state[link.index] in "Gg" for link in own) for state in states]
         groups.append((in_stage, per_lane / SATURATION_FLOW_VEH_PER_H, green_s / cycle_s))
     stages = []
@@ -636,6 +637,8 @@ def _standing(run: Run) -> dict[str, int]:
 def _growth(run: Run) -> tuple[float, float] | None:
     """The mean queues of the third and of the last quarter, if the queue grows by more than noise."""
     quarter = len(run.trace.queue_veh) // 4
+    if quarter < _SHORTEST_QUARTER_S:
+        return None
     third, last = run.trace.queue_veh[2 * quarter : 3 * quarter].mean(), run.trace.queue_veh[3 * quarter :].mean()
     return (float(third), float(last)) if last > 1.25 * third + 5 else None
 

@@ -48,7 +48,10 @@ class Ground:
         areas = [band(lane.getShape(), 0.93 * lane.getWidth()) for lane in lanes]
         colours = [_ROAD if lane.allows("passenger") or lane.allows("bus") else _FOOTPATH for lane in lanes]
         walks = [
-            lane.getShape() for edge in net.getEdges() if edge.getFunction() == "walkingarea" for lane in edge.getLanes()
+            lane.getShape()
+            for edge in net.getEdges()
+            if edge.getFunction() == "walkingarea"
+            for lane in edge.getLanes()
         ]
         nodes = [node.getShape() for node in net.getNodes() if len(node.getShape()) > 2]
         outlines = [np.array([point[:2] for point in shape]) for shape in (*nodes, *walks) if len(shape) > 2]
@@ -127,7 +130,7 @@ def stages_picture(ground: Ground, facts: Facts, plan: SignalPlan, links: Sequen
     stages = facts["stages"]
     columns = max(1, min(_COLUMNS, len(stages), int(_WIDEST_INCH / panel_inch[0])))
     rows = -(-len(stages) // columns)
-    legend_inch = 0.32 if columns * panel_inch[0] > 6.2 else 0.62
+    legend_inch = 0.32 if columns * panel_inch[0] > 6.2 else 0.5
     size = np.array([columns * (panel_inch[0] + 0.1), rows * (panel_inch[1] + _TITLE_INCH + 0.06) + legend_inch])
     with style.context(["default", _STYLE]):
         figure = Figure(figsize=tuple(size))
@@ -140,7 +143,7 @@ def stages_picture(ground: Ground, facts: Facts, plan: SignalPlan, links: Sequen
             if number == 0:
                 _draw_scale(axes, box)
         figure.legend(
-            handles=_legend(),
+            handles=_legend(stages, links),
             loc="lower center",
             ncols=5 if legend_inch < 0.5 else 3,
             frameon=False,
@@ -160,11 +163,15 @@ def _box(ground: Ground, links: Sequence[Link]) -> tuple[float, float, float, fl
         if link.crossing:
             points.append(ground.crossing(link.crossing)[0])
         else:
-            points += [line(link.from_lane.getShape())[-1:], line(link.to_lane.getShape())[:1], *ground.way_inside(link)]
+            points += [
+                line(link.from_lane.getShape())[-1:],
+                line(link.to_lane.getShape())[:1],
+                *ground.way_inside(link),
+            ]
     every = np.vstack(points)
     low, high = every.min(axis=0) - _MARGIN_M, every.max(axis=0) + _MARGIN_M
     middle, half = (low + high) / 2, np.maximum((high - low) / 2, _SMALLEST_M / 2)
-    return (*(middle - half), *(middle + half))  # type: ignore[return-value]
+    return (*(middle - half), *(middle + half))
 
 
 def _draw_stage(
@@ -186,7 +193,7 @@ def _draw_stage(
     for spine in axes.spines.values():
         spine.set_color("#b6bac0")
     ground.draw(axes, box)
-    letters = {link: letter for link, letter in enumerate(stage["state"])}
+    letters = dict(enumerate(stage["state"]))
     _draw_crossings(axes, ground, links, letters)
     _draw_stop_lines(axes, links, letters)
     # those that yield lie above: they are narrower
@@ -240,7 +247,8 @@ def _draw_letters(axes: Axes, box: Sequence[float], links: Sequence[Link], appro
         middle = np.mean([last_metres(line(lane.getShape()), 15.0)[0] for lane in lanes.values()], axis=0)
         middle = np.clip(middle, np.array(box[:2]) + 3, np.array(box[2:]) - 3)
         axes.text(
-            *middle,
+            float(middle[0]),
+            float(middle[1]),
             approach["letter"],
             fontsize=7.5,
             fontweight="bold",
@@ -257,13 +265,19 @@ def _draw_scale(axes: Axes, box: Sequence[float]) -> None:
     axes.text(x + 10, y + 1, "20 m", fontsize=7, horizontalalignment="center", verticalalignment="bottom", zorder=9)
 
 
-def _legend() -> list[Any]:
+def _legend(stages: Sequence[Facts], links: Sequence[Link]) -> list[Any]:
+    """What occurs in the pictures."""
+    shown = {stage["state"][link.index] for stage in stages for link in links if not link.crossing}
+    handles = [
+        ("G", Line2D([], [], color=_PRIORITY, linewidth=1.9, label="green (G)")),
+        ("g", Line2D([], [], color=_YIELDS, linewidth=1.3, linestyle=(0, (3.2, 1.4)), label="green, yields (g)")),
+        ("s", Line2D([], [], color=_STOPS, linewidth=1.1, linestyle=(0, (1, 1.2)), label="may go after a stop (s)")),
+        ("r", Line2D([], [], color=_RED, linewidth=2.2, label="lane red")),
+    ]
+    crossing = Patch(facecolor="white", edgecolor=_BLUE, hatch="/////", label="crossing green")
     return [
-        Line2D([], [], color=_PRIORITY, linewidth=1.9, label="green (G)"),
-        Line2D([], [], color=_YIELDS, linewidth=1.3, linestyle=(0, (3.2, 1.4)), label="green, yields (g)"),
-        Line2D([], [], color=_STOPS, linewidth=1.1, linestyle=(0, (1, 1.2)), label="may go after a stop (s)"),
-        Patch(facecolor="white", edgecolor=_BLUE, hatch="/////", label="crossing green"),
-        Line2D([], [], color=_RED, linewidth=2.2, label="lane red"),
+        *(handle for letter, handle in handles if letter in shown),
+        *([crossing] if any(link.crossing for link in links) else []),
     ]
 
 

@@ -21,6 +21,7 @@ FROM_GREENS = "greens of the scenario file"
 FROM_SAME = "the same for all"
 FROM_PROGRAM = "minDur/maxDur of the program"
 FROM_PLANNED = "planned green"
+FROM_TIMING = "the timing, as no green is planned"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class SignalSettings:
         return tuple(bounds for bounds, _ in self._bounds_and_sources(plan))
 
     def source_of(self, plan: SignalPlan) -> tuple[str, ...]:
-        """Where the bounds of each stage of a plan come from, in words: one of the FROM_… texts. Raises as bounds_of."""
+        """Where the bounds of each stage of a plan come from: one of the FROM_… texts. Raises as bounds_of."""
         return tuple(source for _, source in self._bounds_and_sources(plan))
 
     def _bounds_and_sources(self, plan: SignalPlan) -> list[tuple[GreenBounds, str]]:
@@ -82,9 +83,10 @@ class SignalSettings:
         planned_s = sum(phase.duration_s for phase in phases)
         shortest_s: float = min(timing.min_green_s, planned_s)
         longest_s: float = timing.max_green_s
-        source = FROM_PLANNED
+        source = FROM_TIMING
         if planned_s <= MAX_PLANNED_GREEN_S:
             longest_s = max(longest_s, planned_s)
+            source = FROM_PLANNED
         if plan.type != "static" or any(phase.has_bounds for phase in phases):
             source = FROM_PROGRAM
             shortest_s = sum(phase.duration_s if (s := phase.min_duration_s) is None else s for phase in phases)
