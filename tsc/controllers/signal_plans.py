@@ -29,12 +29,15 @@ class PlannedSignals:
     """What SUMO is started from under a controller.
 
     plans: of the controlled junctions, in the net's order, static with bounds. They are the same under every
-    controller, so that all are measured on the same junctions. skipped: why not, of each other junction that was asked
-    for.
+    controller, so that all are measured on the same junctions. bounds_from: where the bounds of each of their stages
+    come from, in words. types: of the programs that they replace (static, actuated, …). skipped: why not, of each other
+    junction that was asked for.
     """
 
     files: SumoFiles
     plans: Mapping[str, SignalPlan]
+    bounds_from: Mapping[str, tuple[str, ...]]
+    types: Mapping[str, str]
     skipped: Mapping[str, str]
 
 
@@ -53,17 +56,27 @@ def plan_signals(
     signals = read_signals(simulation, switched_by_sumo=True, junction_ids=settings.junction_ids)
     running = {name: simulation.signal_plan(name) for name in signals.programs}
     plans: dict[str, SignalPlan] = {}
+    bounds_from: dict[str, tuple[str, ...]] = {}
     skipped = dict(signals.skipped)
     for name, plan in running.items():
         try:
-            bounded = static_copy(plan)
-            plans[name] = replace(bounded, green_bounds=settings.bounds_of(_with_type_of(plan, bounded)))
+            copy = static_copy(plan)
+            # the type says what minDur and maxDur of the program mean
+            typed = replace(copy, type=plan.type)
+            plans[name] = replace(copy, green_bounds=settings.bounds_of(typed))
+            bounds_from[name] = settings.source_of(typed)
         except NotApplicable as error:
             skipped[name] = str(error)
     if not plans:
         reasons = "; ".join(f"{name} {reason}" for name, reason in list(skipped.items())[:5])
         raise ScenarioError(f"none of the {len(skipped)} signals of {files.net_file} can be controlled: {reasons}")
-    planned = PlannedSignals(files=files, plans=plans, skipped=skipped)
+    planned = PlannedSignals(
+        files=files,
+        plans=plans,
+        bounds_from=bounds_from,
+        types={name: running[name].type for name in plans},
+        skipped=skipped,
+    )
     if kind_name == "static":
         return planned
     files_without = _without_timetables(files, folder)
@@ -87,11 +100,6 @@ def plan_signals(
     path = folder / f"{kind_name}.add.xml"
     write_atomically(path, ElementTree.tostring(additional))
     return replace(planned, files=replace(files_without, additional_files=(*files_without.additional_files, path)))
-
-
-def _with_type_of(plan: SignalPlan, copy: SignalPlan) -> SignalPlan:
-    """The copy as if it had the type of the plan, which says what its minDur and maxDur mean."""
-    return replace(copy, type=plan.type)
 
 
 def _without_timetables(files: SumoFiles, folder: Path) -> SumoFiles:

@@ -16,6 +16,13 @@ MAX_PLANNED_GREEN_S = 300.0
 
 BoundsFrom = Literal["same", "net"]
 
+# Where the bounds of a stage come from, in words for a reader.
+FROM_GREENS = "greens of the scenario file"
+FROM_SAME = "the same for all"
+FROM_PROGRAM = "minDur/maxDur of the program"
+FROM_PLANNED = "planned green"
+FROM_TIMING = "the timing, as no green is planned"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SignalSettings:
@@ -50,6 +57,13 @@ class SignalSettings:
 
         Raises ConfigError if `greens` does not fit it, NotApplicable if the program contradicts itself.
         """
+        return tuple(bounds for bounds, _ in self._bounds_and_sources(plan))
+
+    def source_of(self, plan: SignalPlan) -> tuple[str, ...]:
+        """Where the bounds of each stage of a plan come from: one of the FROM_… texts. Raises as bounds_of."""
+        return tuple(source for _, source in self._bounds_and_sources(plan))
+
+    def _bounds_and_sources(self, plan: SignalPlan) -> list[tuple[GreenBounds, str]]:
         stages = plan.held_phases
         if plan.junction_id in self.greens:
             given = self.greens[plan.junction_id]
@@ -58,20 +72,23 @@ class SignalSettings:
                     f"greens of junction {plan.junction_id!r} has bounds for {len(given)} stages, but its program has "
                     f"{len(stages)}: look at them with data_tools/inspect_scenario.py"
                 )
-            return given
-        return tuple(self._bounds_of_stage(plan, held) for held in stages)
+            return [(bounds, FROM_GREENS) for bounds in given]
+        return [self._of_stage(plan, held) for held in stages]
 
-    def _bounds_of_stage(self, plan: SignalPlan, held: tuple[int, ...]) -> GreenBounds:
+    def _of_stage(self, plan: SignalPlan, held: tuple[int, ...]) -> tuple[GreenBounds, str]:
         timing = self.timing
         if self.bounds_from == "same":
-            return timing.min_green_s, timing.max_green_s
+            return (timing.min_green_s, timing.max_green_s), FROM_SAME
         phases = [plan.phases[index] for index in held]
         planned_s = sum(phase.duration_s for phase in phases)
         shortest_s: float = min(timing.min_green_s, planned_s)
         longest_s: float = timing.max_green_s
+        source = FROM_TIMING
         if planned_s <= MAX_PLANNED_GREEN_S:
             longest_s = max(longest_s, planned_s)
+            source = FROM_PLANNED
         if plan.type != "static" or any(phase.has_bounds for phase in phases):
+            source = FROM_PROGRAM
             shortest_s = sum(phase.duration_s if (s := phase.min_duration_s) is None else s for phase in phases)
             longest_s = sum(phase.duration_s if (s := phase.max_duration_s) is None else s for phase in phases)
         # greens end at whole seconds
@@ -81,4 +98,4 @@ class SignalSettings:
                 f"has a stage with minDur {shortest_s:g} s and maxDur {longest_s:g} s, which leave no green of whole "
                 "seconds"
             )
-        return shortest, longest
+        return (shortest, longest), source

@@ -281,14 +281,25 @@ def critical_flow_ratio(approaches: Sequence[Approach], stages: Sequence[Planned
     A lane group that is served in several stages in a row may use all of them. So Y is the sum of the heaviest chain of
     groups of which no two share a stage.
     """
-    groups = list(_flow_ratios(approaches, stages, volumes))
-    heaviest = [0.0] * (len(stages) + 1)
-    for number, stage in enumerate(stages):
+    groups = [
+        ([movement in stage.green for stage in stages], ratio)
+        for movement, ratio in _flow_ratios(approaches, stages, volumes)
+    ]
+    return heaviest_chain(groups, len(stages))
+
+
+def heaviest_chain(groups: Sequence[tuple[Sequence[bool], float]], num_stages: int) -> float:
+    """The greatest sum of flow ratios of lane groups of which no two share a stage.
+
+    groups: of each lane group, whether it has green in each stage, and its flow ratio.
+    """
+    heaviest = [0.0] * (num_stages + 1)
+    for number in range(num_stages):
         heaviest[number + 1] = heaviest[number]
-        for movement, ratio in groups:
-            if movement in stage.green and (number + 1 == len(stages) or movement not in stages[number + 1].green):
+        for green, ratio in groups:
+            if green[number] and (number + 1 == num_stages or not green[number + 1]):
                 first = number
-                while first > 0 and movement in stages[first - 1].green:
+                while first > 0 and green[first - 1]:
                     first -= 1
                 heaviest[number + 1] = max(heaviest[number + 1], heaviest[first] + ratio)
     return heaviest[-1]
