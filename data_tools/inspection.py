@@ -543,18 +543,18 @@ def _trouble_of_runs(facts: Facts, runs: Mapping[str, Run], departures_s: Sequen
                 f"under {RUNS[kind]}, {not_inserted} of {due_veh} vehicles could not enter by {end_s} s: their first "
                 "edges are full or too short: look at the approaches, or lower the demand (demand: scale)"
             )
-        standing = _standing(run)
+        standing = standing_veh(run)
         if standing:
             yield (
                 f"under {RUNS[kind]}, {sum(standing.values())} vehicles stand on {_few(list(standing))}, which nobody "
                 f"left in the last {STANDING_S} s: grid-lock, or a movement without green: look at these lanes, lower "
                 "the demand, or set --teleport"
             )
-        if growth := _growth(run):
+        if growth := growing_queue_veh(run):
             yield (
                 f"under {RUNS[kind]}, the queue still grows at the end (from {growth[0]:.0f} to {growth[1]:.0f} veh "
-                "in the last quarter): the demand exceeds what the signals can serve: look at the saturation, or "
-                "lower the demand (demand: scale)"
+                "in the last quarter): the demand rises, or exceeds what the signals can serve: look at the "
+                "saturation, simulate longer (--simulate), or lower the demand (demand: scale)"
             )
         if run.record["teleports"]:
             yield (
@@ -622,7 +622,7 @@ def _trouble_of_signals(facts: Facts) -> Iterator[str]:
         )
 
 
-def _standing(run: Run) -> dict[str, int]:
+def standing_veh(run: Run) -> dict[str, int]:
     """Vehicles at the end on lanes where somebody stood, and that nobody left, in the last STANDING_S seconds."""
     if len(run.trace.halting_veh) < 2 * STANDING_S:
         return {}
@@ -634,7 +634,7 @@ def _standing(run: Run) -> dict[str, int]:
     }
 
 
-def _growth(run: Run) -> tuple[float, float] | None:
+def growing_queue_veh(run: Run) -> tuple[float, float] | None:
     """The mean queues of the third and of the last quarter, if the queue grows by more than noise."""
     quarter = len(run.trace.queue_veh) // 4
     if quarter < _SHORTEST_QUARTER_S:
