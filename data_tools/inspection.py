@@ -14,6 +14,7 @@ from xml.sax.saxutils import quoteattr
 
 import sumolib
 from sumolib.miscutils import openz
+from tqdm import tqdm
 
 from tsc.controllers.signal_plans import PlannedSignals
 from tsc.cost.outcome import OutcomeSettings
@@ -260,7 +261,9 @@ def quick_runs(scenario: TrafficScenario, seconds: int, folder: Path) -> dict[st
                 trace_file=outputs / "trace.npz",
             )
         )
-    records = {record["controller"]: record for record in run_jobs(jobs, min(len(jobs), os.cpu_count() or 1))}
+    done = run_jobs(jobs, min(len(jobs), os.cpu_count() or 1))
+    bar = tqdm(done, f"{scenario.name}: runs", len(jobs), unit=" runs", leave=False, disable=None)
+    records = {record["controller"]: record for record in bar}
     return {
         kind: Run(
             record={key: value for key, value in records[kind].items() if key not in ("fingerprint", "wall_s")},
@@ -275,7 +278,7 @@ def _counting(folder: Path, begin_s: int, end_s: int) -> Path:
     """An additional file with which SUMO counts vehicles on every lane."""
     outputs = {"whole": begin_s, "last": max(begin_s, end_s - STANDING_S)}
     lines = [
-        f'<laneData id="tsc.inspect.{name}" file={quoteattr(str(folder / f"{name}.xml"))} begin="{first_s}" '
+        f'<laneData id="tsc-inspect-{name}" file={quoteattr(str(folder / f"{name}.xml"))} begin="{first_s}" '
         'withInternal="true" excludeEmpty="true" writeAttributes="entered departed arrived left"/>'
         for name, first_s in outputs.items()
     ]
