@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from tqdm import tqdm
 
 from data_tools.inspection import RUNS, Facts, Run, inspect, quick_runs, read_net, signal_links
 from data_tools.junction_pictures import Ground, queue_picture, stages_picture
@@ -162,11 +163,11 @@ def _draw_junctions(net: object, planned: PlannedSignals, facts: Facts, most: in
     """The pictures of the junctions with the most traffic, by junction, in the order of the net."""
     busiest = sorted(facts["junctions"], key=lambda each: -each["demand_veh_per_h"])[:most]
     drawn = {each["id"] for each in busiest}
+    drawn_in_order = [each for each in facts["junctions"] if each["id"] in drawn]
     ground, links = Ground(net), signal_links(net)
     return {
         each["id"]: stages_picture(ground, each, planned.plans[each["id"]], links[each["id"]])
-        for each in facts["junctions"]
-        if each["id"] in drawn
+        for each in tqdm(drawn_in_order, f"{facts['name']}: pictures", unit=" junctions", leave=False, disable=None)
     }
 
 

@@ -14,6 +14,7 @@ from xml.sax.saxutils import quoteattr
 
 import sumolib
 from sumolib.miscutils import openz
+from tqdm import tqdm
 
 from tsc.controllers.signal_plans import PlannedSignals
 from tsc.cost.outcome import OutcomeSettings
@@ -260,7 +261,9 @@ def quick_runs(scenario: TrafficScenario, seconds: int, folder: Path) -> dict[st
                 trace_file=outputs / "trace.npz",
             )
         )
-    records = {record["controller"]: record for record in run_jobs(jobs, min(len(jobs), os.cpu_count() or 1))}
+    done = run_jobs(jobs, min(len(jobs), os.cpu_count() or 1))
+    bar = tqdm(done, f"{scenario.name}: runs", len(jobs), unit=" runs", leave=False, disable=None)
+    records = {record["controller"]: record for record in bar}
     return {
         kind: Run(
             record={key: value for key, value in records[kind].items() if key not in ("fingerprint", "wall_s")},
@@ -275,7 +278,7 @@ def _counting(folder: Path, begin_s: int, end_s: int) -> Path:
     """An additional file with which SUMO counts vehicles on every lane."""
     outputs = {"whole": begin_s, "last": max(begin_s, end_s - STANDING_S)}
     lines = [
-        f'<laneData id="tsc.inspect.{name}" file={quoteattr(str(folder / f"{name}.xml"))} begin="{first_s}" '
+        f'<laneData id="tsc-inspect-{name}" file={quoteattr(str(folder / f"{name}.xml"))} begin="{first_s}" '
         'withInternal="true" excludeEmpty="true" writeAttributes="entered departed arrived left"/>'
         for name, first_s in outputs.items()
     ]
@@ -543,18 +546,18 @@ def _trouble_of_runs(facts: Facts, runs: Mapping[str, Run], departures_s: Sequen
                 f"under {RUNS[kind]}, {not_inserted} of {due_veh} vehicles could not enter by {end_s} s: their first "
                 "edges are full or too short: look at the approaches, or lower the demand (demand: scale)"
             )
-        standing = _standing(run)
+        standing = standing_veh(run)
         if standing:
             yield (
                 f"under {RUNS[kind]}, {sum(standing.values())} vehicles stand on {_few(list(standing))}, which nobody "
                 f"left in the last {STANDING_S} s: grid-lock, or a movement without green: look at these lanes, lower "
                 "the demand, or set --teleport"
             )
-        if growth := _growth(run):
+        if growth := growing_queue_veh(run):
             yield (
                 f"under {RUNS[kind]}, the queue still grows at the end (from {growth[0]:.0f} to {growth[1]:.0f} veh "
-                "in the last quarter): the demand exceeds what the signals can serve: look at the saturation, or "
-                "lower the demand (demand: scale)"
+                "in the last quarter): the demand rises, or exceeds what the signals can serve: look at the "
+                "saturation, simulate longer (--simulate), or lower the demand (demand: scale)"
             )
         if run.record["teleports"]:
             yield (
@@ -622,7 +625,7 @@ def _trouble_of_signals(facts: Facts) -> Iterator[str]:
         )
 
 
-def _standing(run: Run) -> dict[str, int]:
+def standing_veh(run: Run) -> dict[str, int]:
     """Vehicles at the end on lanes where somebody stood, and that nobody left, in the last STANDING_S seconds."""
     if len(run.trace.halting_veh) < 2 * STANDING_S:
         return {}
@@ -634,7 +637,7 @@ def _standing(run: Run) -> dict[str, int]:
     }
 
 
-def _growth(run: Run) -> tuple[float, float] | None:
+def growing_queue_veh(run: Run) -> tuple[float, float] | None:
     """The mean queues of the third and of the last quarter, if the queue grows by more than noise."""
     quarter = len(run.trace.queue_veh) // 4
     if quarter < _SHORTEST_QUARTER_S:

@@ -7,12 +7,14 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_tools import inspect_scenario
-from data_tools.inspection import phase_words, stage_facts
+from data_tools.inspection import Counts, Run, growing_queue_veh, phase_words, stage_facts, standing_veh
 from tsc.controllers.opening import opened
 from tsc.controllers.signal_plans import PlannedSignals
+from tsc.episodes.trace import Trace
 from tsc.errors import ConfigError, ScenarioError, UnknownJunction
 from tsc.scenarios.by_word import traffic_scenarios
 from tsc.scenarios.network_file import load_network_file
@@ -219,6 +221,28 @@ def test_a_green_that_ends_without_yellow_is_found() -> None:
     first, second = stage_facts(planned, "A0", [])
     assert (first["without_yellow"], first["transition"]) == ([0], "all red 2 s")
     assert (second["without_yellow"], second["transition"]) == ([], "yellow 3 s")
+
+
+def run(halting_veh: list[list[int]], *, not_left: set[str]) -> Run:
+    """halting_veh: of each lane, one number for each quarter of 1200 s."""
+    trace = Trace(
+        begin_s=0,
+        lanes=tuple(f"lane_{number}" for number in range(len(halting_veh))),
+        programs={},
+        halting_veh=np.repeat(np.array(halting_veh, dtype=np.uint16).T, 300, axis=0),
+        stage=np.zeros((1200, 1), dtype=np.int8),
+        arrived_veh=np.zeros(1200, dtype=np.uint32),
+    )
+    return Run(
+        record={}, trace=trace, counts=Counts(onto_edge={}, arrived={}, inner_lane={}, not_left=frozenset(not_left))
+    )
+
+
+def test_lanes_that_nobody_leaves_and_growing_queues_are_found() -> None:
+    # somebody left the second lane, and nobody stands on the third
+    assert standing_veh(run([[0, 1, 5, 7], [9, 9, 9, 9], [9, 9, 9, 0]], not_left={"lane_0", "lane_2"})) == {"lane_0": 7}
+    assert growing_queue_veh(run([[0, 10, 20, 31]], not_left=set())) == (20, 31)
+    assert growing_queue_veh(run([[0, 10, 20, 24]], not_left=set())) is None
 
 
 def test_file_names_of_pictures_are_safe_and_differ() -> None:
