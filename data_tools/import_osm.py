@@ -39,8 +39,7 @@ _NET_OPTIONS = (
     *("--type-files", str(Path(sumo.SUMO_HOME, "data", "typemap", "osmNetconvert.typ.xml"))),
     *("--geometry.remove", "--ramps.guess", "--junctions.join"),
     *("--tls.guess-signals", "--tls.discard-simple", "--tls.join"),
-    # The wizard makes actuated programs. Training needs static ones, and an evaluation brings actuated control itself.
-    *("--tls.default-type", "static"),
+    *("--tls.default-type", "actuated"),
     *("--output.original-names", "--output.street-names"),
     *("--keep-edges.by-vclass", "passenger"),
     # Not the wizard's: its log repeats a message for each of thousands of bus stops and turn restrictions.

@@ -278,7 +278,7 @@ def _counting(folder: Path, begin_s: int, end_s: int) -> Path:
     """An additional file with which SUMO counts vehicles on every lane."""
     outputs = {"whole": begin_s, "last": max(begin_s, end_s - STANDING_S)}
     lines = [
-        f'<laneData id="tsc-inspect-{name}" file={quoteattr(str(folder / f"{name}.xml"))} begin="{first_s}" '
+        f'<laneData id="inspect-{name}" file={quoteattr(str(folder / f"{name}.xml"))} begin="{first_s}" '
         'withInternal="true" excludeEmpty="true" writeAttributes="entered departed arrived left"/>'
         for name, first_s in outputs.items()
     ]

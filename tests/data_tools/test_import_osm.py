@@ -69,7 +69,7 @@ def test_a_crossing_becomes_a_scenario_in_which_vehicles_arrive(osm: Path, tmp_p
     assert all(380 < float(trip.get("routeLength", 0)) < 420 for trip in arrived)
 
     signals = ElementTree.parse(config.net_file).getroot().findall("tlLogic")
-    assert [signal.get("type") for signal in signals] == ["static"]
+    assert [signal.get("type") for signal in signals] == ["actuated"]
     vehicles = files["two streets.rou.xml"].count(b"<vehicle ")
     printed = capsys.readouterr().out
     assert f"two streets: 8 edges (3.0 lane km), signals: 1, vehicles: {vehicles}" in printed
