@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_tools.net_signals import signals_of
-from data_tools.state_causes import lost_in
+from data_tools.state_causes import lanes_in, lanes_of, lost_in
 from tsc.errors import StateError
 from tsc.files import sha256_of
 from tsc.junction.signal_control import Signals
@@ -376,7 +376,15 @@ class DatasetChecker:
     def _faults_of_elapsed_green(self, sample: Sample, folder: Path) -> Iterator[str]:
         """What the state says of the green. It counts how long the present phase has lasted."""
         assert sample.sumo is not None
-        signals, clocks = self._signals_of(sample.sumo, folder), self._foreign_state(folder / sample.state_file)
+        signals = self._signals_of(sample.sumo, folder)
+        clocks, lanes = self._foreign_state(folder / sample.state_file)
+        unknown = sorted(lanes - lanes_of(folder / sample.sumo.net_file))
+        if unknown:
+            yield (
+                f"state_file is {sample.state_file!r}, which has the lane {unknown[0]!r}, but {sample.sumo.net_file} "
+                "does not: the state was saved with another net"
+            )
+            return
         if isinstance(signals, str) or sample.junction_id not in clocks:
             return
         phase_index, lasted_s = clocks[sample.junction_id]
@@ -391,14 +399,17 @@ class DatasetChecker:
                 f"junction {sample.junction_id!r} has lasted {lasted_s:g} s already"
             )
 
-    def _read_foreign_state(self, path: Path) -> dict[str, tuple[int, float]]:
-        """The present phase of each junction and for how long (s) it has lasted. Counts what the state lacks."""
+    def _read_foreign_state(self, path: Path) -> tuple[dict[str, tuple[int, float]], frozenset[str]]:
+        """The present phase of each junction and for how long (s) it has lasted; the lanes that are occupied.
+
+        Counts what the state lacks.
+        """
         try:
             text = state_text(path.read_bytes(), path)
         except (OSError, StateError):
-            return {}
+            return {}, frozenset()
         self.num_lost.update(lost_in(text))
-        return running_phases(text)
+        return running_phases(text), frozenset(lanes_in(text))
 
     def _with_digests(self, sample: Sample, folder: Path, state: str) -> Sample:
         """Outcomes are cached by content, so that two files of the same name are not mistaken for each other.

@@ -50,7 +50,7 @@ from tsc.junction.decision import Decision
 from tsc.replays.embedded_files import MAX_SCENARIO_BYTES, FileEmbedder
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import find_dataset_files
-from tsc.scenarios.sumocfg import read_sumocfg
+from tsc.scenarios.by_word import sumo_config_of
 from tsc.sumo.version import installed_sumo_version
 
 ABILITY = "traffic_signal_control"
@@ -363,7 +363,7 @@ def convert(files: Sequence[Path], options: argparse.Namespace) -> None:
     """Convert the dataset files to the folder `options.output`, whose lock the caller holds."""
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     started = time.monotonic()
-    sumocfg = read_sumocfg(options.sumocfg) if options.sumocfg else None
+    sumocfg = sumo_config_of(options.sumocfg) if options.sumocfg else None
     checker = DatasetChecker(
         installed_sumo=installed_sumo_version(), check_states=options.check_states, sumocfg=sumocfg
     )
@@ -497,8 +497,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--sumocfg",
-        type=Path,
-        metavar="FILE",
+        metavar="WORD",
         help="the scenario for samples that do not name SUMO files (datasets of other generators)",
     )
     parser.add_argument(

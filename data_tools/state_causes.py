@@ -160,7 +160,7 @@ def _obstacles(request: ReplayRequest) -> Iterator[str]:
     programs = [program for path in files for program in _programs(path)]
     if _runs_detector_program(request.junction_id, text, programs):
         yield "detector-driven program"
-    if not set(re.findall(r'<lane id="([^"]*)"', text)) <= _lanes(net):
+    if not lanes_in(text) <= lanes_of(net):
         yield "net changed"
     if _has_online_program(text):
         yield "program online"
@@ -189,7 +189,7 @@ def _differences(request: ReplayRequest, time_s: float | None) -> Iterator[str]:
         yield "walking persons"
     if "--lateral-resolution" in request.sumo.options:
         yield "sublane model"
-    if any({f"{lane.rpartition('_')[0]}_{number}" for number in (0, 1)} <= _lanes(net) for lane in inside):
+    if any({f"{lane.rpartition('_')[0]}_{number}" for number in (0, 1)} <= lanes_of(net) for lane in inside):
         yield "lane choice inside a junction"
 
 
@@ -238,6 +238,11 @@ def _runs_detector_program(junction_id: str, text: str, programs: Sequence[str])
     return bool(types - {"static", ""})
 
 
+def lanes_in(text: str) -> set[str]:
+    """The lanes in a net or a state. A state names those that are occupied."""
+    return set(re.findall(r'<lane id="([^"]*)"', text))
+
+
 def lost_in(text: str) -> list[str]:
     """The names of the causes that concern how a state was saved: a replay of it is repeatable, but does not continue
     as the simulation that was saved."""
@@ -259,8 +264,8 @@ def _text(path: Path) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _lanes(net: Path) -> frozenset[str]:
-    return frozenset(re.findall(r'<lane id="([^"]*)"', _text(net)))
+def lanes_of(net: Path) -> frozenset[str]:
+    return frozenset(lanes_in(_text(net)))
 
 
 @functools.lru_cache(maxsize=16)

@@ -57,7 +57,8 @@ from tsc.replays.replay import completed, replay_continuations
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample, find_dataset_files
 from tsc.replays.saved_state import state_text, with_decimal_places
-from tsc.scenarios.sumocfg import SumoConfig, read_sumocfg, sumo_input
+from tsc.scenarios.by_word import sumo_config_of
+from tsc.scenarios.sumocfg import SumoConfig, sumo_input
 from tsc.sumo.simulation import Simulation
 
 SAME_ANSWER_MUST_REACH = 0.995
@@ -528,7 +529,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=_at_least_one, default=multiprocessing.cpu_count(), help="processes (default: all cores)"
     )
-    parser.add_argument("--sumocfg", type=Path, metavar="FILE", help="the scenario for samples without SUMO files")
+    parser.add_argument("--sumocfg", metavar="WORD", help="the scenario for samples without SUMO files")
     parser.add_argument("--reward", type=Path, metavar="FILE", help="whose measures of your own labels may be by")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument(
@@ -553,7 +554,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def verify_files(files: Sequence[Path], options: argparse.Namespace) -> int:
     """Verify, report and mark as the options say. Returns the exit status."""
     digests = {file: sha256_of(file) for file in files}
-    sumocfg = read_sumocfg(options.sumocfg) if options.sumocfg else None
+    sumocfg = sumo_config_of(options.sumocfg) if options.sumocfg else None
     own_measures = load_outcome_settings(options.reward).measures if options.reward else ()
     jobs = chosen(read_jobs(files, sumocfg, own_measures), options.sample, options.seed)
     jobs = [replace(job, as_saved=options.as_saved) for job in jobs]

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -26,10 +26,12 @@ from typing import TYPE_CHECKING
 
 from tsc.controllers.language_model import LanguageModelController
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, rule_controller
+from tsc.controllers.static_copy import is_plain_static, static_copy
 from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import (
     ConfigError,
     EndpointError,
+    NotApplicable,
     ScenarioError,
     SimulationClosed,
     did_you_mean,
@@ -39,9 +41,11 @@ from tsc.evaluation.settings import LanguageModelSettings, load_evaluation_setti
 from tsc.files import REPO_ROOT
 from tsc.junction.decision import Decision
 from tsc.junction.prompt import PROMPT_HELP
-from tsc.junction.signal_control import SignalControl, Signals, read_signals, skipped_lines
+from tsc.junction.signal_control import SignalControl, read_signals, skipped_lines
+from tsc.junction.signal_settings import SignalSettings
 from tsc.rules.controller import Controller
 from tsc.sumo.attached import AttachedSimulation
+from tsc.sumo.signal_program import SignalProgram
 
 if TYPE_CHECKING:
     from recipes.serving.model_choice import ModelChoice
@@ -122,14 +126,42 @@ def controller_for(word: str, model: ModelChoice | None, settings: LanguageModel
         yield LanguageModelController(endpoint.ask, settings.prompt)
 
 
-def signals_to_run(simulation: AttachedSimulation, names: Sequence[str]) -> Signals:
-    """The named signals, or all that can be controlled. Raises ScenarioError if one of the named cannot be controlled,
-    or none can, and UnknownJunction."""
-    signals = read_signals(simulation, junction_ids=names)
-    for name in names:
-        if name in signals.skipped:
-            raise ScenarioError(f"junction {name!r} {signals.skipped[name]}")
-    return signals
+@dataclass(frozen=True, kw_only=True)
+class SignalsToRun:
+    """programs: of the junctions that are run, in the net's order. skipped: why not, of the others that were asked for.
+    replaced: by junction, the program that SUMO itself switches, and that a static copy replaces during the run."""
+
+    programs: dict[str, SignalProgram]
+    skipped: dict[str, str]
+    replaced: dict[str, str]
+
+
+def signals_to_run(simulation: AttachedSimulation, settings: SignalSettings) -> SignalsToRun:
+    """Takes over the junctions of the settings, or all that can be controlled.
+
+    Raises ScenarioError if one of the named cannot be controlled, or none can, and UnknownJunction.
+    """
+    signals = read_signals(simulation, switched_by_sumo=True, junction_ids=settings.junction_ids)
+    programs, skipped, replaced = {}, dict(signals.skipped), {}
+    for name in signals.programs:
+        plan = simulation.signal_plan(name)
+        try:
+            bounds = settings.bounds_of(plan) if is_plain_static(plan) else ()
+            if not bounds:
+                copy = static_copy(plan)
+                bounds = settings.bounds_of(replace(copy, type=plan.type))
+                simulation.run_program(copy)
+                replaced[name] = plan.program_id
+        except NotApplicable as error:
+            skipped[name] = str(error)
+            continue
+        programs[name] = simulation.program(name).bounded(bounds)
+    for name in settings.junction_ids:
+        if name in skipped:
+            raise ScenarioError(f"junction {name!r} {skipped[name]}")
+    if not programs:
+        raise ScenarioError("\n  ".join(["no signal can be controlled:", *skipped_lines(skipped)]))
+    return SignalsToRun(programs=programs, skipped=skipped, replaced=replaced)
 
 
 def drive(
@@ -217,7 +249,10 @@ def main() -> None:
     model = model_named(arguments.controller, arguments.base_url)
     attached = AttachedSimulation(arguments.port, host=arguments.host, order=arguments.order, wait_s=WAIT_FOR_SUMO_S)
     with stop_request() as stop, closing(attached) as simulation:
-        signals = signals_to_run(simulation, arguments.junctions)
+        bounded = replace(settings.of_scenarios.signals, timing=timing, junction_ids=tuple(arguments.junctions))
+        if any(given[name] is not None for name in ("min_green_s", "max_green_s")):
+            bounded = replace(bounded, bounds_from="same")
+        signals = signals_to_run(simulation, bounded)
         programs = signals.programs
         where = f"{arguments.host}:{arguments.port}"
         print(
@@ -230,6 +265,9 @@ def main() -> None:
             for line in skipped_lines(signals.skipped):
                 print(line, flush=True)
             drive(SignalControl(simulation, timing, programs), simulation, controller, stop, verbose=arguments.verbose)
+            for junction_id, program_id in signals.replaced.items():
+                with suppress(SimulationClosed):
+                    simulation.return_to_program(junction_id, program_id)
     if stop.is_set():
         raise KeyboardInterrupt
 

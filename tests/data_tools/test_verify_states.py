@@ -21,6 +21,7 @@ import pytest
 
 from data_tools import json_to_parquet, verify_states
 from data_tools.state_causes import CAUSES, has_low_precision
+from tests.data_tools.nets import two_signals
 from tsc.errors import ConfigError, SampleError, StateError
 from tsc.files import folder_lock
 from tsc.processes import landlock_version
@@ -371,6 +372,18 @@ def test_states_of_other_generators_say_what_they_lack(copy: Path, capsys, tmp_p
     with pytest.raises(SampleError):
         json_to_parquet.main(convert)
     assert f"phase of junction 'A0' has lasted {lasted_s:g} s already" in capsys.readouterr().err
+
+
+def test_a_state_of_another_net_is_refused_at_the_conversion(copy: Path, capsys, tmp_path: Path) -> None:
+    (copy / "other.net.xml").write_text(two_signals())  # it has a signal A0, too
+    sample = samples_of(copy)[-1]
+    for name in ("outcomes", "expert_decision", "clocks"):
+        sample.pop(name, None)
+    sample["sumo"] |= {"net_file": "other.net.xml", "net_sha256": None}
+    write(copy, [sample])
+    with pytest.raises(SampleError):
+        json_to_parquet.main(["--input", str(copy), "--output", str(tmp_path / "parquet")])
+    assert "but other.net.xml does not: the state was saved with another net" in capsys.readouterr().err
 
 
 def test_a_junction_that_sumo_switches_itself_is_refused_at_the_conversion(copy: Path, capsys, tmp_path: Path) -> None:

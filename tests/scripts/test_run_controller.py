@@ -319,11 +319,6 @@ def test_clients_without_an_order_are_told_to_have_one(start_sumo: StartSumo, st
     ("rebuild", "options", "words"),
     [
         ([], ["--junctions", "A1"], "junction 'A1' has no signal in"),
-        (
-            ["--tls.rebuild", "--tls.default-type", "actuated"],
-            [],
-            "A0 runs a program of type actuated",
-        ),
         (["--tls.unset", JUNCTION], [], "changed.net.xml has no signal"),
     ],
 )
@@ -343,6 +338,40 @@ def test_a_net_without_controllable_signals_gives_an_error(
     result = done(start_controller(sumo.port, *options))
     assert result.returncode == 2 and words in result.stderr
     assert sumo.process.wait(timeout=20) == 0
+
+
+def test_an_actuated_signal_is_run_through_a_static_copy_and_handed_back(
+    files: SumoFiles, start_sumo: StartSumo, start_controller: Any, tmp_path: Path
+) -> None:
+    net_file = tmp_path / "actuated.net.xml"
+    command = [str(sumo_binary("netconvert")), "--sumo-net-file", str(files.net_file), "--output-file", str(net_file)]
+    rebuild = ["--tls.rebuild", "--tls.default-type", "actuated"]
+    subprocess.run([*command, "--no-warnings", *rebuild], check=True, stdout=subprocess.DEVNULL)
+    sumo = start_sumo("--num-clients", "2", net_file=net_file)
+    process = start_controller(sumo.port, "--order", "2")
+    other = connect(sumo.port, numRetries=50, waitBetweenRetries=0.1)
+    other.setOrder(1)
+    light = other.trafficlight
+    own = light.getProgram(JUNCTION)
+    other.simulationStep()
+    shown = []
+    for _ in range(100):
+        other.simulationStep()
+        assert light.getProgram(JUNCTION) == "tsc_static" != own
+        shown.append(light.getRedYellowGreenState(JUNCTION))
+    greens_s = [len(list(run)) for state, run in groupby(shown) if "G" in state and "y" not in state]
+    # minDur 5 s and maxDur 50 s, decisions every 5 s
+    assert greens_s[1:-1] and all(5 <= length_s <= 50 and length_s % 5 == 0 for length_s in greens_s[1:-1])
+    process.send_signal(signal.SIGINT)
+    while process.poll() is None:
+        before = light.getRedYellowGreenState(JUNCTION)
+        other.simulationStep()
+    assert done(process).returncode == 130
+    assert light.getProgram(JUNCTION) == own and light.getParameter(JUNCTION, "typeName") == "actuated"
+    after = light.getRedYellowGreenState(JUNCTION)
+    # no green turns red at once
+    assert not any(one in "Gg" and other in "rs" for one, other in zip(before, after, strict=True))
+    other.close()
 
 
 def test_steps_that_do_not_divide_a_second_give_an_error(start_sumo: StartSumo) -> None:

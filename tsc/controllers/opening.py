@@ -14,6 +14,7 @@ from tsc.errors import ScenarioError, TscError
 from tsc.junction.signal_settings import SignalSettings
 from tsc.processes import die_with_parent
 from tsc.scenarios.traffic_scenario import TrafficScenario
+from tsc.sumo.binaries import check_net_version
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
 
@@ -29,6 +30,7 @@ def opened(scenario: TrafficScenario, folder: Path) -> PlannedSignals:
     do not fit the net.
     """
     files = scenario.files(scenario.episode_seed("evaluation", 0))
+    check_net_version(files.net_file)
     folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.NamedTemporaryFile(prefix="tsc-check-", suffix=".txt") as said,

@@ -20,7 +20,7 @@ from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.sumo.version import installed_sumo_version
 
 # Part of every fingerprint. Raise it with any change of what an episode measures.
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from pathlib import Path
 from tsc.errors import ConfigError, did_you_mean
 from tsc.scenarios.drawn_scenario import scenarios_of_file
 from tsc.scenarios.network_file import is_network_file, load_network_file
-from tsc.scenarios.packaged import PACKAGED_WORDS, packaged_scenario
-from tsc.scenarios.sumocfg import read_sumocfg
+from tsc.scenarios.packaged import PACKAGED_WORDS, packaged_scenario, packaged_sumocfg
+from tsc.scenarios.sumocfg import SumoConfig, read_sumocfg
 from tsc.scenarios.sumocfg_scenario import sumocfg_scenario
 from tsc.scenarios.traffic_scenario import ScenarioSettings, TrafficScenario
 
@@ -57,6 +57,18 @@ def traffic_scenarios(
                 f"two scenarios are named {name!r} ({' '.join(words)}): leave one out, or rename its file"
             )
     return found
+
+
+def sumo_config_of(word: str) -> SumoConfig:
+    """What the sumocfg of a word says: of a sumocfg, a network file, or an installed package. Raises ConfigError and
+    ScenarioError."""
+    path = Path(word)
+    if is_scenario_file(word):
+        if not is_network_file(path):
+            raise ConfigError(f"{word} has no sumocfg: name the sumocfg that the states were saved with")
+        named = load_network_file(path).sumocfg
+        return sumo_config_of(named if named in PACKAGED_WORDS else str(path.parent / named))
+    return read_sumocfg(packaged_sumocfg(word) if word in PACKAGED_WORDS else path)
 
 
 def _of_network_file(path: Path, folder: Path, settings: ScenarioSettings) -> list[TrafficScenario]:

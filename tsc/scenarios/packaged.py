@@ -57,7 +57,21 @@ def packaged_scenario(word: str, folder: Path, settings: ScenarioSettings) -> Su
     return _rilsa(name, folder, settings) if name in _RILSA else _game(name, folder, settings)
 
 
-def _resco(name: str, folder: Path, settings: ScenarioSettings) -> SumocfgScenario:
+def packaged_sumocfg(word: str) -> Path:
+    """The sumocfg of one of PACKAGED_WORDS. Raises ConfigError if its package is not installed, or if it has none."""
+    prefix, _, name = word.partition(":")
+    if f"{prefix}:" == RESCO_PREFIX:
+        return _resco_sumocfg(name)
+    if name in _RILSA:
+        raise ConfigError(f"the demand of scenario {word} is generated, so it has no sumocfg: name one of your own")
+    return _game_sumocfg(name)
+
+
+def _game_sumocfg(name: str) -> Path:
+    return Path(sumo.SUMO_HOME, "tools", "game", f"{'A10KW' if name == 'a10kw' else name}.sumocfg")
+
+
+def _resco_sumocfg(name: str) -> Path:
     package = importlib.util.find_spec("sumo_rl")  # imports nothing
     if package is None or package.origin is None:
         raise ConfigError(
@@ -68,13 +82,17 @@ def _resco(name: str, folder: Path, settings: ScenarioSettings) -> SumocfgScenar
         raise ConfigError(
             f"the installed sumo-rl does not have {path}: install the version that has it: {_INSTALL_RESCO}"
         )
-    return sumocfg_scenario(name, read_sumocfg(path), folder, settings, f"RESCO, licence {RESCO_LICENCES[name]}")
+    return path
+
+
+def _resco(name: str, folder: Path, settings: ScenarioSettings) -> SumocfgScenario:
+    config = read_sumocfg(_resco_sumocfg(name))
+    return sumocfg_scenario(name, config, folder, settings, f"RESCO, licence {RESCO_LICENCES[name]}")
 
 
 def _game(name: str, folder: Path, settings: ScenarioSettings) -> SumocfgScenario:
-    path = Path(sumo.SUMO_HOME, "tools", "game", f"{'A10KW' if name == 'a10kw' else name}.sumocfg")
     notes = (f"a game of SUMO, {_SUMO_LICENCE}", "its plan waits for a player, so under static no green ends")
-    return sumocfg_scenario(name, read_sumocfg(path), folder, settings, *notes)
+    return sumocfg_scenario(name, read_sumocfg(_game_sumocfg(name)), folder, settings, *notes)
 
 
 def _rilsa(name: str, folder: Path, settings: ScenarioSettings) -> SumocfgScenario:

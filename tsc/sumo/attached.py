@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import traci.main  # noqa: F401  a connection only has the parts of TraCI that were imported before it was made
+from traci._trafficlight import Logic, Phase
 from traci.connection import Connection, FatalTraCIError, TraCIException
 
 from tsc.errors import ScenarioError, SimulationClosed
 from tsc.sumo.running import RunningSumo, SumoFiles
+from tsc.sumo.signal_program import SignalPlan
+
+# SUMO's type number
+_STATIC = 0
 
 
 class AttachedSimulation(RunningSumo):
@@ -63,6 +68,25 @@ class AttachedSimulation(RunningSumo):
             self._sumo.simulationStep(time_s + 1.0)
         except TraCIException as error:
             raise ScenarioError(f"SUMO stopped after {time_s:g} s in {self.files.net_file}: {error}") from error
+
+    def run_program(self, plan: SignalPlan) -> None:
+        """Let the junction run this program from now on. It begins with the signals that the junction shows."""
+        light = self._sumo.trafficlight
+        shown = light.getRedYellowGreenState(plan.junction_id)
+        states = [phase.state for phase in plan.phases]
+        phases = tuple(Phase(each.duration_s, each.state, each.duration_s, each.duration_s) for each in plan.phases)
+        begin = states.index(shown) if shown in states else 0
+        light.setProgramLogic(plan.junction_id, Logic(plan.program_id, _STATIC, begin, phases))
+
+    def return_to_program(self, junction_id: str, program_id: str) -> None:
+        """Let the junction run one of the programs again that it had before. It begins with the signals that the
+        junction shows."""
+        light = self._sumo.trafficlight
+        shown = light.getRedYellowGreenState(junction_id)
+        light.setProgram(junction_id, program_id)
+        states = [phase.state for phase in self.signal_plan(junction_id).phases]
+        if shown in states:
+            light.setPhase(junction_id, states.index(shown))
 
     def is_over(self) -> bool:
         """Whether SUMO's --end is reached, or, without --end, no vehicle is in the net or still to depart.

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import sumo
+from sumolib.miscutils import openz
 
 from tsc.errors import ScenarioError
 from tsc.files import strip_generated_comment, write_atomically
+
+# programs of SUMO write their configuration as a comment ahead of the net element
+_HEAD_BYTES = 1 << 18
 
 
 def sumo_binary(name: str) -> Path:
@@ -20,6 +26,31 @@ def sumo_binary(name: str) -> Path:
     if not path.exists():
         raise ScenarioError(f"{path} is missing: install eclipse-sumo (scripts/setup_env.sh)")
     return path
+
+
+@cache
+def newest_net_version() -> tuple[int, ...]:
+    """The version of the nets that the installed SUMO writes: it may not understand newer ones."""
+    command = [str(sumo_binary("netgenerate")), "--grid", "--grid.number", "1", "--grid.attach-length", "10"]
+    done = subprocess.run([*command, "--output-file", "stdout"], capture_output=True, text=True, check=False)
+    return _net_version(done.stdout) or (0,)
+
+
+def check_net_version(net_file: Path) -> None:
+    """Raises ScenarioError for a net of a newer SUMO, which the installed one may read wrongly without a word."""
+    with openz(str(net_file), "rb") as stream:
+        version = _net_version(stream.read(_HEAD_BYTES).decode(errors="replace"))
+    newest = newest_net_version()
+    if version and version > newest:
+        raise ScenarioError(
+            f"{net_file} is a net of version {'.'.join(map(str, version))}, but the installed SUMO writes "
+            f"{'.'.join(map(str, newest))}: make the net again with this SUMO's netconvert, or use a newer eclipse-sumo"
+        )
+
+
+def _net_version(text: str) -> tuple[int, ...] | None:
+    found = re.search(r'<net\s[^>]*?\bversion="(\d+)\.(\d+)"', text)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def write_net(program: str, options: Sequence[str], path: Path, *, what: str) -> None:

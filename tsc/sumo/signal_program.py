@@ -219,6 +219,11 @@ class SignalProgram:
     def _stage_of_phase(self) -> Mapping[int, int]:
         return {index: number for number, stage in enumerate(self.stages) for index in stage.phase_indices}
 
+    def bounded(self, green_bounds: Sequence[GreenBounds]) -> SignalProgram:
+        """The same program with bounds of its own for each stage."""
+        pairs = zip(self.stages, green_bounds, strict=True)
+        return replace(self, stages=tuple(replace(stage, green_bounds=bounds) for stage, bounds in pairs))
+
     def next_stage(self, stage: int) -> int:
         return (stage + 1) % len(self.stages)
 

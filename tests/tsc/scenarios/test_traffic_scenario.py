@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -313,6 +314,14 @@ def test_broken_demand_is_told_in_sumos_words_before_an_episode_runs(routes: str
 def test_a_net_without_signals_is_refused(tmp_path: Path) -> None:
     net = Path(sumo.SUMO_HOME, "tools", "game", "ramp", "ramp.net.xml")
     with pytest.raises(ScenarioError, match="scenario mine: none of the 1 signals of .*: gneJ16 has only one stage"):
+        controlled_junctions(scenario_of(write_sumocfg(tmp_path, net=net), tmp_path))
+
+
+def test_a_net_of_a_newer_sumo_is_refused(tmp_path: Path) -> None:
+    net = tmp_path / "newer.net.xml"
+    text = (GAME / "cross.net.xml").read_text()
+    net.write_text(re.sub(r'<net version="[^"]*"', '<net version="9.30"', text))
+    with pytest.raises(ScenarioError, match=r"newer.net.xml is a net of version 9.30, but the installed SUMO"):
         controlled_junctions(scenario_of(write_sumocfg(tmp_path, net=net), tmp_path))
 
 
