@@ -97,6 +97,12 @@ CAUSES = {
         "be registered at the link ahead",
         remedy="none known; leave these samples out (json_to_parquet --replays drop)",
     ),
+    "given departSpeed": Cause(
+        what="with vehicles still to depart at a speed that is given as a number: if it exceeds a vehicle's own limit, "
+        "SUMO draws the limit (speedFactor) again at the departure, but not after a load",
+        remedy='give departSpeed="max" or "desired" in the route files',
+        is_likely_only=True,
+    ),
     "sublane model": Cause(
         what="of a simulation with sublanes (lateral-resolution), whose lateral movements SUMO does not save in full",
         remedy="none known; leave lateral-resolution out where it does not matter",
@@ -187,6 +193,8 @@ def _differences(request: ReplayRequest, time_s: float | None) -> Iterator[str]:
         yield "unregistered vehicles"
     if "<transportables" in text and "<walk" in text:
         yield "walking persons"
+    if re.search(r'<vehicle (?=[^>]*\bdepartSpeed="[\d.]+")(?=[^>]*\bstate="\d+ 9223372036854774807 )', text):
+        yield "given departSpeed"
     if "--lateral-resolution" in request.sumo.options:
         yield "sublane model"
     if any({f"{lane.rpartition('_')[0]}_{number}" for number in (0, 1)} <= lanes_of(net) for lane in inside):
