@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -55,7 +55,8 @@ def unreadable(under: RewardSettings) -> float:
     return score_answer(INVALID_ANSWER, None, under).score
 
 
-many = hypothesis_settings(max_examples=300, deadline=None)
+# settings that a file may not have are drawn, too, and do not count
+many = hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 
 
 @many

@@ -26,8 +26,12 @@ _NO_TRAFFIC_SECTIONS = (
     "tripinfo_device",
     "vehroutes_device",
 )
-# options that are not traffic options either: the number of threads, and how far ahead route files are read
-_NO_TRAFFIC_OPTIONS = (*OWN_OPTIONS, "threads", "thread-rngs", "device.rerouting.threads", "route-steps")
+# options that are not traffic options either: the number of threads, how far ahead route files are read, and what SUMO
+# always does by now
+_NO_TRAFFIC_OPTIONS = (
+    *OWN_OPTIONS,
+    *("threads", "thread-rngs", "device.rerouting.threads", "route-steps", "sloppy-insert"),
+)
 
 
 @functools.cache
