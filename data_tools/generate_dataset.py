@@ -381,6 +381,14 @@ def main() -> None:
             "prompt_version": prompt_version(arguments.prompt),
             "sumo_version": installed_sumo_version(),
         }
+        # a scenario file itself says the timing of its greens
+        signals_asked = {
+            scenario.name: {**vars(scenario.timing), **scenario.signals.as_dict()}
+            for scenario in scenarios
+            if not isinstance(scenario, DrawnScenario) or scenario.signals.junction_ids
+        }
+        if signals_asked:
+            settings["signals"] = signals_asked
     with folder_lock(arguments.out, "the dataset"):
         prepare_folder(arguments.out, settings, arguments.resume)
         scenarios = traffic_scenarios(arguments.scenario, arguments.out / "scenario", asked)

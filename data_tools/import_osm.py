@@ -162,7 +162,7 @@ def count_attribute(counts: Path, end_s: int) -> tuple[str, float]:
     except OSError as error:
         raise ConfigError(f"cannot read the counts {counts}: {error.strerror}") from error
     except (ElementTree.ParseError, ValueError) as error:
-        raise ConfigError(f"{counts} is no edgedata file of SUMO: {error}") from error
+        raise ConfigError(f"{counts} is not an edgedata file of SUMO: {error}") from error
     if not any(begin_s < end_s and end > 0 for begin_s, end in times_s):
         raise ConfigError(
             f"{counts} has no interval between 0 and {end_s} s (--end), only {times_s}: the simulation begins at 0, so "

@@ -58,6 +58,7 @@ from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample, find_dataset_files
 from tsc.replays.saved_state import state_text, with_decimal_places
 from tsc.scenarios.by_word import sumo_config_of
+from tsc.scenarios.command_line import at_least
 from tsc.scenarios.sumocfg import SumoConfig, sumo_input
 from tsc.sumo.simulation import Simulation
 
@@ -507,12 +508,6 @@ def write_marks(file: Path, marks: dict[int, dict[str, Any]], *, sha256: str) ->
 # -- the command
 
 
-def _at_least_one(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -523,18 +518,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a dataset, or a folder that contains datasets, also in subfolders",
     )
     parser.add_argument(
-        "--sample", type=_at_least_one, metavar="N", help="replay N states of each scenario (default: all)"
+        "--sample", type=at_least(1), metavar="N", help="replay N states of each scenario (default: all)"
     )
     parser.add_argument("--seed", type=int, default=0, help="draws the states of --sample (default: %(default)s)")
     parser.add_argument(
-        "--workers", type=_at_least_one, default=multiprocessing.cpu_count(), help="processes (default: all cores)"
+        "--workers", type=at_least(1), default=multiprocessing.cpu_count(), help="processes (default: all cores)"
     )
     parser.add_argument("--sumocfg", metavar="WORD", help="the scenario for samples without SUMO files")
     parser.add_argument("--reward", type=Path, metavar="FILE", help="whose measures of your own labels may be by")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument(
         "--as-saved",
-        type=_at_least_one,
+        type=at_least(1),
         metavar="PLACES",
         help="load the states as SUMO would have written them with PLACES decimal places, without what a replay adds",
     )

@@ -41,7 +41,7 @@ from tsc.evaluation.settings import LanguageModelSettings, load_evaluation_setti
 from tsc.files import REPO_ROOT
 from tsc.junction.decision import Decision
 from tsc.junction.prompt import PROMPT_HELP
-from tsc.junction.signal_control import SignalControl, read_signals, skipped_lines
+from tsc.junction.signal_control import SignalControl, nothing_to_control, read_signals, skipped_lines
 from tsc.junction.signal_settings import SignalSettings
 from tsc.rules.controller import Controller
 from tsc.sumo.attached import AttachedSimulation
@@ -160,7 +160,7 @@ def signals_to_run(simulation: AttachedSimulation, settings: SignalSettings) -> 
         if name in skipped:
             raise ScenarioError(f"junction {name!r} {skipped[name]}")
     if not programs:
-        raise ScenarioError("\n  ".join(["no signal can be controlled:", *skipped_lines(skipped)]))
+        raise nothing_to_control(simulation.files.net_file, skipped)
     return SignalsToRun(programs=programs, skipped=skipped, replaced=replaced)
 
 
@@ -264,10 +264,13 @@ def main() -> None:
             print(f"{name} runs {len(programs)} of {num_signals} signals: {', '.join(programs)}", flush=True)
             for line in skipped_lines(signals.skipped):
                 print(line, flush=True)
-            drive(SignalControl(simulation, timing, programs), simulation, controller, stop, verbose=arguments.verbose)
-            for junction_id, program_id in signals.replaced.items():
+            control = SignalControl(simulation, timing, programs)
+            try:
+                drive(control, simulation, controller, stop, verbose=arguments.verbose)
+            finally:
                 with suppress(SimulationClosed):
-                    simulation.return_to_program(junction_id, program_id)
+                    for junction_id, program_id in signals.replaced.items():
+                        simulation.return_to_program(junction_id, program_id)
     if stop.is_set():
         raise KeyboardInterrupt
 

@@ -25,7 +25,7 @@ def is_user_function(name: str) -> bool:
 def source_sha256(name: str, what: str) -> str:
     """SHA-256 of the file that holds the function of pkg://module:function. The module is not imported.
 
-    what: what the function is for, for messages. Raises ConfigError if there is no such file.
+    what: what the function is for, for messages. Raises ConfigError if the file does not exist.
     """
     module_name = name.removeprefix(USER_PREFIX).partition(":")[0]
     try:

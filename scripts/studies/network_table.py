@@ -58,6 +58,7 @@ from tsc.errors import ConfigError, ScenarioError, TscError, run_main
 from tsc.files import REPO_ROOT, folder_lock, write_atomically
 from tsc.processes import die_with_parent
 from tsc.scenarios.by_word import traffic_scenarios
+from tsc.scenarios.command_line import at_least
 from tsc.sumo.additional_files import without_outputs
 
 STEPS = ("inspect", "evaluate", "generate", "verify", "train")
@@ -646,15 +647,6 @@ def _section(title: str, items: Sequence[str]) -> list[str]:
 # -- the command
 
 
-def _at_least(lowest: int) -> Any:
-    def whole_number(text: str) -> int:
-        if not text.isdigit() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
-        return int(text)
-
-    return whole_number
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is written")
@@ -662,20 +654,20 @@ def parse_arguments() -> argparse.Namespace:
         "--networks", nargs="+", default=[], metavar="WORD_OR_FOLDER", help="networks to try (default: random ones)"
     )
     parser.add_argument(
-        "--random", type=_at_least(0), default=100, metavar="N", help="random networks (default: %(default)s)"
+        "--random", type=at_least(0), default=100, metavar="N", help="random networks (default: %(default)s)"
     )
     parser.add_argument(
-        "--first-seed", type=_at_least(0), default=1, metavar="SEED", help="of the random networks (%(default)s)"
+        "--first-seed", type=at_least(0), default=1, metavar="SEED", help="of the random networks (%(default)s)"
     )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="steps to run (default: all)")
     parser.add_argument(
-        "--seconds", type=_at_least(60), default=600, metavar="S", help="simulated time of an episode (%(default)s)"
+        "--seconds", type=at_least(60), default=600, metavar="S", help="simulated time of an episode (%(default)s)"
     )
     parser.add_argument(
-        "--train-every", type=_at_least(1), default=10, metavar="N", help="train each N-th network (%(default)s)"
+        "--train-every", type=at_least(1), default=10, metavar="N", help="train each N-th network (%(default)s)"
     )
     parser.add_argument(
-        "--timeout", type=_at_least(1), default=600, metavar="S", help="real time of a step, s (default: %(default)s)"
+        "--timeout", type=at_least(1), default=600, metavar="S", help="real time of a step, s (default: %(default)s)"
     )
     parser.add_argument(
         "--again",
@@ -697,7 +689,7 @@ def main() -> None:
     )
     networks = [*found_networks(arguments.networks), *random_networks(arguments.random, arguments.first_seed)]
     if not networks:
-        raise ConfigError("there is no network to try: give --networks, or --random above 0")
+        raise ConfigError("nothing to try: give --networks, or --random above 0")
     with folder_lock(settings.out, "the table"):
         file = RecordsFile(settings.out / "networks.jsonl")
         if file.durations_s() - {settings.duration_s}:

@@ -232,7 +232,7 @@ def test_a_sumocfg_that_cannot_be_replayed_is_refused_before_anything_is_written
 def test_a_network_of_every_difficulty_at_once_gives_samples_that_replay_and_convert(
     repo_root: Path, files: SumoFiles, tmp_path: Path
 ) -> None:
-    """Actuated signals, steps of half a second, options that shape the traffic, and another network beside it."""
+    """Actuated signals, steps of half a second, options that shape the traffic, together with another network."""
     (tmp_path / "signal.add.xml").write_text(
         '<additional><tlLogic id="A0" type="actuated" programID="own" offset="0">'
         '<phase duration="20" minDur="8" maxDur="40" state="GGGGgrrrrrGGGGgrrrrr"/>'

@@ -15,9 +15,9 @@ from pathlib import Path
 from tsc.controllers.actuated import detector_plan
 from tsc.controllers.static_copy import is_plain_static, static_copy
 from tsc.controllers.webster import webster_plans
-from tsc.errors import NotApplicable, ScenarioError
+from tsc.errors import NotApplicable
 from tsc.files import write_atomically
-from tsc.junction.signal_control import read_signals
+from tsc.junction.signal_control import nothing_to_control, read_signals
 from tsc.junction.signal_settings import SignalSettings
 from tsc.sumo.additional_files import without_timetables
 from tsc.sumo.running import SumoFiles
@@ -69,8 +69,7 @@ def plan_signals(
         except NotApplicable as error:
             skipped[name] = str(error)
     if not plans:
-        reasons = "; ".join(f"{name} {reason}" for name, reason in list(skipped.items())[:5])
-        raise ScenarioError(f"none of the {len(skipped)} signals of {files.net_file} can be controlled: {reasons}")
+        raise nothing_to_control(files.net_file, skipped)
     planned = PlannedSignals(
         files=files,
         plans=plans,

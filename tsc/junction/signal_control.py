@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tsc.errors import ReplayError, ScenarioError, UnknownJunction, did_you_mean
 from tsc.junction.clock import Clock
@@ -63,7 +64,7 @@ def read_signals(
         else:
             programs[name] = program
     if not programs:
-        raise ScenarioError(_nothing_to_control(simulation, skipped))
+        raise nothing_to_control(simulation.files.net_file, skipped)
     return Signals(programs=programs, skipped=skipped)
 
 
@@ -94,13 +95,13 @@ def skipped_lines(skipped: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _nothing_to_control(simulation: RunningSumo, skipped: Mapping[str, str]) -> str:
-    net_file = simulation.files.net_file
+def nothing_to_control(net_file: Path, skipped: Mapping[str, str]) -> ScenarioError:
+    """The error for a net in which no signal can be controlled. skipped: why not, by junction."""
     if not skipped:
-        return f"{net_file} has no signal: give its junctions traffic lights (netconvert --tls.guess)"
+        return ScenarioError(f"{net_file} has no signal: give its junctions traffic lights (netconvert --tls.guess)")
     shown = "; ".join(f"{name} {reason}" for name, reason in list(skipped.items())[:5])
     more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-    return f"none of the {len(skipped)} signals of {net_file} can be controlled: {shown}{more}"
+    return ScenarioError(f"none of the {len(skipped)} signals of {net_file} can be controlled: {shown}{more}")
 
 
 class SignalControl:

@@ -51,7 +51,7 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings_of(arguments: argparse.Namespace) -> ScenarioSettings:
-    """What the options ask of every scenario, where there is no file of settings."""
+    """What the options ask of every scenario. For programs that do not read a file of settings."""
     options = given_options(arguments)
     signals = SignalSettings(
         bounds_from=options.pop("green_bounds", "net"), junction_ids=tuple(options.pop("junctions", ()))

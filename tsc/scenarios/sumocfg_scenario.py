@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tsc.errors import ConfigError
+from tsc.errors import ConfigError, ScenarioError
 from tsc.files import sha256_of, write_atomically
 from tsc.scenarios.demand_variation import DemandVariation, write_demand
 from tsc.scenarios.family import Range
@@ -95,7 +95,10 @@ def sumocfg_scenario(
     if not demand.is_as_filed and _SCALE in options:
         # drawn with the demand: a state with vehicles that SUMO itself has copied cannot be loaded again
         place = options.index(_SCALE)
-        factor = float(options[place + 1])
+        try:
+            factor = float(options[place + 1])
+        except ValueError as error:
+            raise ScenarioError(f"{config.path}: scale is {options[place + 1]!r}: must be a number") from error
         options = options[:place] + options[place + 2 :]
         scale = Range(low=factor * demand.scale.low, high=factor * demand.scale.high)
         demand = demand.model_copy(update={"scale": scale})

@@ -30,10 +30,14 @@ def sumo_binary(name: str) -> Path:
 
 @cache
 def newest_net_version() -> tuple[int, ...]:
-    """The version of the nets that the installed SUMO writes: it may not understand newer ones."""
+    """The version of the nets that the installed SUMO writes. It may not understand newer ones. Raises
+    ScenarioError."""
     command = [str(sumo_binary("netgenerate")), "--grid", "--grid.number", "1", "--grid.attach-length", "10"]
     done = subprocess.run([*command, "--output-file", "stdout"], capture_output=True, text=True, check=False)
-    return _net_version(done.stdout) or (0,)
+    version = _net_version(done.stdout)
+    if version is None:
+        raise ScenarioError(f"netgenerate does not say which nets it writes: {done.stderr.strip()}")
+    return version
 
 
 def check_net_version(net_file: Path) -> None:

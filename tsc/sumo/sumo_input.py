@@ -66,8 +66,8 @@ class SumoInput(BaseModel):
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values. Without digests of additional files, or without options, there is no key for them, as
-        before there were any, so that digests of requests of that time still hold."""
+        """Plain JSON values. Empty options, and missing digests of additional files, have no key, so that the digests
+        of older requests still hold."""
         missing = {name for name in ("additional_sha256", "options") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude=missing)
 
