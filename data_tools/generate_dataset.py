@@ -37,7 +37,7 @@ from tqdm import tqdm
 from tsc.controllers.opening import opened
 from tsc.controllers.signal_plans import PlannedSignals
 from tsc.cost.continuation import continuations_by_fork, outcomes_of
-from tsc.cost.outcome import OutcomeSettings, load_outcome_settings
+from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
 from tsc.errors import ConfigError, TscError, run_main
 from tsc.files import REPO_ROOT, folder_lock, sha256_of, write_atomically
 from tsc.junction.decision import Decision
@@ -67,12 +67,15 @@ SUMO_SEED = 1
 CONFIGS = REPO_ROOT / "configs"
 
 
+Behaviour = Literal["static", "gap_out", "max_pressure", "longest_queue", "actuated", "lookahead", "random"]
+
+
 class DatasetConfig(BaseModel):
     """configs/dataset.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    behaviours: dict[Literal["static", "gap_out", "max_pressure", "lookahead", "random"], float]
+    behaviours: dict[Behaviour, float]
     behaviour_block_s: int = Field(gt=0)
     warm_up_s: int = Field(ge=0)
     sample_share: float = Field(gt=0, le=1)
@@ -142,7 +145,8 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     # behaviour and sampling draw from generators of their own, so that another sample_share does not change the traffic
     behaviour_draw = random.Random(f"behaviour/{episode.scenario.name}/{episode.seed}")
     sample_draw = random.Random(f"sample/{episode.scenario.name}/{episode.seed}")
-    random_controller = Random(episode.seed)
+    controllers: dict[str, Controller] = {name: tail_controller(name) for name in TAILS}
+    controllers["random"] = Random(episode.seed)
     messages = prompt_maker(episode.prompt)
     sumo = SumoInput.of(files, episode.out)
     simulation = Simulation(files, saves_states=True)
@@ -202,8 +206,7 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
         if behaviour == "lookahead":
             decisions = {name: outcomes[name].better() or Decision.YES for name in due}
         else:
-            controller: Controller = random_controller if behaviour == "random" else tail_controller(behaviour)
-            decisions = controller.decide(control, due)
+            decisions = controllers[behaviour].decide(control, due)
         control.advance(decisions)
         with _decisions_done.get_lock():
             _decisions_done.value += len(chosen)
@@ -215,10 +218,11 @@ def plan_episodes(
     scenarios: list[TrafficScenario],
     arguments: argparse.Namespace,
     config: DatasetConfig,
-    outcome: OutcomeSettings,
+    outcomes: Mapping[str, OutcomeSettings],
     signals: Mapping[str, PlannedSignals | None],
 ) -> list[Episode]:
-    """The training and validation episodes of every scenario, in the order of the dataset. signals: by scenario.
+    """The training and validation episodes of every scenario, in the order of the dataset. outcomes, signals: by
+    scenario.
 
     Raises ScenarioError if a scenario does not have seeds for so many episodes.
     """
@@ -231,7 +235,7 @@ def plan_episodes(
             seed=scenario.episode_seed(seeds, number),  # type: ignore[arg-type]
             out=arguments.out,
             config=config,
-            outcome=outcome,
+            outcome=outcomes[scenario.name],
             signals=signals.get(scenario.name),
             prompt=arguments.prompt,
         )
@@ -363,13 +367,14 @@ def main() -> None:
     arguments.out = arguments.out.resolve()
 
     config = load_yaml(arguments.config, DatasetConfig)
-    outcome = load_outcome_settings(arguments.reward)
+    load_outcome_settings(arguments.reward)
     asked = settings_of(arguments)
     prompt_maker(arguments.prompt)
     # the faults of scenarios show here, before anything is written into --out
     with tempfile.TemporaryDirectory(prefix="tsc-scenarios-") as scratch:
         scenarios = traffic_scenarios(arguments.scenario, Path(scratch), asked)
-        plan_episodes(scenarios, arguments, config, outcome, {})
+        outcomes = {scenario.name: load_outcome_settings(arguments.reward, scenario.name) for scenario in scenarios}
+        plan_episodes(scenarios, arguments, config, outcomes, {})
         for scenario in scenarios:
             opened_signals(scenario, Path(scratch))
         settings = {
@@ -377,7 +382,7 @@ def main() -> None:
             "episodes": arguments.episodes,
             "validation_episodes": arguments.validation_episodes,
             "config": config.model_dump(mode="json"),
-            "outcome": outcome.as_dict(),
+            "outcomes": {name: outcome.as_dict() for name, outcome in outcomes.items()},
             "prompt_version": prompt_version(arguments.prompt),
             "sumo_version": installed_sumo_version(),
         }
@@ -400,7 +405,7 @@ def main() -> None:
                 print(f"scenario {scenario.name}: {scenario.note}")
             for line in skipped_lines(planned.skipped if planned else {}):
                 print(line)
-        episodes = plan_episodes(scenarios, arguments, config, outcome, signals)
+        episodes = plan_episodes(scenarios, arguments, config, outcomes, signals)
         missing = [episode for episode in episodes if not episode.samples_file.exists()]
         if len(missing) < len(episodes):
             print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")

@@ -119,6 +119,7 @@ def row_of(checked: CheckedSample) -> Row:
     outcomes = sample.outcomes
     better = outcomes.outcomes.better() if outcomes is not None else None
     truth = {
+        "scenario": sample.scenario,
         "request": request.to_json(),
         "outcomes": outcomes.to_json() if outcomes is not None else None,
     }

@@ -70,7 +70,7 @@ def compute_score(
     answer = parse_answer(solution_str)
     outcomes, origin = None, NO_OUTCOMES
     if answer.decision is not None:
-        found = _source_for(settings).find(truth, settings)
+        found = _source_for(settings, truth.scenario).find(truth, settings)
         outcomes, origin = found.outcomes, found.origin
     score = score_answer(answer, outcomes, settings).as_dict() | origin.as_dict()
     with _lock:
@@ -122,14 +122,15 @@ def _load_settings(path: str, overrides: str) -> RewardSettings:
     return load_settings(Path(path), json.loads(overrides) if overrides else None)
 
 
-def _source_for(settings: RewardSettings) -> OutcomeSource:
-    key = (settings.outcome, tuple([name for name, _ in settings.terms]), settings.replay, settings.cache)
+def _source_for(settings: RewardSettings, scenario: str) -> OutcomeSource:
+    section = settings.section_of(scenario)
+    key = (section, tuple([name for name, _ in settings.terms]), settings.replay, settings.cache)
     source = _sources.get(key)
     if source is None:
         with _lock:
             source = _sources.get(key)
             if source is None:
-                source = OutcomeSource(settings.outcome_settings, settings.replay, settings.cache)
+                source = OutcomeSource(settings.outcome_settings(scenario), settings.replay, settings.cache)
                 _sources[key] = source
     return source
 

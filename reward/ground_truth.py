@@ -20,9 +20,12 @@ _REMEDY = "convert the dataset again with json_to_parquet"
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruth:
+    """scenario: the name of the sample's scenario; empty if the row does not say it."""
+
     request: ReplayRequest
     outcomes: Outcomes | None
     outcome_settings: OutcomeSettings | None
+    scenario: str = ""
 
     def known_outcomes(self, settings: OutcomeSettings) -> Outcomes | None:
         """The sample's own outcomes. None if it has none, or if they were not computed under these settings with all
@@ -68,6 +71,7 @@ def _parse(text: str) -> GroundTruth:
         request=request,
         outcomes=known.outcomes if known else None,
         outcome_settings=known.outcome_settings if known else None,
+        scenario=str(values.get("scenario", "")),
     )
 
 

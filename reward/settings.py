@@ -19,10 +19,10 @@ from pydantic import (
 )
 
 from tsc.cost.measures import check_measure_name
-from tsc.cost.outcome import OutcomeSection, OutcomeSettings
+from tsc.cost.outcome import OutcomeSections, OutcomeSettings
 from tsc.errors import ConfigError
 from tsc.files import REPO_ROOT
-from tsc.yaml_file import load_yaml, validate_values
+from tsc.yaml_file import read_yaml, validate_values
 
 DEFAULT_SETTINGS_FILE = REPO_ROOT / "configs" / "reward.yaml"
 
@@ -91,13 +91,12 @@ class CacheSection(_Section):
         return value
 
 
-class RewardSettings(_Section):
+class RewardSettings(_Section, OutcomeSections):
     """configs/reward.yaml. The checks across keys prevent that a policy gains by form what it loses in traffic.
 
     terms: pairs of a measure's name and its weight. In the file they are a mapping.
     """
 
-    outcome: OutcomeSection = OutcomeSection()
     terms: Terms = ()
     normalisation: Literal["relative", "sign", "clipped"] = "relative"
     clipped_scale_veh_s: float = Field(default=60.0, gt=0)
@@ -136,10 +135,9 @@ class RewardSettings(_Section):
             )
         return self
 
-    @property
-    def outcome_settings(self) -> OutcomeSettings:
-        """The section `outcome` with the terms. Raises ConfigError if a user's own measure cannot be found."""
-        return OutcomeSettings.of(self.outcome, (name for name, _ in self.terms))
+    def outcome_settings(self, scenario: str = "") -> OutcomeSettings:
+        """How decisions of this scenario are judged. Raises ConfigError if a user's own measure cannot be found."""
+        return OutcomeSettings.of(self.section_of(scenario), (name for name, _ in self.terms))
 
 
 def load_settings(path: Path = DEFAULT_SETTINGS_FILE, overrides: Mapping[str, Any] | None = None) -> RewardSettings:
@@ -147,21 +145,22 @@ def load_settings(path: Path = DEFAULT_SETTINGS_FILE, overrides: Mapping[str, An
 
     Raises ConfigError with file, key, value and what is allowed.
     """
-    settings = load_yaml(path, RewardSettings)
-    if overrides:
-        settings = _with_overrides(settings, path, overrides)
+    values = read_yaml(path)
+    if overrides and isinstance(values, dict):
+        values = _overridden(values, overrides)
+    where = f"{path} with the overrides {', '.join(overrides)}" if overrides else str(path)
+    settings = validate_values(values, RewardSettings, where=where)
     try:
-        settings.outcome_settings  # noqa: B018  raises if the file of a user's own measure is missing
+        for scenario in ("", *settings.scenarios):
+            settings.outcome_settings(scenario)  # raises if the file of a user's own measure is missing
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return settings
 
 
-def _with_overrides(settings: RewardSettings, path: Path, overrides: Mapping[str, Any]) -> RewardSettings:
-    values = settings.model_dump()
+def _overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    changed = dict(values)
     for key, value in overrides.items():
-        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
-            values[key] = {**values[key], **value}
-        else:
-            values[key] = value
-    return validate_values(values, RewardSettings, where=f"{path} with the overrides {', '.join(overrides)}")
+        section = changed.get(key)
+        changed[key] = {**section, **value} if isinstance(section, dict) and isinstance(value, Mapping) else value
+    return changed

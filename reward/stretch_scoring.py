@@ -24,6 +24,7 @@ def score_stretch(answers: Sequence[Answer], stretch: Stretch, settings: RewardS
     """The forms and decisions of the answers are shares. Raises ValueError unless there is one answer a decision."""
     if len(answers) != stretch.num_decisions or not answers:
         raise ValueError(f"{len(answers)} answers for a stretch of {stretch.num_decisions} decisions")
-    # the stretch takes the place of the chosen answer, and the tail alone that of the other one
-    outcomes = Outcomes.from_costs(settings.outcome_settings, stretch.costs, stretch.tail_costs)
+    # the stretch takes the place of the chosen answer, and the tail alone that of the other one; all scenarios have the
+    # same terms
+    outcomes = Outcomes.from_costs(settings.outcome_settings(), stretch.costs, stretch.tail_costs)
     return score_answers(answers, Decision.YES, outcomes, settings)

@@ -36,7 +36,6 @@ class StretchSource:
     def __init__(self, settings: RewardSettings, num_decisions: int) -> None:
         """num_decisions: decisions of the policy, 1 to tsc.replays.stretch.MAX_DECISIONS."""
         self._settings = settings
-        self._outcome_settings = settings.outcome_settings
         self._num_decisions = num_decisions
         self._pool = ReplayPool(settings.replay)
         self._kept: OutcomeCache[StretchProgress] = OutcomeCache(max_entries=_NUM_KEPT)
@@ -46,16 +45,17 @@ class StretchSource:
 
         Raises ReplayError, StateError and other TscErrors, which name the state, the junction and the cause.
         """
+        outcome_settings = self._settings.outcome_settings(truth.scenario)
         decisions = [answer.decision.value if answer.decision else None for answer in answers]
         arguments = {"decisions": decisions, "num_decisions": self._num_decisions}
         num_failed_attempts: list[int] = []
 
         def play() -> StretchProgress:
-            values, num_failed = self._pool.run(FUNCTION, truth.request, self._outcome_settings, arguments)
+            values, num_failed = self._pool.run(FUNCTION, truth.request, outcome_settings, arguments)
             num_failed_attempts.append(num_failed)
             return StretchProgress.from_dict(values)
 
-        key = f"{truth.digest(self._outcome_settings)} {' '.join(map(str, decisions))}"
+        key = f"{truth.digest(outcome_settings)} {' '.join(map(str, decisions))}"
         progress = self._kept.get_or_compute(key, play)
         origin = Origin.of_replay(was_kept=not num_failed_attempts, failed=any(num_failed_attempts))
         return ProgressWithOrigin(progress=progress, origin=origin)

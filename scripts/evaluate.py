@@ -154,7 +154,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--reference", metavar="NAME", help="controller to compare with (default: --config's)")
     parser.add_argument("--prompt", metavar="NAME", help=f"what makes the models' prompts: {PROMPT_HELP}")
     parser.add_argument("--config", type=Path, default=CONFIGS / "evaluation.yaml", help="settings (%(default)s)")
-    parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="its `outcome` is lookahead's")
+    parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="how lookahead judges decisions")
     add_scenario_options(parser, source="--config's or the scenario's own")
     parser.add_argument("--warm-up", type=at_least(0), metavar="S", dest="warm_up_s", help="not measured, s")
     return parser.parse_args()
@@ -184,11 +184,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
         changes["prompt"] = arguments.prompt
     settings = settings.changed(changes)
     prompt_maker(settings.llm.prompt)
-    lookahead = load_outcome_settings(arguments.reward)
+    load_outcome_settings(arguments.reward)
     models = chosen_models(arguments.controllers, arguments.base_url)
     reference = reference_of(list(models), arguments.reference, settings.reference)
     out = arguments.out.resolve()
     scenarios = traffic_scenarios(arguments.scenarios, out / "scenarios", settings.of_scenarios)
+    lookahead = {scenario.name: load_outcome_settings(arguments.reward, scenario.name) for scenario in scenarios}
     with tempfile.TemporaryDirectory(prefix="tsc-signals-") as scratch:
         signals = {scenario.name: opened(scenario, Path(scratch, scenario.name)) for scenario in scenarios}
     for name, planned in signals.items():
@@ -231,7 +232,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
             episodes=file.episodes,
             scenarios=reported,
             controllers=reported_controllers(models),
-            settings={**settings.model_dump(mode="json"), "lookahead": lookahead.as_dict()},
+            settings={
+                **settings.model_dump(mode="json"),
+                "lookahead": {name: judged.as_dict() for name, judged in lookahead.items()},
+            },
             command=this_command(),
             reference=reference,
         )

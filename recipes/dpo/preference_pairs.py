@@ -65,13 +65,12 @@ def pairs_of(rows: Iterable[dict[str, Any]], settings: RewardSettings, *, file: 
     pairs: list[dict[str, Any]] = []
     num_rows = num_ties = 0
     without: list[GroundTruth] = []
-    asked = settings.outcome_settings
     for num_rows, row in enumerate(rows, start=1):
         try:
             truth = parse_ground_truth(row["reward_model"]["ground_truth"])
         except SampleError as error:
             raise ConfigError(f"{file}, row {num_rows}: {error}") from error
-        outcomes = truth.known_outcomes(asked)
+        outcomes = truth.known_outcomes(settings.outcome_settings(truth.scenario))
         if outcomes is None:
             without.append(truth)
             continue
@@ -85,6 +84,7 @@ def pairs_of(rows: Iterable[dict[str, Any]], settings: RewardSettings, *, file: 
         pairs.append({"prompt": row["prompt"], **messages, "margin": margin})
     if without:
         first = without[0]
+        asked = settings.outcome_settings(first.scenario)
         cause = (
             f"no outcomes ({first.request.sample_id})"
             if first.outcome_settings is None

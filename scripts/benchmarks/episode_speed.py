@@ -28,8 +28,9 @@ def episode_jobs(folder: Path, contestants: Sequence[Contestant], num_seeds: int
     """Episodes of four_way's evaluation seeds, as scripts/evaluate.py plans them under the default settings."""
     settings = EvaluationSettings(end_s=end_s)
     scenarios = traffic_scenarios([str(DEFAULT_SCENARIO)], folder / "scenarios", settings.of_scenarios)
+    lookahead = {scenario.name: OutcomeSettings() for scenario in scenarios}
     return plan_jobs(
-        scenarios, contestants, num_seeds, out=folder / "evaluation", settings=settings, lookahead=OutcomeSettings()
+        scenarios, contestants, num_seeds, out=folder / "evaluation", settings=settings, lookahead=lookahead
     )
 
 

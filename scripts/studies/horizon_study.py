@@ -37,7 +37,7 @@ from tqdm import tqdm
 from tsc.controllers.lookahead import Lookahead
 from tsc.controllers.signal_plans import plan_signals
 from tsc.cost.measures import SCOPES
-from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
+from tsc.cost.outcome import OutcomeSettings, load_outcome_settings
 from tsc.episodes.episode import run_episode
 from tsc.errors import ConfigError, run_main
 from tsc.evaluation.episodes_file import EpisodesFile
@@ -56,6 +56,7 @@ CONFIGS = REPO_ROOT / "configs"
 
 HORIZONS_S = (5, 10, 20, 30, 45, 60, 90, 120)
 MEASURES = ("queue_veh_s", "waiting_time_s", "time_loss_s", "pressure_veh_s")
+TAILS = ("static", "gap_out", "max_pressure")
 FACTORS = {"horizon_s": HORIZONS_S, "tail": TAILS, "measure": MEASURES, "scope": SCOPES}
 DEFAULT = "default"
 

@@ -17,7 +17,7 @@ import reward.compute_score as module
 from reward.compute_score import compute_score
 from reward.settings import RewardSettings
 from tsc.cost.outcome import Outcomes, OutcomeSettings
-from tsc.errors import ConfigError, ReplayError, SampleError, StateError
+from tsc.errors import ConfigError, ReplayError, SampleError, StateError, TscError
 
 GroundTruthText = Callable[..., str]
 
@@ -374,3 +374,14 @@ def test_verl_loads_it_by_package_path(make_ground_truth: GroundTruthText) -> No
     )
     assert_well_formed(score)
     assert score["score"] == pytest.approx(0.5 * 1.0 + 0.1)
+
+
+def test_a_label_counts_under_the_settings_of_its_scenario(make_ground_truth: GroundTruthText) -> None:
+    kwargs = {"scenarios": {"narrow": {"horizon_s": 90}}, "audit_fraction": 0.0}
+    label = make_ground_truth(outcomes=LABEL, settings=OutcomeSettings(horizon_s=90), scenario="narrow")
+    assert compute_score("tsc/narrow", YES, label, **kwargs)["outcome_from_sample"] == 1.0
+    # the same label is not what the settings of other scenarios ask for, and the state cannot be replayed
+    with pytest.raises(TscError):
+        compute_score(
+            "tsc/wide", YES, make_ground_truth(outcomes=LABEL, settings=OutcomeSettings(horizon_s=90)), **kwargs
+        )

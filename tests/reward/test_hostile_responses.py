@@ -60,7 +60,7 @@ def assert_well_formed(score: dict[str, float], settings: RewardSettings) -> Non
 
 def row(make_ground_truth: GroundTruthText, settings: RewardSettings, costs: list[float]) -> str:
     """A labelled row whose further measures have costs too."""
-    asked = settings.outcome_settings
+    asked = settings.outcome_settings()
     pairs = [Outcomes(yes=yes, no=no) for yes, no in zip(costs[::2], costs[1::2], strict=True)]
     terms = dict(zip(asked.terms, pairs[1:], strict=False))
     return make_ground_truth("ok", Outcomes(yes=pairs[0].yes, no=pairs[0].no, terms=terms), asked)

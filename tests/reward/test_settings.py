@@ -15,7 +15,7 @@ from tsc.errors import ConfigError
 
 def test_the_shipped_file_says_what_the_defaults_say() -> None:
     assert load_settings() == RewardSettings()
-    assert load_settings().outcome_settings == OutcomeSettings()
+    assert load_settings().outcome_settings() == OutcomeSettings()
 
 
 def test_the_shipped_file_names_every_setting() -> None:
@@ -66,3 +66,35 @@ def test_an_override_of_one_key_keeps_the_rest_of_its_section(tmp_path: Path) ->
         "retries": 1,
         "function": "tsc.replays.replay:replay",
     }
+
+
+def test_a_scenario_has_what_differs_there(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("outcome: {horizon_s: 60}\nscenarios: {narrow: {tail: gap_out, tail_step_s: 1}}\n")
+    settings = load_settings(path)
+    assert settings.outcome_settings("wide") == OutcomeSettings(horizon_s=60)
+    assert settings.outcome_settings("narrow") == OutcomeSettings(horizon_s=60, tail="gap_out", tail_step_s=1)
+    # an override of what they have in common reaches the scenario
+    overridden = load_settings(path, {"outcome": {"measure": "waiting_time_s"}})
+    assert overridden.outcome_settings("narrow") == OutcomeSettings(
+        horizon_s=60, tail="gap_out", tail_step_s=1, measure="waiting_time_s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("scenarios: {narrow: {tale: gap_out}}", "unknown key 'scenarios.narrow.tale': did you mean 'tail'?"),
+        ("scenarios: {narrow: {tail: gapout}}", "tail is 'gapout': choose one of static, gap_out"),
+        ("scenarios: {narrow: {tail_step_s: 0}}", "tail_step_s is 0: choose a divisor of green_extension_s"),
+        ("scenarios: {narrow: gap_out}", "scenarios.narrow"),
+        ("scenarios: [narrow]", "scenarios"),
+    ],
+)
+def test_a_wrong_scenario_is_told(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path)
+    assert told in str(caught.value)
+    assert "mine.yaml" in str(caught.value)

@@ -83,7 +83,7 @@ def test_the_documented_function_is_called_in_a_live_replay(example: Path, reque
     live = compute_score("tsc/x", YES, truth_of(request), {}, settings_file=str(path), replay=REPLAY)
     assert live["outcome_from_replay"] == 1.0
     settings = load_settings(path)
-    outcomes = in_new_process(_replay_with, example, request, settings.outcome_settings)
+    outcomes = in_new_process(_replay_with, example, request, settings.outcome_settings())
     squared = outcomes.terms["pkg://my_costs:squared_queues"]
     assert min(squared.yes, squared.no) > 100
     expected = score_answer(Answer(decision=Decision.YES, form=AnswerForm.EXACT), outcomes, settings).as_dict()
@@ -179,7 +179,7 @@ def test_an_empty_section_of_terms_is_none(tmp_path: Path) -> None:
     assert load_settings(path) == RewardSettings()
     path.write_text("terms: {switches: 0.0}\n")
     settings = load_settings(path)
-    assert settings.outcome_settings.terms == ("switches",)
+    assert settings.outcome_settings().terms == ("switches",)
     assert load_settings(path, {"terms": {"emissions_co2_g": 0}}).terms == (("emissions_co2_g", 0.0), ("switches", 0.0))
     assert hash(settings) != hash(RewardSettings())
     assert yaml.safe_load(path.read_text())["terms"] == settings.model_dump()["terms"]

@@ -14,7 +14,7 @@ from tsc.cost.outcome import Outcomes, OutcomeSettings, import_measures
 from tsc.errors import ReplayError
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
-from tsc.rules.tail import tail_controller
+from tsc.rules.tail import Tail
 from tsc.sumo.fork import ForkedCall
 from tsc.sumo.simulation import detach_outputs_of_fork
 
@@ -69,18 +69,14 @@ def continue_with(
     simulation moves on by horizon_s.
 
     Raises ReplayError if the junction is not at a decision point, and ConfigError for a measure that cannot be
-    imported.
+    imported or a tail_step_s that does not fit.
     """
     check_decision_point(control, junction_id)
-    due = control.due_junctions()
-    tail = tail_controller(settings.tail)
+    tail = Tail(control, settings.tail, settings.tail_step_s)
     meter = CostMeter(control, junction_id, settings)
-    decisions = {**tail.decide(control, [name for name in due if name != junction_id]), junction_id: decision}
+    decisions = {**tail.decide(decided=junction_id), junction_id: decision}
     for second in range(settings.horizon_s):
-        if second:
-            due = control.due_junctions()
-            decisions = tail.decide(control, due) if due else {}
-        control.advance(decisions)
+        control.advance(tail.decide() if second else decisions)
         meter.read()
     return Continuation(costs=meter.costs, end=control.simulation.traffic_digest())
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from tsc.cost.measures import SCOPES, check_measure_name, measure_named
 from tsc.errors import ConfigError
@@ -15,7 +15,7 @@ from tsc.junction.decision import Decision
 from tsc.user_code import USER_PREFIX, source_sha256
 from tsc.yaml_file import load_yaml
 
-TAILS = ("static", "gap_out", "max_pressure")
+TAILS = ("static", "gap_out", "max_pressure", "longest_queue", "actuated")
 MAX_HORIZON_S = 600
 
 
@@ -25,6 +25,7 @@ class OutcomeSection:
 
     horizon_s: simulated seconds after the decision, 1 to 600.
     tail: the controller of every junction, the tested one included, after the tested decision.
+    tail_step_s: seconds between the tail's decisions in a green, a divisor of green_extension_s; None for the latter.
     measure: one of tsc.cost.measures.MEASURES, or a user's own as pkg://module:function.
     scope: whose traffic counts: `junction` (the tested one), `neighbours` (and those one edge away) or `network` (all).
 
@@ -35,6 +36,7 @@ class OutcomeSection:
 
     horizon_s: int = 45
     tail: str = "max_pressure"
+    tail_step_s: int | None = None
     measure: str = "queue_veh_s"
     scope: str = "junction"
 
@@ -44,6 +46,8 @@ class OutcomeSection:
         for name, value, allowed in (("tail", self.tail, TAILS), ("scope", self.scope, SCOPES)):
             if value not in allowed:
                 raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")
+        if self.tail_step_s is not None and (not isinstance(self.tail_step_s, int) or self.tail_step_s < 1):
+            raise ConfigError(f"tail_step_s is {self.tail_step_s!r}: choose a divisor of green_extension_s, or null")
         check_measure_name(self.measure)
 
 
@@ -81,9 +85,11 @@ class OutcomeSettings(OutcomeSection):
         return (self.measure, *self.terms)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values. Without terms there is no key `terms`, as before there were any, so that labels and
-        digests of that time still hold."""
+        """Plain JSON values. What was added to these settings later has no key where it is not used, so that earlier
+        labels and digests still hold."""
         values = dict(vars(self))
+        if self.tail_step_s is None:
+            del values["tail_step_s"]
         terms, sources = values.pop("terms"), values.pop("sources")
         return values | ({"terms": list(terms)} if terms else {}) | ({"sources": dict(sources)} if sources else {})
 
@@ -105,21 +111,45 @@ class OutcomeSettings(OutcomeSection):
         )
 
 
-class _OutcomeFile(BaseModel):
-    """The sections of configs/reward.yaml that labels depend on. All others concern the reward only."""
+class OutcomeSections(BaseModel):
+    """The sections of configs/reward.yaml that say how decisions are judged.
+
+    scenarios: by the name of a scenario, its own section. In the file, it holds only what differs from `outcome`.
+    """
 
     outcome: OutcomeSection = OutcomeSection()
+    scenarios: dict[str, OutcomeSection] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _differ_from_outcome(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("scenarios"), dict):
+            return values
+        common = values.get("outcome") or {}
+        sections = {
+            name: {**common, **(own or {})} if isinstance(own, dict | None) and isinstance(common, dict) else own
+            for name, own in values["scenarios"].items()
+        }
+        return {**values, "scenarios": sections}
+
+    def section_of(self, scenario: str) -> OutcomeSection:
+        return self.scenarios.get(scenario, self.outcome)
+
+
+class _OutcomeFile(OutcomeSections):
+    """All other sections of the file concern the reward only."""
+
     terms: dict[str, float] | None = None
 
 
-def load_outcome_settings(path: Path) -> OutcomeSettings:
-    """The section `outcome` of configs/reward.yaml, with the names in its section `terms`.
+def load_outcome_settings(path: Path, scenario: str = "") -> OutcomeSettings:
+    """How configs/reward.yaml judges the decisions of a scenario, with the names in its section `terms`.
 
     Imports the user's own measures, so that a wrong name is reported at once. Raises ConfigError.
     """
     file = load_yaml(path, _OutcomeFile)
     try:
-        settings = OutcomeSettings.of(file.outcome, file.terms or ())
+        settings = OutcomeSettings.of(file.section_of(scenario), file.terms or ())
         import_measures(settings)
         return settings
     except ConfigError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,11 @@ def plan_jobs(
     *,
     out: Path,
     settings: EvaluationSettings,
-    lookahead: OutcomeSettings,
+    lookahead: Mapping[str, OutcomeSettings],
 ) -> list[EpisodeJob]:
     """One job for each scenario, seed and contestant, in this order. Builds the nets and demands.
+
+    lookahead: by the name of the scenario, how it judges decisions.
 
     Raises ConfigError if a scenario ends before its warm-up, ScenarioError if a net or demand cannot be built.
     """
@@ -74,7 +76,7 @@ def plan_jobs(
                     "kind": contestant.kind,
                 }
                 if contestant.kind == "lookahead" or compared:
-                    what["lookahead"] = lookahead.as_dict()
+                    what["lookahead"] = lookahead[scenario.name].as_dict()
                 if contestant.kind == LANGUAGE_MODEL:
                     what["model"] = contestant.model
                     what["prompt_version"] = prompt_version(settings.llm.prompt)
@@ -93,7 +95,7 @@ def plan_jobs(
                         end_s=scenario.end_s,
                         warm_up_s=settings.warm_up_s,
                         signals=scenario.signals,
-                        lookahead=lookahead,
+                        lookahead=lookahead[scenario.name],
                         prompt=settings.llm.prompt,
                         trace_file=trace_file(out, *place),
                         decisions_file=decisions_file(out, *place) if compared else None,

@@ -177,12 +177,13 @@ class SignalControl:
         """The timing of the junction's present stage."""
         return self._timings[junction_id][self.clocks[junction_id].stage]
 
-    def due_junctions(self) -> list[str]:
-        """Junctions at a decision point this second, in the net's order."""
+    def due_junctions(self, step_s: int | None = None) -> list[str]:
+        """Junctions at a decision point this second, in the net's order. step_s: between decision points, instead of
+        green_extension_s."""
         return [
             junction_id
             for junction_id, clock in self.clocks.items()
-            if clock.green and self._timings[junction_id][clock.stage].is_decision_point(clock.elapsed_green_s)
+            if clock.green and self._timings[junction_id][clock.stage].is_decision_point(clock.elapsed_green_s, step_s)
         ]
 
     def apply(self, decisions: Mapping[str, Decision]) -> None:

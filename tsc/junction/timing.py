@@ -40,8 +40,10 @@ class Timing:
         ours at decision points only."""
         return self.min_green_s <= elapsed_green_s < self.max_green_s
 
-    def is_decision_point(self, elapsed_green_s: float) -> bool:
-        return self.may_decide(elapsed_green_s) and (elapsed_green_s - self.min_green_s) % self.green_extension_s == 0
+    def is_decision_point(self, elapsed_green_s: float, step_s: int | None = None) -> bool:
+        """step_s: between decision points, instead of green_extension_s."""
+        step_s = step_s or self.green_extension_s
+        return self.may_decide(elapsed_green_s) and (elapsed_green_s - self.min_green_s) % step_s == 0
 
     def is_max_out(self, elapsed_green_s: float) -> bool:
         return elapsed_green_s >= self.max_green_s

@@ -21,7 +21,7 @@ from tsc.replays.replay import continue_state
 from tsc.replays.request import ReplayRequest
 from tsc.replays.stretch import MAX_DECISIONS, Question, Stretch, StretchProgress
 from tsc.rules.static import Static
-from tsc.rules.tail import tail_controller
+from tsc.rules.tail import Tail
 
 
 def play(
@@ -60,14 +60,12 @@ def _policy_decides(
 ) -> Question | tuple[int, int, tuple[float, ...], str]:
     """The next question, or after the last decision: number of decisions, seconds, costs and end of the stretch."""
     check_decision_point(control, junction_id)
-    tail, plan = tail_controller(settings.tail), Static()
+    tail, plan = Tail(control, settings.tail, settings.tail_step_s), Static()
     meter = CostMeter(control, junction_id, settings)
     num_made = second = end_s = 0
     while second < end_s or num_made == 0:
-        due = control.due_junctions()
-        others = [name for name in due if name != junction_id]
         # datasets of other generators may begin between our decision points
-        is_due = junction_id in due or second == 0
+        is_due = second == 0 or junction_id in control.due_junctions()
         if is_due and num_made < num_decisions:
             if num_made == len(decisions):
                 prompt = tuple(messages(observe(control, junction_id)))
@@ -75,9 +73,9 @@ def _policy_decides(
             decision = decisions[num_made] or plan.decide(control, [junction_id])[junction_id]
             num_made += 1
             end_s = second + settings.horizon_s
-            now = {**tail.decide(control, others), junction_id: decision}
+            now = {**tail.decide(decided=junction_id), junction_id: decision}
         else:
-            now = tail.decide(control, due) if due else {}
+            now = tail.decide()
         control.advance(now)
         meter.read()
         second += 1
@@ -93,12 +91,9 @@ def _tail_decides(
     junction_id: str, length_s: int, settings: OutcomeSettings, control: SignalControl
 ) -> tuple[float, ...]:
     """The costs of length_s seconds in which the tail controller decides everything."""
-    tail = tail_controller(settings.tail)
+    tail = Tail(control, settings.tail, settings.tail_step_s)
     meter = CostMeter(control, junction_id, settings)
     for second in range(length_s):
-        due = control.due_junctions()
-        if second == 0 and junction_id not in due:
-            due = [*due, junction_id]
-        control.advance(tail.decide(control, due) if due else {})
+        control.advance(tail.decide(also=() if second else [junction_id]))
         meter.read()
     return meter.costs

@@ -234,6 +234,9 @@ class RunningSumo(ABC):
             free += max(0, room - self._sumo.lane.getLastStepVehicleNumber(lane))
         return free
 
+    def speed_limit_m_per_s(self, lane: str) -> float:
+        return float(self._sumo.lane.getMaxSpeed(lane))
+
     def approaching(self, lane: str) -> list[Approaching]:
         """The vehicles on a lane, in SUMO's order (from the lane's begin)."""
         length_m = self._sumo.lane.getLength(lane)

@@ -80,10 +80,19 @@ def test_outcomes_by_a_function_that_was_changed_since_are_not_used(
     assert before.without_terms() == OutcomeSettings()
 
 
+def test_a_tail_step_is_part_of_the_digest_and_its_absence_is_not() -> None:
+    assert OutcomeSettings(tail_step_s=1).as_dict()["tail_step_s"] == 1
+    assert not OutcomeSettings(tail_step_s=1).covers(OutcomeSettings())
+    # labels from before there was one
+    assert "tail_step_s" not in OutcomeSettings().as_dict()
+
+
 def test_labels_have_the_terms_of_the_reward(tmp_path: Path) -> None:
     path = tmp_path / "reward.yaml"
     path.write_text("outcome: {horizon_s: 30}\nterms: {switches: 0.1, emissions_co2_g: 0}\n")
     assert load_outcome_settings(path) == OutcomeSettings(horizon_s=30, terms=("switches", "emissions_co2_g"))
+    path.write_text("terms: {switches: 0.1}\nscenarios: {narrow: {horizon_s: 90}}\n")
+    assert load_outcome_settings(path, "narrow") == OutcomeSettings(horizon_s=90, terms=("switches",))
     path.write_text("terms: {swiches: 0.1}\n")
     with pytest.raises(ConfigError, match=r"reward\.yaml: measure 'swiches' is unknown: did you mean 'switches'"):
         load_outcome_settings(path)

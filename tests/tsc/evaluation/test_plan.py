@@ -17,7 +17,8 @@ STATIC = Contestant(name="static", kind="static")
 def planned(word: str, out: Path, **settings: int) -> list[EpisodeJob]:
     chosen = EvaluationSettings(**settings)  # type: ignore[arg-type]
     scenarios = traffic_scenarios([word], out / "scenarios", chosen.of_scenarios)
-    return plan_jobs(scenarios, [STATIC], 2, out=out, settings=chosen, lookahead=OutcomeSettings())
+    lookahead = {scenario.name: OutcomeSettings() for scenario in scenarios}
+    return plan_jobs(scenarios, [STATIC], 2, out=out, settings=chosen, lookahead=lookahead)
 
 
 def test_a_scenario_that_ends_with_its_warm_up_is_refused(tmp_path: Path) -> None:
