@@ -20,6 +20,7 @@ DATA=${DATA:-}                          # dataset (JSON file or folder) or folde
 SCENARIO=${SCENARIO:-}                  # [configs/scenarios/four_way.yaml] .sumocfg, .yaml, resco:NAME, sumo:NAME, or several; for the data where DATA is empty, and for the evaluation
 EPISODES=${EPISODES:-}                  # [16] simulated hours to draw training data from, where DATA is empty
 PROMPT=${PROMPT:-}                      # [tsc] what makes the prompts of data and evaluation; yours as pkg://module:function (docs/networks.md)
+CALIBRATE=${CALIBRATE:-}                # [auto] search the reward settings that suit each network before its data are made: yes, no; auto: for a .sumocfg, resco:NAME or sumo:NAME with at most 4 signals
 # ---- where it runs
 HARDWARE=${HARDWARE:-}                  # [auto] from nvidia-smi, or the name of a file in configs/hardware: cpu, t4, a100_80g, h100, …
 N_GPUS=${N_GPUS:-}                      # GPUs of this machine, each with the whole model; empty: all that HARDWARE=auto finds, else the hardware file's
@@ -45,7 +46,7 @@ SFT_EPOCHS=${SFT_EPOCHS:-}              # [6, 1] passes over the labels: the tin
 SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-}    # [16, 64] chats a step
 # ---- evaluation
 EVAL_SEEDS=${EVAL_SEEDS:-}              # [10] simulated hours with demand that training never saw; 0: no evaluation
-EVAL_CONTROLLERS=${EVAL_CONTROLLERS:-}  # [static actuated gap_out max_pressure lookahead] to stand beside the models
+EVAL_CONTROLLERS=${EVAL_CONTROLLERS:-}  # [static actuated delay_based gap_out max_pressure longest_queue lookahead] to stand beside the models
 # ---- where to
 RUN_NAME=${RUN_NAME:-}                  # [demo] $RUNS/$RUN_NAME; algorithms of one name share the model of the SFT
 RUNS=${RUNS:-}                          # [runs] folder of all runs

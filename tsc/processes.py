@@ -1,12 +1,19 @@
-"""What the kernel does for a process: end it with the process that started it, and keep it from doing harm."""
+"""Processes of our own: run jobs in them, end them with the process that started them, keep them from doing harm."""
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import resource
 import signal
 import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
@@ -33,6 +40,29 @@ def die_with_parent(parent_id: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_id:
         os._exit(1)
+
+
+def each_in_a_process(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
+    """Yield the result of each job as it ends. Each runs in a new process of its own, at most `workers` at once.
+
+    Raises what a job raises. No process is left behind.
+    """
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        max_tasks_per_child=1,
+        initializer=die_with_parent,
+        initargs=(os.getpid(),),
+    )
+    with pool:
+        try:
+            for future in as_completed([pool.submit(function, job) for job in jobs]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            raise
 
 
 def limit_memory(max_bytes: int = MAX_MEMORY_BYTES) -> None:

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from reward.ground_truth import GroundTruth, parse_ground_truth
 from reward.scoring import score_answer
-from reward.settings import RewardSettings, load_settings
+from reward.settings import DEFAULT_SETTINGS_FILE, RewardSettings, load_settings
 from tsc.cost.outcome import Outcomes
 from tsc.errors import ConfigError, SampleError, run_main
 from tsc.files import folder_lock, write_atomically
@@ -150,8 +150,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="folder with train.parquet and val.parquet")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pairs")
+    parser.add_argument("--reward", type=Path, default=DEFAULT_SETTINGS_FILE, help="settings (default: %(default)s)")
     options = parser.parse_args()
-    for side, pairs in write_pairs(options.input, options.output, load_settings()).items():
+    for side, pairs in write_pairs(options.input, options.output, load_settings(options.reward)).items():
         print(summary_line(side, pairs))
 
 

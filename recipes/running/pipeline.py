@@ -40,12 +40,15 @@ from recipes.preflight.hardware import RAY_CPUS_BESIDE, RAY_CPUS_PER_DEVICE, che
 from recipes.running.environment import WORKER_VARIABLES, log_environment, ray_token, run_environment
 from recipes.running.run import SMOLLM2, SMOLLM2_FOLDER, Run
 from recipes.running.stages import Interrupted, Stages, raise_on_signals, say, skipped
+from reward.settings import DEFAULT_SETTINGS_FILE
 from tsc.errors import ConfigError, run_main
 from tsc.files import REPO_ROOT, folder_lock
 
 TITLES = {"grpo": "GRPO", "gspo": "GSPO", "ppo": "PPO", "sft": "SFT", "dpo": "DPO"}
 # A KV cache for a few answers of a given model at a time; the CPU profile's serves a tiny one.
 GIVEN_MODEL_KV_CACHE_BYTES = 1 << 30
+# Networks with more are calibrated only where it is asked for, because it takes hours.
+MAX_SIGNALS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,11 +317,13 @@ class Pipeline:
         run = self.run
         if run.dataset is None:
             return
+        self._calibrate(run.dataset)
         if not run.data:
             with self.stages.stage(f"Data: states of {run.scenario} with the outcome of both answers", run.dataset):
                 self.stages.python(
                     "data_tools/generate_dataset.py", "--scenario", *run.scenarios, "--out", run.dataset,
-                    "--episodes", run.episodes, "--workers", run.num_workers, "--prompt", run.prompt, "--resume",
+                    "--episodes", run.episodes, "--workers", run.num_workers, "--prompt", run.prompt,
+                    "--reward", run.reward_file, "--resume",
                 )  # fmt: skip
         if (run.parquet / "train.parquet").is_file():
             skipped("Parquet", run.parquet)
@@ -327,6 +332,20 @@ class Pipeline:
             self.stages.python(
                 "data_tools/json_to_parquet.py", "--input", run.dataset, "--output", run.parquet,
                 "--balance", self.main.config.start.balance, "--sft-fraction", 1,
+            )  # fmt: skip
+
+    def _calibrate(self, dataset: Path) -> None:
+        words, file = self.run.to_calibrate, dataset / "reward.yaml"
+        if not words:
+            return
+        if file.is_file():
+            skipped("Reward", file)
+            return
+        with self.stages.stage(f"Reward: settings that suit {' '.join(words)}", file):
+            limit = ["--max-signals", MAX_SIGNALS] if self.run.calibrate == "auto" else []
+            self.stages.python(
+                "data_tools/calibrate_reward.py", "--scenario", *words, "--out", dataset, "--workers",
+                self.run.num_workers, *limit,
             )  # fmt: skip
 
     def check_data(self) -> None:
@@ -418,6 +437,7 @@ class Pipeline:
                 if main.start.is_dir():
                     now.append(f"{WORKER}.model.path={_hydra(str(main.start.resolve()))}")
             command = [*driver, "-u", "-m", "verl.trainer.main_ppo", *_recipe(main.algorithm)]
+            now += self._reward_settings()
             command += main.overrides(*now, *ray)
             self.stages.run(
                 command,
@@ -435,11 +455,20 @@ class Pipeline:
             skipped(main.title, f"{main.done_steps} steps in {main.checkpoints}")
             return
         pairs = main.folder / "pairs"
-        sources = [self.run.parquet / "train.parquet", REPO_ROOT / "configs" / "reward.yaml"]
+        reward = self.run.reward_file
+        sources = [self.run.parquet / "train.parquet", reward]
         if not _is_newer(pairs / "train.parquet", sources):
             title = f"Pairs: the better and the worse answer to each state of {self.run.parquet}"
             with self.stages.stage(title, pairs):
-                self.stages.python("recipes/dpo/preference_pairs.py", "--input", self.run.parquet, "--output", pairs)
+                self.stages.python(
+                    "recipes/dpo/preference_pairs.py",
+                    "--input",
+                    self.run.parquet,
+                    "--output",
+                    pairs,
+                    "--reward",
+                    reward,
+                )
         title = (
             f"DPO of {main.start}: steps {main.done_steps + 1} to {main.steps} of {config.data.train_batch_size} pairs "
             f"(log: {main.folder / 'train.log'})"
@@ -472,8 +501,8 @@ class Pipeline:
             ]
             self.stages.python(
                 "scripts/evaluate.py", "--scenarios", *run.scenarios, "--seeds", run.eval_seeds, "--workers",
-                run.num_workers, "--prompt", run.prompt, "--out", run.out / "eval", "--controllers",
-                *run.eval_controllers.split(), *models,
+                run.num_workers, "--prompt", run.prompt, "--reward", run.reward_file, "--out", run.out / "eval",
+                "--controllers", *run.eval_controllers.split(), *models,
             )  # fmt: skip
             shutil.copyfile(run.out / "eval" / "results.json", results)
 
@@ -527,6 +556,13 @@ class Pipeline:
             # with two.
             found["OMP_NUM_THREADS"] = "1"
         return found
+
+    def _reward_settings(self) -> list[str]:
+        """The reward file of the data, unless the user names another one."""
+        file, key = self.run.reward_file.resolve(), "reward.custom_reward_function.reward_kwargs.settings_file"
+        if file == DEFAULT_SETTINGS_FILE or any(key in override for override in self.asked):
+            return []
+        return [f"+{key}={_hydra(str(file))}"]
 
     def _loggers(self) -> str:
         return f"trainer.logger=[console,file,tensorboard{'' if self.run.wandb == 'off' else ',wandb'}]"

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from reward.settings import DEFAULT_SETTINGS_FILE
 from tsc.errors import ConfigError, did_you_mean
 from tsc.files import REPO_ROOT
 from tsc.junction.prompt import prompt_maker
-from tsc.scenarios.by_word import WORDS_HELP, is_scenario_file
+from tsc.scenarios.by_word import WORDS_HELP, is_network, is_scenario_file
 from tsc.scenarios.packaged import PACKAGED_WORDS
 from tsc.yaml_file import read_yaml
 
@@ -35,6 +36,8 @@ class Run(BaseModel):
     data: dataset (file or folder) or folder with train.parquet; empty: made from the scenario.
     n_gpus: of each machine; None: all that hardware=auto finds, else the profile's.
     prompt: what makes the prompts (tsc.junction.prompt).
+    calibrate: whether the reward settings that suit each network are searched before its data are made; auto: for
+        networks of SUMO's own files with few signals.
     workers: processes for simulation; None: one for each core.
     """
 
@@ -46,6 +49,7 @@ class Run(BaseModel):
     scenario: str
     episodes: int = Field(ge=1)
     prompt: str
+    calibrate: Literal["yes", "no", "auto"]
     hardware: str
     n_gpus: int | None = Field(ge=1)
     ray_address: str
@@ -107,6 +111,20 @@ class Run(BaseModel):
     @property
     def _made_data(self) -> Path:
         return Path("data", "+".join(map(_data_name, self.scenarios)))
+
+    @property
+    def to_calibrate(self) -> list[str]:
+        """The words of the networks whose reward settings are to be searched."""
+        if self.data or self.calibrate == "no":
+            return []
+        return [word for word in self.scenarios if self.calibrate == "yes" or is_network(word)]
+
+    @property
+    def reward_file(self) -> Path:
+        """The reward settings of this run: those that lie beside its data, if there are any."""
+        data = Path(self.data) if self.data else self._made_data
+        own = (data if data.is_dir() else data.parent) / "reward.yaml"
+        return own if own.is_file() else DEFAULT_SETTINGS_FILE
 
     @property
     def has_parquet(self) -> bool:

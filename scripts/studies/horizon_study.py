@@ -21,11 +21,9 @@ import io
 import json
 import math
 import multiprocessing
-import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +42,7 @@ from tsc.evaluation.episodes_file import EpisodesFile
 from tsc.evaluation.statistics import interval95, paired_difference
 from tsc.files import REPO_ROOT, folder_lock, write_atomically
 from tsc.junction.decision import Decision
-from tsc.processes import die_with_parent
+from tsc.processes import each_in_a_process
 from tsc.scenarios.by_word import WORDS_HELP, traffic_scenarios
 from tsc.scenarios.drawn_scenario import DrawnScenario
 from tsc.scenarios.scenario import Scenario
@@ -149,24 +147,6 @@ def plan_jobs(
                 for name, setting in settings.items()
             ]
     return jobs
-
-
-def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
-    """Yield each episode's record as it ends. Raises what an episode raises; no process is left behind."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, max_tasks_per_child=1, initializer=die_with_parent, initargs=(os.getpid(),)
-    )
-    with pool, tqdm(total=len(jobs), unit=" episodes", disable=None) as bar:
-        try:
-            for future in as_completed([pool.submit(run_job, job) for job in jobs]):
-                yield future.result()
-                bar.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,7 +413,9 @@ def main() -> None:
         if file.episodes:
             print(f"{len(file.episodes)} of {len(jobs)} episodes are there already")
         done = {episode["fingerprint"] for episode in file.episodes}
-        for record in run_jobs([job for job in jobs if job.fingerprint not in done], arguments.workers):
+        missing = [job for job in jobs if job.fingerprint not in done]
+        records = each_in_a_process(run_job, missing, arguments.workers)
+        for record in tqdm(records, total=len(missing), unit=" episodes", disable=None):
             file.append(record)
 
         # in the order of the plan, whatever order they ended in

@@ -439,7 +439,7 @@ def _command(
     data = str(_output("generate", network, settings))
     duration = ["--duration", str(settings.duration_s)]
     if step == "inspect":
-        return [*_tool("data_tools", "inspect_scenario.py"), word, "--out", output], {}
+        return [*_tool("data_tools", "inspect_scenario.py"), word, "--simulate", duration[1], "--out", output], {}
     if step == "evaluate":
         command = [*_tool("scripts", "evaluate.py"), "--scenarios", word, "--controllers", *CONTROLLERS]
         return [*command, "--seeds", "1", "--workers", "1", *duration, "--out", output], {}

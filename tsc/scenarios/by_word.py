@@ -105,6 +105,11 @@ def _stem(path: Path) -> str:
     return path.stem
 
 
+def is_network(word: str) -> bool:
+    """Whether the word names a network of SUMO's own files. Raises ConfigError for an unknown word."""
+    return not is_scenario_file(word) or is_network_file(Path(word))
+
+
 def is_scenario_file(word: str) -> bool:
     """Whether the word names a YAML file. Raises ConfigError for an unknown word."""
     if Path(word).suffix in (".yaml", ".yml"):

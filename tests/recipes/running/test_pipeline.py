@@ -257,3 +257,34 @@ def test_several_networks_are_one_training(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             Run.from_environment("grpo", {"SCENARIO": scenario}).check_files()
+
+
+# ---------------------------------------------------------------------------------------------- reward settings
+
+
+def knobs(**values: str) -> Run:
+    return Run.from_environment("grpo", {"HARDWARE": "cpu", "DRY_RUN": "1"} | values)
+
+
+def test_networks_are_calibrated_and_our_own_scenarios_are_not() -> None:
+    assert knobs().to_calibrate == []
+    assert knobs(CALIBRATE="yes").to_calibrate == ["configs/scenarios/four_way.yaml"]
+    both = "configs/scenarios/four_way.yaml sumo:rilsa1"
+    assert knobs(SCENARIO=both).to_calibrate == ["sumo:rilsa1"]
+    assert knobs(SCENARIO=both, CALIBRATE="no").to_calibrate == []
+    # the labels of given data are as they are
+    assert knobs(SCENARIO=both, DATA="configs").to_calibrate == []
+
+
+def test_the_reward_settings_beside_the_data_reach_verl(tmp_path: Path) -> None:
+    file = tmp_path / "reward.yaml"
+    file.write_text("normalisation: sign\n")
+    launch = pipeline("grpo", DATA=str(tmp_path))
+    [override] = launch._reward_settings()
+    config = composed("grpo", override)
+    assert config.reward.custom_reward_function.reward_kwargs.settings_file == str(file)
+    # the user's own file wins
+    key = "reward.custom_reward_function.reward_kwargs.settings_file"
+    assert pipeline("grpo", f"+{key}=mine.yaml", DATA=str(tmp_path))._reward_settings() == []
+    file.unlink()
+    assert launch._reward_settings() == []

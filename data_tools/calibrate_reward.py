@@ -1,0 +1,368 @@
+"""Find the reward settings that suit a network, by episodes on validation demand.
+
+Examples:
+    python data_tools/calibrate_reward.py --scenario mine.sumocfg --out data/mine
+    python data_tools/calibrate_reward.py --scenario resco:cologne1 sumo:rilsa3 --out data/both --seeds 3
+
+No tail, horizon and measure is best everywhere. So for each scenario this runs the classical controllers, the tails
+alone, and lookahead with a small set of settings, on the same validation seeds. What is compared is the mean delay of a
+vehicle: its time loss and its wait to enter. The rounds:
+    tails    every tail alone, at decision points and every second; the best three go on
+    tail     lookahead with these tails over 90 s, on one seed; the best two go on
+    horizon  45, 90, 180 and 400 s, on one seed; the best two go on
+    measure  queue, waiting time and time loss, of the junction, and in nets of several signals of the whole net, too;
+             on one seed; the best two go on
+    final    these two on all seeds
+
+Writes OUT/reward.yaml for generate_dataset.py, train_*.sh and evaluate.py: a section of `scenarios` for each network,
+with the tables as a comment. OUT/calibration.jsonl keeps the episodes, so a second call continues. If no lookahead
+beats the best classical controller, it says so, and takes the best settings with the longest horizon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from tsc.controllers.lookahead import Lookahead
+from tsc.controllers.opening import opened
+from tsc.controllers.registry import CONTROLLERS, rule_controller
+from tsc.controllers.signal_plans import plan_signals
+from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
+from tsc.episodes.episode import run_episode
+from tsc.errors import NotApplicable, ScenarioError, run_main
+from tsc.evaluation.episodes_file import EpisodesFile
+from tsc.files import REPO_ROOT, folder_lock, this_command, write_atomically
+from tsc.junction.signal_control import skipped_lines
+from tsc.processes import each_in_a_process
+from tsc.rules.controller import Controller
+from tsc.rules.tail import tail_controller
+from tsc.scenarios.by_word import WORDS_HELP, traffic_scenarios
+from tsc.scenarios.command_line import add_scenario_options, at_least, settings_of
+from tsc.scenarios.traffic_scenario import TrafficScenario
+from tsc.sumo.version import installed_sumo_version
+from tsc.yaml_file import read_yaml
+
+DEFAULT_REWARD = REPO_ROOT / "configs" / "reward.yaml"
+
+CLASSICAL = ("static", "actuated", "delay_based", "gap_out", "max_pressure", "longest_queue")
+FIRST_HORIZON_S = 90
+HORIZONS_S = (45, FIRST_HORIZON_S, 180, 400)
+MEASURES = ("queue_veh_s", "waiting_time_s", "time_loss_s")
+KEPT_TAILS, KEPT = 3, 2
+MAX_DURATION_S = 1800
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What runs an episode: a classical controller, a tail alone, or lookahead with settings.
+
+    step_s: between decisions in a green.
+    """
+
+    name: str
+    step_s: int
+    controller: str = ""
+    tail: str = ""
+    settings: OutcomeSettings | None = None
+
+    def definition(self) -> dict[str, Any]:
+        judged = self.settings.as_dict() if self.settings else None
+        return {"controller": self.controller, "tail": self.tail, "step_s": self.step_s, "lookahead": judged}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One episode of a candidate."""
+
+    scenario: TrafficScenario
+    candidate: Candidate
+    seed: int
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of everything that decides the result."""
+        what = [self.scenario.definition(), self.candidate.definition(), self.seed, installed_sumo_version()]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """The record of the episode; delay_s is None if the controller does not apply to the net. Runs in a process of its
+    own, because libsumo has one simulation a process."""
+    begin = time.monotonic()
+    candidate, scenario = job.candidate, job.scenario
+    kind = candidate.controller or "lookahead"  # a tail takes the same static copies of programs
+    controller: Controller | None
+    if candidate.settings:
+        controller = Lookahead(candidate.settings)
+    elif candidate.tail:
+        controller = tail_controller(candidate.tail)
+    elif CONTROLLERS[kind].by_sumo:
+        controller = None
+    else:
+        controller = rule_controller(kind, seed=job.seed, lookahead=OutcomeSettings())
+    signals = replace(scenario.signals, timing=replace(scenario.timing, green_extension_s=candidate.step_s))
+    record = {
+        "fingerprint": job.fingerprint,
+        "scenario": scenario.name,
+        "candidate": candidate.name,
+        "seed": job.seed,
+        "delay_s": None,
+    }
+    with tempfile.TemporaryDirectory(prefix="tsc-plans-") as folder:
+        try:
+            planned = plan_signals(kind, scenario.files(job.seed), signals, scenario.end_s, Path(folder))
+        except NotApplicable as error:
+            return {**record, "not_applicable": str(error)}
+        metrics = run_episode(
+            planned.files,
+            end_s=scenario.end_s,
+            settings=replace(signals, junction_ids=tuple(planned.plans)),
+            controller=controller,
+        ).metrics
+    kept = {name: metrics[name] for name in ("delay_s", "mean_queue_veh", "decisions")}
+    return {**record, **kept, "wall_s": round(time.monotonic() - begin, 2)}
+
+
+def run_episodes(
+    scenario: TrafficScenario, candidates: Sequence[Candidate], seeds: Sequence[int], *, file: Path, workers: int
+) -> dict[Candidate, list[dict[str, Any]]]:
+    """By candidate, one record a seed. Runs the episodes that the file does not have."""
+    jobs = {
+        (candidate, seed): Job(scenario=scenario, candidate=candidate, seed=seed)
+        for candidate in candidates
+        for seed in seeds
+    }
+    for seed in seeds:  # now, because two workers must not write one demand file
+        scenario.files(seed)
+    stored = EpisodesFile(file, {job.fingerprint for job in jobs.values()})
+    records = {record["fingerprint"]: record for record in stored.episodes}
+    missing = [job for job in jobs.values() if job.fingerprint not in records]
+    for record in tqdm(each_in_a_process(run_job, missing, workers), total=len(missing), disable=None, leave=False):
+        stored.append(record)
+        records[record["fingerprint"]] = record
+    return {each: [records[jobs[each, seed].fingerprint] for seed in seeds] for each in candidates}
+
+
+def mean_delay_s(records: Sequence[Mapping[str, Any]]) -> float:
+    """Infinite if the controller does not apply."""
+    delays_s = [record["delay_s"] for record in records]
+    return math.inf if None in delays_s else fmean(delays_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """The candidates of a round with their mean delays (s), the best first. kept: how many of them go on."""
+
+    name: str
+    num_seeds: int
+    delays_s: Mapping[Candidate, float]
+    kept: int
+
+    @property
+    def best(self) -> list[Candidate]:
+        return list(self.delays_s)[: self.kept]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """chosen, classical: the settings taken and the best classical controller, with their delay of each seed (s)."""
+
+    scenario: str
+    rounds: Sequence[Round]
+    chosen: Candidate
+    classical: Candidate
+    chosen_delays_s: Sequence[float]
+    classical_delays_s: Sequence[float]
+
+    @property
+    def ratio(self) -> float:
+        return fmean(self.chosen_delays_s) / fmean(self.classical_delays_s)
+
+    def lines(self) -> list[str]:
+        """The tables and the result, for a reader."""
+        lines = []
+        for each in self.rounds:
+            seeds = f"{each.num_seeds} seed{'s' if each.num_seeds > 1 else ''}"
+            lines += ["", f"{self.scenario}, {each.name} ({seeds}), delay in s per vehicle"]
+            for number, (candidate, delay_s) in enumerate(each.delays_s.items()):
+                shown = "does not apply" if math.isinf(delay_s) else f"{delay_s:8.1f}"
+                lines.append(f"  {shown}  {candidate.name}{'  *' if number < each.kept else ''}")
+        by_seed = ", ".join(
+            f"{one / other:.2f}" for one, other in zip(self.chosen_delays_s, self.classical_delays_s, strict=True)
+        )
+        lines += [
+            "",
+            f"{self.scenario}: lookahead ({self.chosen.name}) {fmean(self.chosen_delays_s):.1f} s, best classical "
+            f"controller ({self.classical.name}) {fmean(self.classical_delays_s):.1f} s, ratio {self.ratio:.2f} "
+            f"(by seed {by_seed})",
+        ]
+        if self.ratio >= 1:
+            lines.append(
+                f"No lookahead beats {self.classical.name} here. The settings are the best with the longest horizon; a "
+                "policy that is trained on them cannot be expected to beat it."
+            )
+        return lines
+
+
+class _Search:
+    """Runs the rounds of one scenario, and keeps what they found.
+
+    base: the settings of which only what is searched changes.
+    """
+
+    def __init__(
+        self, scenario: TrafficScenario, num_seeds: int, *, base: OutcomeSettings, file: Path, workers: int
+    ) -> None:
+        self.extension_s = scenario.timing.green_extension_s
+        self.rounds: list[Round] = []
+        self.records: dict[Candidate, list[dict[str, Any]]] = {}
+        self._scenario, self._base, self._file, self._workers = scenario, base, file, workers
+        self._seeds = [scenario.episode_seed("validation", number) for number in range(num_seeds)]
+
+    def lookahead(self, **changes: Any) -> Candidate:
+        settings = replace(self._base, **changes)
+        step = f" every {settings.tail_step_s} s" if settings.tail_step_s else ""
+        name = f"{settings.tail}{step}, {settings.horizon_s} s, {settings.measure}, {settings.scope}"
+        return Candidate(name=name, step_s=self.extension_s, settings=settings)
+
+    def changed(self, candidates: Iterable[Candidate], **values: Sequence[Any]) -> list[Candidate]:
+        """Each candidate with each combination of the values."""
+        combinations = [dict(zip(values, each, strict=True)) for each in product(*values.values())]
+        return [self.lookahead(**{**vars(each.settings), **changes}) for each in candidates for changes in combinations]
+
+    def round(self, name: str, candidates: Sequence[Candidate], *, kept: int, all_seeds: bool) -> list[Candidate]:
+        """The best candidates. Prints the best one."""
+        seeds = self._seeds if all_seeds else self._seeds[:1]
+        ran = run_episodes(self._scenario, candidates, seeds, file=self._file, workers=self._workers)
+        self.records |= {each: records for each, records in ran.items() if all_seeds or each not in self.records}
+        delays_s = sorted(((each, mean_delay_s(records)) for each, records in ran.items()), key=lambda pair: pair[1])
+        self.rounds.append(Round(name=name, num_seeds=len(seeds), delays_s=dict(delays_s), kept=kept))
+        print(f"{self._scenario.name}, {name}: best of {len(candidates)} is {delays_s[0][0].name}", flush=True)
+        return self.rounds[-1].best
+
+
+def calibrate(
+    scenario: TrafficScenario, num_signals: int, num_seeds: int, *, base: OutcomeSettings, file: Path, workers: int
+) -> Calibration:
+    """Run all rounds. base: the settings of which only what is searched changes."""
+    search = _Search(scenario, num_seeds, base=base, file=file, workers=workers)
+    extension_s = search.extension_s
+    controllers = [Candidate(name=name, step_s=extension_s, controller=name) for name in CLASSICAL]
+    (classical,) = search.round("classical controllers", controllers, kept=1, all_seeds=True)
+    if not 0 < mean_delay_s(search.records[classical]) < math.inf:
+        raise ScenarioError(
+            f"scenario {scenario.name}: no vehicle is delayed from {scenario.begin_s} to {scenario.end_s} s, so "
+            "nothing can be compared: choose another --begin or a longer --duration"
+        )
+    steps_s = dict.fromkeys([extension_s, 1])
+    tails = [Candidate(name=f"{tail} every {step} s", step_s=step, tail=tail) for tail in TAILS for step in steps_s]
+    first = [
+        search.lookahead(
+            tail=each.tail,
+            tail_step_s=None if each.step_s == extension_s else each.step_s,
+            horizon_s=FIRST_HORIZON_S,
+        )
+        for each in search.round("tails alone", tails, kept=KEPT_TAILS, all_seeds=True)
+    ]
+    kept = search.round("lookahead, tail", first, kept=KEPT, all_seeds=False)
+    kept = search.round("lookahead, horizon", search.changed(kept, horizon_s=HORIZONS_S), kept=KEPT, all_seeds=False)
+    scopes = ("junction",) if num_signals == 1 else ("junction", "network")
+    measured = search.changed(kept, measure=MEASURES, scope=scopes)
+    kept = search.round("lookahead, measure", measured, kept=KEPT, all_seeds=False)
+    (chosen,) = search.round("lookahead, final", kept, kept=1, all_seeds=True)
+    if mean_delay_s(search.records[chosen]) >= mean_delay_s(search.records[classical]):
+        longest = [each for each in search.records if each.settings and each.settings.horizon_s == max(HORIZONS_S)]
+        (chosen,) = search.round("lookahead, longest horizon", longest, kept=1, all_seeds=True)
+    return Calibration(
+        scenario=scenario.name,
+        rounds=search.rounds,
+        chosen=chosen,
+        classical=classical,
+        chosen_delays_s=[record["delay_s"] for record in search.records[chosen]],
+        classical_delays_s=[record["delay_s"] for record in search.records[classical]],
+    )
+
+
+def reward_text(calibrations: Sequence[Calibration], base: Mapping[str, Any]) -> str:
+    """The content of reward.yaml. base: the values of the file that it is based on."""
+    sections = dict(base.get("scenarios") or {})
+    for each in calibrations:
+        assert each.chosen.settings is not None
+        values = vars(each.chosen.settings)
+        sections[each.scenario] = {
+            name: values[name] for name in ("tail", "tail_step_s", "horizon_s", "measure", "scope")
+        }
+    comment = [f"Made by: {this_command()}", *(line for each in calibrations for line in each.lines())]
+    lines = "".join(f"# {line}".rstrip() + "\n" for line in comment)
+    return lines + "\n" + yaml.safe_dump({**base, "scenarios": sections}, sort_keys=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--scenario", action="extend", nargs="+", required=True, metavar="WORD", help=f"{WORDS_HELP}; one or more"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of reward.yaml: that of the dataset")
+    parser.add_argument(
+        "--seeds", type=at_least(1), default=2, metavar="N", help="validation seeds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=at_least(1), default=multiprocessing.cpu_count(), help="episodes at once (default: cores)"
+    )
+    parser.add_argument(
+        "--reward", type=Path, help="a reward file of your own, whose other settings are kept (default: none)"
+    )
+    parser.add_argument(
+        "--max-signals", type=at_least(1), metavar="N", help="leave out networks with more signals (default: none)"
+    )
+    add_scenario_options(parser, source=f"the scenario's own, of which the first {MAX_DURATION_S} s are used")
+    arguments = parser.parse_args()
+    base: Any = read_yaml(arguments.reward) if arguments.reward else {}
+    settings = load_outcome_settings(arguments.reward or DEFAULT_REWARD).without_terms()
+    out = arguments.out.resolve()
+    with folder_lock(out, "the calibration"), tempfile.TemporaryDirectory(prefix="tsc-calibration-") as scratch:
+        scenarios = traffic_scenarios(arguments.scenario, Path(scratch, "scenarios"), settings_of(arguments))
+        signals = {each.name: opened(each, Path(scratch, each.name)) for each in scenarios}
+        calibrations = []
+        for scenario in scenarios:
+            num_signals = len(signals[scenario.name].plans)
+            if arguments.max_signals and num_signals > arguments.max_signals:
+                print(f"{scenario.name} has {num_signals} signals, which takes long: left out (--max-signals)")
+                continue
+            for line in skipped_lines(signals[scenario.name].skipped):
+                print(f"{scenario.name}: {line}")
+            if arguments.duration_s is None and arguments.end_s is None and scenario.duration_s > MAX_DURATION_S:
+                scenario = replace(scenario, end_s=scenario.begin_s + MAX_DURATION_S)
+            calibrations.append(
+                calibrate(
+                    scenario,
+                    num_signals,
+                    arguments.seeds,
+                    base=settings,
+                    file=out / "calibration.jsonl",
+                    workers=arguments.workers,
+                )
+            )
+        write_atomically(out / "reward.yaml", reward_text(calibrations, base).encode())
+        for each in calibrations:
+            print("\n".join(each.lines()))
+    print(f"\nreward settings: {arguments.out / 'reward.yaml'}")
+
+
+if __name__ == "__main__":
+    run_main(main)
