@@ -48,6 +48,7 @@ from tsc.processes import die_with_parent
 from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION, Message, Sample, SampleOutcomes
 from tsc.rules.controller import Controller
 from tsc.rules.random_choice import Random
+from tsc.rules.student import Student, StudentFile, load_student
 from tsc.rules.tail import tail_controller
 from tsc.scenarios.by_word import WORDS_HELP, traffic_scenarios
 from tsc.scenarios.command_line import add_scenario_options, at_least, settings_of
@@ -72,7 +73,7 @@ class DatasetConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    behaviours: dict[Literal["static", "gap_out", "max_pressure", "lookahead", "random"], float]
+    behaviours: dict[Literal["static", "gap_out", "max_pressure", "lookahead", "random", "student"], float]
     behaviour_block_s: int = Field(gt=0)
     warm_up_s: int = Field(ge=0)
     sample_share: float = Field(gt=0, le=1)
@@ -101,6 +102,7 @@ class Episode:
     outcome: OutcomeSettings
     signals: PlannedSignals | None
     prompt: str
+    student: StudentFile | None
 
     @property
     def folder(self) -> Path:
@@ -142,7 +144,9 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     # behaviour and sampling draw from generators of their own, so that another sample_share does not change the traffic
     behaviour_draw = random.Random(f"behaviour/{episode.scenario.name}/{episode.seed}")
     sample_draw = random.Random(f"sample/{episode.scenario.name}/{episode.seed}")
-    random_controller = Random(episode.seed)
+    controllers: dict[str, Controller] = {"random": Random(episode.seed)}
+    if episode.student is not None:
+        controllers["student"] = Student(episode.student)
     messages = prompt_maker(episode.prompt)
     sumo = SumoInput.of(files, episode.out)
     simulation = Simulation(files, saves_states=True)
@@ -202,7 +206,7 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
         if behaviour == "lookahead":
             decisions = {name: outcomes[name].better() or Decision.YES for name in due}
         else:
-            controller: Controller = random_controller if behaviour == "random" else tail_controller(behaviour)
+            controller = controllers.get(behaviour) or tail_controller(behaviour)
             decisions = controller.decide(control, due)
         control.advance(decisions)
         with _decisions_done.get_lock():
@@ -211,12 +215,31 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     simulation.close()
 
 
+def student_of(arguments: argparse.Namespace, config: DatasetConfig) -> StudentFile | None:
+    """The student of --student. Raises ConfigError if there is one but no share for it, or the other way round."""
+    has_share = config.behaviours.get("student", 0) > 0
+    if arguments.student is None:
+        if has_share:
+            raise ConfigError(
+                f"{arguments.config} gives a share to the behaviour student, but there is no --student: name its file, "
+                "or give the share to others"
+            )
+        return None
+    if not has_share:
+        raise ConfigError(
+            f"--student {arguments.student} would never decide, because the behaviour student has no share in "
+            f"{arguments.config}: give it one, or leave --student out"
+        )
+    return load_student(arguments.student)
+
+
 def plan_episodes(
     scenarios: list[TrafficScenario],
     arguments: argparse.Namespace,
     config: DatasetConfig,
     outcome: OutcomeSettings,
     signals: Mapping[str, PlannedSignals | None],
+    student: StudentFile | None,
 ) -> list[Episode]:
     """The training and validation episodes of every scenario, in the order of the dataset. signals: by scenario.
 
@@ -234,6 +257,7 @@ def plan_episodes(
             outcome=outcome,
             signals=signals.get(scenario.name),
             prompt=arguments.prompt,
+            student=student,
         )
         for scenario in scenarios
         for seeds, split, count in counts
@@ -357,6 +381,9 @@ def main() -> None:
         help="the file whose section `outcome` says how long a replay runs and what it measures",
     )
     parser.add_argument("--prompt", default=OWN_PROMPT, metavar="NAME", help=f"what makes the prompts: {PROMPT_HELP}")
+    parser.add_argument(
+        "--student", type=Path, metavar="FILE", help="who decides in the behaviour `student` (scripts/fit_student.py)"
+    )
     add_scenario_options(parser, source="the scenario's own")
     parser.add_argument("--resume", action="store_true", help="continue an earlier run of the same command")
     arguments = parser.parse_args()
@@ -364,12 +391,13 @@ def main() -> None:
 
     config = load_yaml(arguments.config, DatasetConfig)
     outcome = load_outcome_settings(arguments.reward)
+    student = student_of(arguments, config)
     asked = settings_of(arguments)
     prompt_maker(arguments.prompt)
     # the faults of scenarios show here, before anything is written into --out
     with tempfile.TemporaryDirectory(prefix="tsc-scenarios-") as scratch:
         scenarios = traffic_scenarios(arguments.scenario, Path(scratch), asked)
-        plan_episodes(scenarios, arguments, config, outcome, {})
+        plan_episodes(scenarios, arguments, config, outcome, {}, student)
         for scenario in scenarios:
             opened_signals(scenario, Path(scratch))
         settings = {
@@ -381,6 +409,8 @@ def main() -> None:
             "prompt_version": prompt_version(arguments.prompt),
             "sumo_version": installed_sumo_version(),
         }
+        if student is not None:
+            settings["student"] = student.digest
         # a scenario file itself says the timing of its greens
         signals_asked = {
             scenario.name: {**vars(scenario.timing), **scenario.signals.as_dict()}
@@ -400,7 +430,7 @@ def main() -> None:
                 print(f"scenario {scenario.name}: {scenario.note}")
             for line in skipped_lines(planned.skipped if planned else {}):
                 print(line)
-        episodes = plan_episodes(scenarios, arguments, config, outcome, signals)
+        episodes = plan_episodes(scenarios, arguments, config, outcome, signals, student)
         missing = [episode for episode in episodes if not episode.samples_file.exists()]
         if len(missing) < len(episodes):
             print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")
