@@ -10,7 +10,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from data_tools.net_signals import signals_of
 from data_tools.state_causes import lanes_in, lanes_of, lost_in
-from tsc.errors import StateError
+from tsc.errors import SampleError, StateError
 from tsc.files import sha256_of
 from tsc.junction.signal_control import Signals
 from tsc.replays.sample import SCHEMA_VERSION, Sample
@@ -106,6 +106,31 @@ def read_objects(path: Path) -> Iterator[tuple[int, object] | Fault]:
         yield Fault(path, f"cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
         yield Fault(path, f"is not UTF-8 text: {error.reason} at byte {error.start}; what follows was not read")
+
+
+def read_samples(files: Sequence[Path]) -> Iterator[tuple[Path, int, Sample]]:
+    """Every sample of the files, with its file and its index there. Only the JSON and the contract are checked.
+
+    Raises SampleError at the first fault, and if there is no sample at all.
+    """
+    found = False
+    for file in files:
+        for item in read_objects(file):
+            if isinstance(item, Fault):
+                raise SampleError(str(item))
+            index, raw = item
+            try:
+                sample = Sample.model_validate(raw)
+            except ValidationError as error:
+                detail = error.errors()[0]
+                field = ".".join(map(str, detail["loc"]))
+                raise SampleError(
+                    f"{file}: sample {index}: {field}: {detail['msg']}: data_tools/json_to_parquet.py lists all faults"
+                ) from error
+            found = True
+            yield file, index, sample
+    if not found:
+        raise SampleError(f"{', '.join(map(str, files))} does not contain any sample")
 
 
 def _read_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, object] | Fault]:

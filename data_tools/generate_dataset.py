@@ -48,6 +48,7 @@ from tsc.processes import die_with_parent
 from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION, Message, Sample, SampleOutcomes
 from tsc.rules.controller import Controller
 from tsc.rules.random_choice import Random
+from tsc.rules.student import Student, StudentFile, load_student
 from tsc.rules.tail import tail_controller
 from tsc.scenarios.by_word import WORDS_HELP, traffic_scenarios
 from tsc.scenarios.command_line import add_scenario_options, at_least, settings_of
@@ -67,7 +68,7 @@ SUMO_SEED = 1
 CONFIGS = REPO_ROOT / "configs"
 
 
-Behaviour = Literal["static", "gap_out", "max_pressure", "longest_queue", "actuated", "lookahead", "random"]
+Behaviour = Literal["static", "gap_out", "max_pressure", "longest_queue", "actuated", "lookahead", "random", "student"]
 
 
 class DatasetConfig(BaseModel):
@@ -104,6 +105,7 @@ class Episode:
     outcome: OutcomeSettings
     signals: PlannedSignals | None
     prompt: str
+    student: StudentFile | None
 
     @property
     def folder(self) -> Path:
@@ -147,6 +149,8 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     sample_draw = random.Random(f"sample/{episode.scenario.name}/{episode.seed}")
     controllers: dict[str, Controller] = {name: tail_controller(name) for name in TAILS}
     controllers["random"] = Random(episode.seed)
+    if episode.student is not None:
+        controllers["student"] = Student(episode.student)
     messages = prompt_maker(episode.prompt)
     sumo = SumoInput.of(files, episode.out)
     simulation = Simulation(files, saves_states=True)
@@ -214,12 +218,31 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     simulation.close()
 
 
+def student_of(arguments: argparse.Namespace, config: DatasetConfig) -> StudentFile | None:
+    """The student of --student. Raises ConfigError if there is one but no share for it, or the other way round."""
+    has_share = config.behaviours.get("student", 0) > 0
+    if arguments.student is None:
+        if has_share:
+            raise ConfigError(
+                f"{arguments.config} gives a share to the behaviour student, but there is no --student: name its file, "
+                "or give the share to others"
+            )
+        return None
+    if not has_share:
+        raise ConfigError(
+            f"--student {arguments.student} would never decide, because the behaviour student has no share in "
+            f"{arguments.config}: give it one, or leave --student out"
+        )
+    return load_student(arguments.student)
+
+
 def plan_episodes(
     scenarios: list[TrafficScenario],
     arguments: argparse.Namespace,
     config: DatasetConfig,
     outcomes: Mapping[str, OutcomeSettings],
     signals: Mapping[str, PlannedSignals | None],
+    student: StudentFile | None,
 ) -> list[Episode]:
     """The training and validation episodes of every scenario, in the order of the dataset. outcomes, signals: by
     scenario.
@@ -238,6 +261,7 @@ def plan_episodes(
             outcome=outcomes[scenario.name],
             signals=signals.get(scenario.name),
             prompt=arguments.prompt,
+            student=student,
         )
         for scenario in scenarios
         for seeds, split, count in counts
@@ -361,6 +385,9 @@ def main() -> None:
         help="the file whose section `outcome` says how long a replay runs and what it measures",
     )
     parser.add_argument("--prompt", default=OWN_PROMPT, metavar="NAME", help=f"what makes the prompts: {PROMPT_HELP}")
+    parser.add_argument(
+        "--student", type=Path, metavar="FILE", help="who decides in the behaviour `student` (scripts/fit_student.py)"
+    )
     add_scenario_options(parser, source="the scenario's own")
     parser.add_argument("--resume", action="store_true", help="continue an earlier run of the same command")
     arguments = parser.parse_args()
@@ -368,13 +395,14 @@ def main() -> None:
 
     config = load_yaml(arguments.config, DatasetConfig)
     load_outcome_settings(arguments.reward)
+    student = student_of(arguments, config)
     asked = settings_of(arguments)
     prompt_maker(arguments.prompt)
     # the faults of scenarios show here, before anything is written into --out
     with tempfile.TemporaryDirectory(prefix="tsc-scenarios-") as scratch:
         scenarios = traffic_scenarios(arguments.scenario, Path(scratch), asked)
         outcomes = {scenario.name: load_outcome_settings(arguments.reward, scenario.name) for scenario in scenarios}
-        plan_episodes(scenarios, arguments, config, outcomes, {})
+        plan_episodes(scenarios, arguments, config, outcomes, {}, student)
         for scenario in scenarios:
             opened_signals(scenario, Path(scratch))
         settings = {
@@ -386,6 +414,8 @@ def main() -> None:
             "prompt_version": prompt_version(arguments.prompt),
             "sumo_version": installed_sumo_version(),
         }
+        if student is not None:
+            settings["student"] = student.digest
         # a scenario file itself says the timing of its greens
         signals_asked = {
             scenario.name: {**vars(scenario.timing), **scenario.signals.as_dict()}
@@ -405,7 +435,7 @@ def main() -> None:
                 print(f"scenario {scenario.name}: {scenario.note}")
             for line in skipped_lines(planned.skipped if planned else {}):
                 print(line)
-        episodes = plan_episodes(scenarios, arguments, config, outcomes, signals)
+        episodes = plan_episodes(scenarios, arguments, config, outcomes, signals, student)
         missing = [episode for episode in episodes if not episode.samples_file.exists()]
         if len(missing) < len(episodes):
             print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")

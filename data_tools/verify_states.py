@@ -41,10 +41,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from tqdm import tqdm
 
-from data_tools.dataset_checks import Fault, read_objects
+from data_tools.dataset_checks import Fault, read_objects, read_samples
 from data_tools.state_causes import CAUSES, lost_in, why_different, why_not_replayed
 from tsc.cost.continuation import outcomes_of
 from tsc.cost.measures import MEASURES, unit_of
@@ -266,30 +265,15 @@ def read_jobs(
     contract, or whose label is by another one.
     """
     jobs = []
-    for file in files:
-        folder = file.resolve().parent
-        for item in read_objects(file):
-            if isinstance(item, Fault):
-                raise SampleError(str(item))
-            index, raw = item
-            try:
-                sample = Sample.model_validate(raw)
-            except ValidationError as error:
-                detail = error.errors()[0]
-                field = ".".join(map(str, detail["loc"]))
-                raise SampleError(
-                    f"{file}: sample {index}: {field}: {detail['msg']}: data_tools/json_to_parquet.py lists all faults"
-                ) from error
-            job = _job(sample, file, index, folder, sumocfg)
-            foreign = set(job.settings.measures) - {*MEASURES, *own_measures}
-            if foreign:
-                raise SampleError(
-                    f"{file}: sample {index}: its label is by {', '.join(sorted(foreign))}, which is code: name the "
-                    "reward file that has it with --reward, if you trust it"
-                )
-            jobs.append(job)
-    if not jobs:
-        raise SampleError(f"{', '.join(map(str, files))} does not contain any sample")
+    for file, index, sample in read_samples(files):
+        job = _job(sample, file, index, file.resolve().parent, sumocfg)
+        foreign = set(job.settings.measures) - {*MEASURES, *own_measures}
+        if foreign:
+            raise SampleError(
+                f"{file}: sample {index}: its label is by {', '.join(sorted(foreign))}, which is code: name the "
+                "reward file that has it with --reward, if you trust it"
+            )
+        jobs.append(job)
     return jobs
 
 

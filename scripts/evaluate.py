@@ -8,7 +8,8 @@ Examples:
 
 A word of --scenarios is a scenario or family file, a .sumocfg file, resco:NAME (needs the package sumo-rl) or
 sumo:NAME. A language model is llm:NAME=FOLDER, llm:NAME=FOLDER+ADAPTER or llm:NAME=ADAPTER. vLLM serves it as long as
-it is needed. With --base-url, llm:NAME=MODEL is a model of that server (key from OPENAI_API_KEY).
+it is needed. With --base-url, llm:NAME=MODEL is a model of that server (key from OPENAI_API_KEY). A student that
+scripts/fit_student.py has made is student:NAME=FILE.
 Writes OUT/episodes.jsonl (one line per episode; a second call continues), summary.csv, results.json, figures/*.png and
 report.html. docs/evaluation.md defines the metrics and the statistics.
 """
@@ -22,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL
+from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, NAME, STUDENT
 from tsc.errors import ConfigError, did_you_mean, run_main
 from tsc.files import REPO_ROOT, folder_lock, this_command
 from tsc.junction.prompt import PROMPT_HELP, prompt_maker
@@ -35,37 +36,51 @@ if TYPE_CHECKING:
     from tsc.evaluation.episodes_file import EpisodesFile
     from tsc.evaluation.reported import ReportedController
     from tsc.evaluation.settings import EvaluationSettings
+    from tsc.rules.student import StudentFile
 
 # Other modules are imported where they are used: every worker process imports this file, and needs little of it.
 
 CONFIGS = REPO_ROOT / "configs"
 
 
-def chosen_models(words: Sequence[str], base_url: str | None) -> dict[str, ModelChoice | None]:
-    """The language model of each controller, in the order of the words; None for a controller without a model.
+def chosen_controllers(words: Sequence[str], base_url: str | None) -> dict[str, ModelChoice | StudentFile | None]:
+    """The language model or the student of each controller, in the order of the words; None for one without.
 
-    Raises ConfigError for an unknown controller, and for a model that cannot be found.
+    Raises ConfigError for an unknown controller, and for a model or a student that cannot be found.
     """
     from recipes.serving.model_choice import checked, parse_model_choice
+    from tsc.rules.student import StudentFile, load_student
 
-    chosen: dict[str, ModelChoice | None] = {}
+    chosen: dict[str, ModelChoice | StudentFile | None] = {}
     for word in words:
-        if word.partition(":")[0] == LANGUAGE_MODEL:
+        kind, _, given = word.partition(":")
+        model: ModelChoice | StudentFile | None = None
+        name = word
+        if kind == LANGUAGE_MODEL:
             model = parse_model_choice(word, base_url)
             name = model.name
-            if name in CONTROLLERS:
-                raise ConfigError(f"controller {word!r}: {name} is the name of a controller without a model")
-        elif word in CONTROLLERS:
-            model, name = None, word
-        else:
+        elif kind == STUDENT:
+            name, _, file = given.partition("=")
+            if not NAME.fullmatch(name) or not file:
+                raise ConfigError(
+                    f"controller {word!r}: write student:NAME=FILE, with a name of letters, digits and . _ -"
+                )
+            model = load_student(Path(file))
+        elif word not in CONTROLLERS:
             meant = did_you_mean(word, CONTROLLERS)
             raise ConfigError(
-                f"controller {word!r} is unknown: {meant}choose from {', '.join(CONTROLLERS)}, llm:NAME=FOLDER"
+                f"controller {word!r} is unknown: {meant}choose from {', '.join(CONTROLLERS)}, llm:NAME=FOLDER, "
+                "student:NAME=FILE"
             )
+        if model is not None and name in CONTROLLERS:
+            raise ConfigError(f"controller {word!r}: {name} is the name of a controller without a model")
         if name in chosen:
             raise ConfigError(f"two controllers are named {name!r}: {' '.join(words)}")
         chosen[name] = model
-    return {name: checked(model) if model is not None else None for name, model in chosen.items()}
+    return {
+        name: model if model is None or isinstance(model, StudentFile) else checked(model)
+        for name, model in chosen.items()
+    }
 
 
 def reference_of(names: Sequence[str], asked: str | None, default: str) -> str:
@@ -76,37 +91,41 @@ def reference_of(names: Sequence[str], asked: str | None, default: str) -> str:
     return asked or (default if default in names else names[0])
 
 
-def reported_controllers(models: Mapping[str, ModelChoice | None]) -> list[ReportedController]:
-    """What the report says about each controller."""
+def reported_controller(name: str, model: ModelChoice | StudentFile | None) -> ReportedController:
+    """What the report says about a controller."""
     from tsc.evaluation.reported import ReportedController
+    from tsc.rules.student import StudentFile
 
-    return [
-        ReportedController(
-            name=name,
-            kind=LANGUAGE_MODEL,
-            description=f"The language model {model.where}, at temperature 0. If its answer cannot be read or comes "
-            "too late, the green times of the net's own plan decide.",
-            bounds=CONTROLLERS["max_pressure"].bounds,
-        )
-        if model
-        else ReportedController(
-            name=name, kind=name, description=CONTROLLERS[name].description, bounds=CONTROLLERS[name].bounds
-        )
-        for name, model in models.items()
-    ]
+    if model is None:
+        kind, description, bounds = name, CONTROLLERS[name].description, CONTROLLERS[name].bounds
+    else:
+        bounds = CONTROLLERS["max_pressure"].bounds
+        if isinstance(model, StudentFile):
+            kind = STUDENT
+            description = (
+                f"A small network (student) that copies {model.teacher}. On held-out episodes, it gives "
+                f"{model.agreement:.1%} of its teacher's answers."
+            )
+        else:
+            kind = LANGUAGE_MODEL
+            description = (
+                f"The language model {model.where}, at temperature 0. If its answer cannot be read or comes too late, "
+                "the green times of the net's own plan decide."
+            )
+    return ReportedController(name=name, kind=kind, description=description, bounds=bounds)
 
 
 def run_missing(
     jobs: Sequence[EpisodeJob],
     file: EpisodesFile,
-    models: Mapping[str, ModelChoice | None],
+    models: Mapping[str, ModelChoice],
     settings: EvaluationSettings,
     *,
     workers: int,
     out: Path,
 ) -> None:
-    """Run the episodes that `file` does not have. Controllers without a model come first, then one model after the
-    other. A model is served only while it is asked."""
+    """Run the episodes that `file` does not have. Controllers without a language model come first, then one model after
+    the other. A model is served only while it is asked."""
     from tqdm import tqdm
 
     from recipes.serving.model_choice import answering
@@ -117,14 +136,14 @@ def run_missing(
     if done:
         print(f"{len(done)} of {len(jobs)} episodes are there already", flush=True)
     # lookahead takes longest: if it began last, one worker would still run when the others are done
-    rules = sorted((job for job in missing if models[job.controller] is None), key=lambda job: job.kind != "lookahead")
+    rules = sorted((job for job in missing if job.controller not in models), key=lambda job: job.kind != "lookahead")
     with tqdm(total=len(missing), unit=" episodes", disable=None) as bar:
         for record in run_jobs(rules, workers):
             file.append(record)
             bar.update()
         for name, model in models.items():
             asking = [job for job in missing if job.controller == name]
-            if model is None or not asking:
+            if not asking:
                 continue
             with answering(
                 model,
@@ -141,7 +160,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", nargs="+", required=True, metavar="SCENARIO", help="see above")
     parser.add_argument(
-        "--controllers", nargs="+", required=True, metavar="NAME", help=f"{', '.join(CONTROLLERS)}, llm:NAME=…"
+        "--controllers",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help=f"{', '.join(CONTROLLERS)}, llm:NAME=…, student:NAME=FILE",
     )
     parser.add_argument(
         "--seeds", type=at_least(1), default=5, metavar="N", help="episodes of each (default: %(default)s)"
@@ -174,6 +197,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from tsc.evaluation.plan import Contestant, plan_jobs
     from tsc.evaluation.reported import ReportedScenario
     from tsc.evaluation.settings import load_evaluation_settings
+    from tsc.rules.student import StudentFile
     from tsc.scenarios.by_word import traffic_scenarios
 
     settings = load_evaluation_settings(arguments.config)
@@ -185,8 +209,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     settings = settings.changed(changes)
     prompt_maker(settings.llm.prompt)
     load_outcome_settings(arguments.reward)
-    models = chosen_models(arguments.controllers, arguments.base_url)
-    reference = reference_of(list(models), arguments.reference, settings.reference)
+    chosen = chosen_controllers(arguments.controllers, arguments.base_url)
+    students = {name: model for name, model in chosen.items() if isinstance(model, StudentFile)}
+    models = {name: model for name, model in chosen.items() if model is not None and name not in students}
+    reference = reference_of(list(chosen), arguments.reference, settings.reference)
     out = arguments.out.resolve()
     scenarios = traffic_scenarios(arguments.scenarios, out / "scenarios", settings.of_scenarios)
     lookahead = {scenario.name: load_outcome_settings(arguments.reward, scenario.name) for scenario in scenarios}
@@ -196,9 +222,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
         for line in skipped_lines(planned.skipped):
             print(f"{name}: {line}", flush=True)
 
+    controllers = [reported_controller(name, model) for name, model in chosen.items()]
     contestants = [
-        Contestant(name=name, kind=LANGUAGE_MODEL if model else name, model=model.identity() if model else None)
-        for name, model in models.items()
+        Contestant(
+            name=each.name,
+            kind=each.kind,
+            model=models[each.name].identity() if each.name in models else None,
+            student=students.get(each.name),
+        )
+        for each in controllers
     ]
     jobs = plan_jobs(scenarios, contestants, arguments.seeds, out=out, settings=settings, lookahead=lookahead)
     file = EpisodesFile(out / "episodes.jsonl", {job.fingerprint for job in jobs})
@@ -231,7 +263,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             out,
             episodes=file.episodes,
             scenarios=reported,
-            controllers=reported_controllers(models),
+            controllers=controllers,
             settings={
                 **settings.model_dump(mode="json"),
                 "lookahead": {name: judged.as_dict() for name, judged in lookahead.items()},

@@ -10,7 +10,6 @@ llm                       with --base-url: the only model of that server
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,12 +25,10 @@ from recipes.models.model_folder import (
 )
 from recipes.serving.chat_endpoint import ChatEndpoint
 from recipes.serving.vllm_server import VllmServer, check_servable, is_cpu_build
-from tsc.controllers.registry import LANGUAGE_MODEL
+from tsc.controllers.registry import LANGUAGE_MODEL, NAME
 from tsc.errors import ConfigError
 from tsc.files import without_password
 
-# The name becomes part of file names.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 FORMS = "llm:NAME=MODEL, llm:NAME=MODEL+ADAPTER or llm:NAME=ADAPTER (folders)"
 FORMS_OF_SERVER = "llm:NAME=MODEL, or llm for the only model of the server"
 DIGESTED_SUFFIXES = (".safetensors", ".json", ".bin", ".jinja")
@@ -95,21 +92,26 @@ def parse_model_choice(word: str, base_url: str | None = None) -> ModelChoice:
         return ServedModelChoice(name=name or LANGUAGE_MODEL, base_url=base_url, model_id=value or None)
     if not colon:
         raise ConfigError(f"controller {word!r}: write {FORMS}, or give --base-url for a model of a running server")
-    first, plus, second = value.partition("+")
-    if plus and not (first and second):
-        raise ConfigError(f"controller {word!r}: write {FORMS}")
     try:
-        if plus:
-            model, adapter = Path(first), Path(second)
-        elif _is_adapter_alone(Path(first)):
-            model, adapter = _base_of(Path(first)), Path(first)
-        else:
-            model, adapter = Path(first), None
-        check_model_folder(model)
-        if adapter is not None:
-            check_adapter_folder(adapter)
+        return local_model(name, value)
     except ConfigError as error:
         raise ConfigError(f"controller {word!r}: {error}") from error
+
+
+def local_model(name: str, folders: str) -> LocalModelChoice:
+    """The model of MODEL, MODEL+ADAPTER or ADAPTER (folders). Raises ConfigError for incomplete folders."""
+    first, plus, second = folders.partition("+")
+    if plus and not (first and second):
+        raise ConfigError(f"write {FORMS}")
+    if plus:
+        model, adapter = Path(first), Path(second)
+    elif _is_adapter_alone(Path(first)):
+        model, adapter = _base_of(Path(first)), Path(first)
+    else:
+        model, adapter = Path(first), None
+    check_model_folder(model)
+    if adapter is not None:
+        check_adapter_folder(adapter)
     return LocalModelChoice(name=name, model=model, adapter=adapter)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import sumo
 
+from tests.hand_made_student import write_longest_queue_student
 from tsc.files import sha256_of
 from tsc.replays.sample import Sample
 from tsc.sumo.running import SumoFiles
@@ -288,3 +290,39 @@ def test_two_scenarios_of_one_name_are_refused(repo_root: Path, short_scenario: 
     done = run(repo_root, short_scenario, tmp_path / "out", "--scenario", str(short_scenario))
     assert done.returncode == 2
     assert "two scenarios are named 'four_way'" in done.stderr
+
+
+def test_a_student_runs_the_signals_for_its_share(repo_root: Path, short_scenario: Path, tmp_path: Path) -> None:
+    student = write_longest_queue_student(tmp_path / "student.json")
+    config = tmp_path / "dataset.yaml"
+    config.write_text(
+        "behaviours: {student: 0.5, random: 0.5}\nbehaviour_block_s: 60\nwarm_up_s: 60\nsample_share: 1.0\n"
+    )
+    out = tmp_path / "out"
+    options = ("--episodes", "1", "--validation-episodes", "0", "--config", str(config))
+    done = run(repo_root, short_scenario, out, *options)
+    assert done.returncode == 2 and "there is no --student: name its file" in done.stderr
+    assert not out.exists()
+    done = run(repo_root, short_scenario, out, *options, "--student", str(student))
+    assert done.returncode == 0, done.stderr
+    samples = json.loads((out / "grpo_dataset.json").read_text())
+    decided = {"student": 0, "random": 0}
+    for sample, following in pairwise(samples):
+        queues_veh = [stage["queue_veh"] for stage in sample["observation"]["stages"]]
+        extends = queues_veh[0] >= max(queues_veh)
+        extended = following["time_s"] == sample["time_s"] + 5
+        # at the maximum, the green ends whatever the student says
+        if sample["current_green_elapsed"] < 55 and sample["behaviour"] == "student":
+            assert extended == extends
+        decided[sample["behaviour"]] += 1
+    assert min(decided.values()) > 5
+
+    write_longest_queue_student(student, teacher="another")
+    done = run(repo_root, short_scenario, out, *options, "--student", str(student), "--resume")
+    assert done.returncode == 2 and "has other settings (student; see " in done.stderr
+
+
+def test_a_student_without_a_share_is_refused(repo_root: Path, short_scenario: Path, tmp_path: Path) -> None:
+    student = write_longest_queue_student(tmp_path / "student.json")
+    done = run(repo_root, short_scenario, tmp_path / "out", "--student", str(student))
+    assert done.returncode == 2 and "would never decide" in done.stderr

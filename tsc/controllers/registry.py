@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from tsc.cost.outcome import OutcomeSettings
     from tsc.rules.controller import Controller
 
+# Controllers of a kind that a user names and gives a model for, as llm:NAME=FOLDER and student:NAME=FILE.
 LANGUAGE_MODEL = "llm"
-
+STUDENT = "student"
+# The name becomes part of file names.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _EVERY_SECOND = "Keeps to both, but may end a green in any second between them."
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tsc.controllers.language_model import Ask, Conversation, LanguageModelController, Reply
-from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, rule_controller
+from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, STUDENT, rule_controller
 from tsc.controllers.signal_plans import plan_signals
 from tsc.cost.continuation import outcomes_by_fork
 from tsc.cost.outcome import OutcomeSettings
@@ -30,6 +30,7 @@ from tsc.junction.signal_control import SignalControl
 from tsc.junction.signal_settings import SignalSettings
 from tsc.processes import die_with_parent
 from tsc.rules.controller import Controller
+from tsc.rules.student import Student, StudentFile
 from tsc.sumo.running import SumoFiles
 
 
@@ -37,7 +38,8 @@ from tsc.sumo.running import SumoFiles
 class EpisodeJob:
     """One episode of one controller.
 
-    controller: the name in the results. kind: a name of tsc.controllers.registry.CONTROLLERS, or LANGUAGE_MODEL.
+    controller: the name in the results. kind: a name of tsc.controllers.registry.CONTROLLERS, LANGUAGE_MODEL or
+    STUDENT. student: of a controller of this kind.
     prompt: the name of what makes a language model's prompts (tsc.junction.prompt).
     fingerprint: digest of everything that decides the result; it is stored in the record.
     trace_file: where to write the trace; None writes none.
@@ -55,6 +57,7 @@ class EpisodeJob:
     warm_up_s: int
     signals: SignalSettings
     lookahead: OutcomeSettings
+    student: StudentFile | None = None
     prompt: str = OWN_PROMPT
     trace_file: Path | None = None
     decisions_file: Path | None = None
@@ -113,6 +116,9 @@ def _controller(job: EpisodeJob, ask: Ask | None) -> Controller | None:
     if job.kind == LANGUAGE_MODEL:
         assert ask is not None, "a job with a language model needs `ask`"
         return LanguageModelController(ask, job.prompt)
+    if job.kind == STUDENT:
+        assert job.student is not None, "a job of a student needs `student`"
+        return Student(job.student)
     if CONTROLLERS[job.kind].by_sumo:
         return None
     return rule_controller(job.kind, seed=job.seed, lookahead=job.lookahead)

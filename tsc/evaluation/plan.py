@@ -16,6 +16,7 @@ from tsc.errors import ConfigError
 from tsc.evaluation.settings import EvaluationSettings
 from tsc.evaluation.traces import decisions_file, trace_file
 from tsc.junction.prompt import prompt_version
+from tsc.rules.student import StudentFile
 from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.sumo.version import installed_sumo_version
 
@@ -27,13 +28,15 @@ RECORD_VERSION = 3
 class Contestant:
     """A controller that takes part in an evaluation.
 
-    kind: one of tsc.controllers.registry.CONTROLLERS, or LANGUAGE_MODEL.
+    kind: one of tsc.controllers.registry.CONTROLLERS, LANGUAGE_MODEL or STUDENT.
     model: what identifies a language model (the digest of its files, or its address and name).
+    student: of this kind.
     """
 
     name: str
     kind: str
     model: str | None = None
+    student: StudentFile | None = None
 
 
 def plan_jobs(
@@ -83,6 +86,8 @@ def plan_jobs(
                     what["max_answer_tokens"] = settings.llm.max_answer_tokens
                     what["decision_time_limit_s"] = settings.llm.decision_time_limit_s
                     what["compared"] = compared
+                if contestant.student is not None:
+                    what["student"] = contestant.student.digest
                 digest = hashlib.sha256(json.dumps([what, contestant.name], sort_keys=True).encode())
                 jobs.append(
                     EpisodeJob(
@@ -96,6 +101,7 @@ def plan_jobs(
                         warm_up_s=settings.warm_up_s,
                         signals=scenario.signals,
                         lookahead=lookahead[scenario.name],
+                        student=contestant.student,
                         prompt=settings.llm.prompt,
                         trace_file=trace_file(out, *place),
                         decisions_file=decisions_file(out, *place) if compared else None,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from tsc.errors import SampleError
 from tsc.junction.signal_control import SignalControl
 
 NEAR_M = 50.0
@@ -39,6 +42,20 @@ class Observation:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> Observation:
+        """Reads what as_dict gives. Raises SampleError that names the first field that is missing or is not what it
+        should be."""
+        try:
+            return _READER.validate_python(values)
+        except ValidationError as error:
+            detail = error.errors()[0]
+            field = ".".join(map(str, ("observation", *detail["loc"])))
+            raise SampleError(f"{field} is not as generate_dataset writes it: {detail['msg']}") from error
+
+
+_READER = TypeAdapter(Observation)
 
 
 def observe(control: SignalControl, junction_id: str) -> Observation:
