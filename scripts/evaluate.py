@@ -9,8 +9,11 @@ Examples:
 A word of --scenarios is a scenario or family file, a .sumocfg file, resco:NAME (needs the package sumo-rl) or
 sumo:NAME. A language model is llm:NAME=FOLDER, llm:NAME=FOLDER+ADAPTER or llm:NAME=ADAPTER. vLLM serves it as long as
 it is needed. With --base-url, llm:NAME=MODEL is a model of that server (key from OPENAI_API_KEY).
-Writes OUT/episodes.jsonl (one line per episode; a second call continues), summary.csv, results.json, figures/*.png and
-report.html. docs/evaluation.md defines the metrics and the statistics.
+On each scenario, the others are compared with the classical controller that is best on validation seeds, or with the
+controller that --reference names.
+Writes OUT/episodes.jsonl (one line per episode; a second call continues), reference_episodes.jsonl (those that chose
+the reference), summary.csv, results.json, figures/*.png and report.html. docs/evaluation.md defines the metrics and the
+statistics.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ import argparse
 import multiprocessing
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL
 from tsc.errors import ConfigError, did_you_mean, run_main
+from tsc.evaluation.reference import BEST_CLASSICAL, best_of, reference_candidates
 from tsc.files import REPO_ROOT, folder_lock, this_command
 from tsc.junction.prompt import PROMPT_HELP, prompt_maker
 from tsc.junction.signal_control import skipped_lines
@@ -53,8 +58,8 @@ def chosen_models(words: Sequence[str], base_url: str | None) -> dict[str, Model
         if word.partition(":")[0] == LANGUAGE_MODEL:
             model = parse_model_choice(word, base_url)
             name = model.name
-            if name in CONTROLLERS:
-                raise ConfigError(f"controller {word!r}: {name} is the name of a controller without a model")
+            if name in (*CONTROLLERS, BEST_CLASSICAL):
+                raise ConfigError(f"controller {word!r}: {name} stands for a controller without a model")
         elif word in CONTROLLERS:
             model, name = None, word
         else:
@@ -66,14 +71,6 @@ def chosen_models(words: Sequence[str], base_url: str | None) -> dict[str, Model
             raise ConfigError(f"two controllers are named {name!r}: {' '.join(words)}")
         chosen[name] = model
     return {name: checked(model) if model is not None else None for name, model in chosen.items()}
-
-
-def reference_of(names: Sequence[str], asked: str | None, default: str) -> str:
-    """The controller that the others are compared with: the one asked for, else `default` if it takes part, else the
-    first. Raises ConfigError if the one asked for does not take part."""
-    if asked is not None and asked not in names:
-        raise ConfigError(f"--reference {asked!r} does not take part: choose from {', '.join(names)}")
-    return asked or (default if default in names else names[0])
 
 
 def reported_controllers(models: Mapping[str, ModelChoice | None]) -> list[ReportedController]:
@@ -102,11 +99,12 @@ def run_missing(
     models: Mapping[str, ModelChoice | None],
     settings: EvaluationSettings,
     *,
+    what: str,
     workers: int,
     out: Path,
 ) -> None:
     """Run the episodes that `file` does not have. Controllers without a model come first, then one model after the
-    other. A model is served only while it is asked."""
+    other. A model is served only while it is asked. what: names the episodes in what is printed."""
     from tqdm import tqdm
 
     from recipes.serving.model_choice import answering
@@ -115,10 +113,10 @@ def run_missing(
     done = {record["fingerprint"] for record in file.episodes}
     missing = [job for job in jobs if job.fingerprint not in done]
     if done:
-        print(f"{len(done)} of {len(jobs)} episodes are there already", flush=True)
+        print(f"{len(done)} of {len(jobs)} {what} are there already", flush=True)
     # lookahead takes longest: if it began last, one worker would still run when the others are done
     rules = sorted((job for job in missing if models[job.controller] is None), key=lambda job: job.kind != "lookahead")
-    with tqdm(total=len(missing), unit=" episodes", disable=None) as bar:
+    with tqdm(total=len(missing), unit=f" {what}", disable=None) as bar:
         for record in run_jobs(rules, workers):
             file.append(record)
             bar.update()
@@ -151,7 +149,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for episodes and results")
     parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible server of the language models")
-    parser.add_argument("--reference", metavar="NAME", help="controller to compare with (default: --config's)")
+    parser.add_argument(
+        "--reference", metavar="NAME", help=f"controller to compare with, or {BEST_CLASSICAL} (default: --config's)"
+    )
     parser.add_argument("--prompt", metavar="NAME", help=f"what makes the models' prompts: {PROMPT_HELP}")
     parser.add_argument("--config", type=Path, default=CONFIGS / "evaluation.yaml", help="settings (%(default)s)")
     parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="its `outcome` is lookahead's")
@@ -182,11 +182,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         changes["warm_up_s"] = arguments.warm_up_s
     if arguments.prompt is not None:
         changes["prompt"] = arguments.prompt
+    if arguments.reference is not None:
+        changes["reference"] = arguments.reference
     settings = settings.changed(changes)
     prompt_maker(settings.llm.prompt)
     lookahead = load_outcome_settings(arguments.reward)
     models = chosen_models(arguments.controllers, arguments.base_url)
-    reference = reference_of(list(models), arguments.reference, settings.reference)
+    candidates = reference_candidates(settings.reference, list(models))
     out = arguments.out.resolve()
     scenarios = traffic_scenarios(arguments.scenarios, out / "scenarios", settings.of_scenarios)
     with tempfile.TemporaryDirectory(prefix="tsc-signals-") as scratch:
@@ -199,9 +201,18 @@ def evaluate(arguments: argparse.Namespace) -> None:
         Contestant(name=name, kind=LANGUAGE_MODEL if model else name, model=model.identity() if model else None)
         for name, model in models.items()
     ]
-    jobs = plan_jobs(scenarios, contestants, arguments.seeds, out=out, settings=settings, lookahead=lookahead)
+    plan = partial(plan_jobs, scenarios, out=out, settings=settings, lookahead=lookahead)
+    jobs = plan(contestants, arguments.seeds)
+    run = partial(run_missing, models=models, settings=settings, workers=arguments.workers, out=out)
+    choice: list[dict[str, Any]] = []
+    if len(candidates) > 1:
+        among = [contestant for contestant in contestants if contestant.name in candidates]
+        choosing = plan(among, settings.reference_seeds, split="validation")
+        chosen_file = EpisodesFile(out / "reference_episodes.jsonl", {job.fingerprint for job in choosing})
+        run(choosing, chosen_file, what="episodes that choose the reference")
+        choice = chosen_file.episodes
     file = EpisodesFile(out / "episodes.jsonl", {job.fingerprint for job in jobs})
-    run_missing(jobs, file, models, settings, workers=arguments.workers, out=out)
+    run(jobs, file, what="episodes")
 
     # importing pandas, scipy and matplotlib takes seconds; an evaluation with a fault ends before
     from tsc.evaluation.report import write_results
@@ -217,6 +228,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             junctions=list(signals[scenario.name].plans),
             green_bounds=[bounds for plan in signals[scenario.name].plans.values() for bounds in plan.green_bounds],
             skipped=signals[scenario.name].skipped,
+            reference=best_of(candidates, [record for record in choice if record["scenario"] == scenario.name]),
             not_applicable={
                 record["controller"]: record["not_applicable"]
                 for record in file.episodes
@@ -233,7 +245,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             controllers=reported_controllers(models),
             settings={**settings.model_dump(mode="json"), "lookahead": lookahead.as_dict()},
             command=this_command(),
-            reference=reference,
+            reference=settings.reference,
         )
     )
     print(f"\nreport: {arguments.out / 'report.html'}")
