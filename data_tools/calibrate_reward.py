@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from tsc.controllers.lookahead import Lookahead
 from tsc.controllers.opening import opened
-from tsc.controllers.registry import CONTROLLERS, rule_controller
+from tsc.controllers.registry import CLASSICAL, CONTROLLERS, rule_controller
 from tsc.controllers.signal_plans import plan_signals
 from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
 from tsc.episodes.episode import run_episode
@@ -59,7 +59,6 @@ from tsc.yaml_file import read_yaml
 
 DEFAULT_REWARD = REPO_ROOT / "configs" / "reward.yaml"
 
-CLASSICAL = ("static", "actuated", "delay_based", "gap_out", "max_pressure", "longest_queue")
 FIRST_HORIZON_S = 90
 HORIZONS_S = (45, FIRST_HORIZON_S, 180, 400)
 MEASURES = ("queue_veh_s", "waiting_time_s", "time_loss_s")

@@ -10,8 +10,11 @@ A word of --scenarios is a scenario or family file, a .sumocfg file, resco:NAME 
 sumo:NAME. A language model is llm:NAME=FOLDER, llm:NAME=FOLDER+ADAPTER or llm:NAME=ADAPTER. vLLM serves it as long as
 it is needed. With --base-url, llm:NAME=MODEL is a model of that server (key from OPENAI_API_KEY). A student that
 scripts/fit_student.py has made is student:NAME=FILE.
-Writes OUT/episodes.jsonl (one line per episode; a second call continues), summary.csv, results.json, figures/*.png and
-report.html. docs/evaluation.md defines the metrics and the statistics.
+On each scenario, the others are compared with the classical controller that is best on validation seeds, or with the
+controller that --reference names.
+Writes OUT/episodes.jsonl (one line per episode; a second call continues), reference_episodes.jsonl (those that chose
+the reference), summary.csv, results.json, figures/*.png and report.html. docs/evaluation.md defines the metrics and the
+statistics.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ import argparse
 import multiprocessing
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, NAME, STUDENT
 from tsc.errors import ConfigError, did_you_mean, run_main
+from tsc.evaluation.reference import BEST_CLASSICAL, best_of, reference_candidates
 from tsc.files import REPO_ROOT, folder_lock, this_command
 from tsc.junction.prompt import PROMPT_HELP, prompt_maker
 from tsc.junction.signal_control import skipped_lines
@@ -72,8 +77,8 @@ def chosen_controllers(words: Sequence[str], base_url: str | None) -> dict[str, 
                 f"controller {word!r} is unknown: {meant}choose from {', '.join(CONTROLLERS)}, llm:NAME=FOLDER, "
                 "student:NAME=FILE"
             )
-        if model is not None and name in CONTROLLERS:
-            raise ConfigError(f"controller {word!r}: {name} is the name of a controller without a model")
+        if model is not None and name in (*CONTROLLERS, BEST_CLASSICAL):
+            raise ConfigError(f"controller {word!r}: {name} stands for a controller without a model")
         if name in chosen:
             raise ConfigError(f"two controllers are named {name!r}: {' '.join(words)}")
         chosen[name] = model
@@ -81,14 +86,6 @@ def chosen_controllers(words: Sequence[str], base_url: str | None) -> dict[str, 
         name: model if model is None or isinstance(model, StudentFile) else checked(model)
         for name, model in chosen.items()
     }
-
-
-def reference_of(names: Sequence[str], asked: str | None, default: str) -> str:
-    """The controller that the others are compared with: the one asked for, else `default` if it takes part, else the
-    first. Raises ConfigError if the one asked for does not take part."""
-    if asked is not None and asked not in names:
-        raise ConfigError(f"--reference {asked!r} does not take part: choose from {', '.join(names)}")
-    return asked or (default if default in names else names[0])
 
 
 def reported_controller(name: str, model: ModelChoice | StudentFile | None) -> ReportedController:
@@ -121,11 +118,12 @@ def run_missing(
     models: Mapping[str, ModelChoice],
     settings: EvaluationSettings,
     *,
+    what: str,
     workers: int,
     out: Path,
 ) -> None:
     """Run the episodes that `file` does not have. Controllers without a language model come first, then one model after
-    the other. A model is served only while it is asked."""
+    the other. A model is served only while it is asked. what: names the episodes in what is printed."""
     from tqdm import tqdm
 
     from recipes.serving.model_choice import answering
@@ -134,10 +132,10 @@ def run_missing(
     done = {record["fingerprint"] for record in file.episodes}
     missing = [job for job in jobs if job.fingerprint not in done]
     if done:
-        print(f"{len(done)} of {len(jobs)} episodes are there already", flush=True)
+        print(f"{len(done)} of {len(jobs)} {what} are there already", flush=True)
     # lookahead takes longest: if it began last, one worker would still run when the others are done
     rules = sorted((job for job in missing if job.controller not in models), key=lambda job: job.kind != "lookahead")
-    with tqdm(total=len(missing), unit=" episodes", disable=None) as bar:
+    with tqdm(total=len(missing), unit=f" {what}", disable=None) as bar:
         for record in run_jobs(rules, workers):
             file.append(record)
             bar.update()
@@ -174,7 +172,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for episodes and results")
     parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible server of the language models")
-    parser.add_argument("--reference", metavar="NAME", help="controller to compare with (default: --config's)")
+    parser.add_argument(
+        "--reference", metavar="NAME", help=f"controller to compare with, or {BEST_CLASSICAL} (default: --config's)"
+    )
     parser.add_argument("--prompt", metavar="NAME", help=f"what makes the models' prompts: {PROMPT_HELP}")
     parser.add_argument("--config", type=Path, default=CONFIGS / "evaluation.yaml", help="settings (%(default)s)")
     parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="how lookahead judges decisions")
@@ -206,13 +206,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
         changes["warm_up_s"] = arguments.warm_up_s
     if arguments.prompt is not None:
         changes["prompt"] = arguments.prompt
+    if arguments.reference is not None:
+        changes["reference"] = arguments.reference
     settings = settings.changed(changes)
     prompt_maker(settings.llm.prompt)
     load_outcome_settings(arguments.reward)
     chosen = chosen_controllers(arguments.controllers, arguments.base_url)
     students = {name: model for name, model in chosen.items() if isinstance(model, StudentFile)}
     models = {name: model for name, model in chosen.items() if model is not None and name not in students}
-    reference = reference_of(list(chosen), arguments.reference, settings.reference)
+    candidates = reference_candidates(settings.reference, list(chosen))
     out = arguments.out.resolve()
     scenarios = traffic_scenarios(arguments.scenarios, out / "scenarios", settings.of_scenarios)
     lookahead = {scenario.name: load_outcome_settings(arguments.reward, scenario.name) for scenario in scenarios}
@@ -232,9 +234,18 @@ def evaluate(arguments: argparse.Namespace) -> None:
         )
         for each in controllers
     ]
-    jobs = plan_jobs(scenarios, contestants, arguments.seeds, out=out, settings=settings, lookahead=lookahead)
+    plan = partial(plan_jobs, scenarios, out=out, settings=settings, lookahead=lookahead)
+    jobs = plan(contestants, arguments.seeds)
+    run = partial(run_missing, models=models, settings=settings, workers=arguments.workers, out=out)
+    choice: list[dict[str, Any]] = []
+    if len(candidates) > 1:
+        among = [contestant for contestant in contestants if contestant.name in candidates]
+        choosing = plan(among, settings.reference_seeds, split="validation")
+        chosen_file = EpisodesFile(out / "reference_episodes.jsonl", {job.fingerprint for job in choosing})
+        run(choosing, chosen_file, what="episodes that choose the reference")
+        choice = chosen_file.episodes
     file = EpisodesFile(out / "episodes.jsonl", {job.fingerprint for job in jobs})
-    run_missing(jobs, file, models, settings, workers=arguments.workers, out=out)
+    run(jobs, file, what="episodes")
 
     # importing pandas, scipy and matplotlib takes seconds; an evaluation with a fault ends before
     from tsc.evaluation.report import write_results
@@ -250,6 +261,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             junctions=list(signals[scenario.name].plans),
             green_bounds=[bounds for plan in signals[scenario.name].plans.values() for bounds in plan.green_bounds],
             skipped=signals[scenario.name].skipped,
+            reference=best_of(candidates, [record for record in choice if record["scenario"] == scenario.name]),
             not_applicable={
                 record["controller"]: record["not_applicable"]
                 for record in file.episodes
@@ -269,7 +281,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 "lookahead": {name: judged.as_dict() for name, judged in lookahead.items()},
             },
             command=this_command(),
-            reference=reference,
+            reference=settings.reference,
         )
     )
     print(f"\nreport: {arguments.out / 'report.html'}")

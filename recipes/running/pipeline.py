@@ -42,6 +42,8 @@ from recipes.running.run import SMOLLM2, SMOLLM2_FOLDER, Run
 from recipes.running.stages import Interrupted, Stages, raise_on_signals, say, skipped
 from reward.settings import DEFAULT_SETTINGS_FILE
 from tsc.errors import ConfigError, run_main
+from tsc.evaluation.reference import reference_candidates
+from tsc.evaluation.settings import load_evaluation_settings
 from tsc.files import REPO_ROOT, folder_lock
 
 TITLES = {"grpo": "GRPO", "gspo": "GSPO", "ppo": "PPO", "sft": "SFT", "dpo": "DPO"}
@@ -487,6 +489,16 @@ class Pipeline:
             self._export(main, "actor")
             (self.run.out / "results.json").unlink(missing_ok=True)
 
+    @property
+    def _evaluated_models(self) -> dict[str, object]:
+        return {"sft" if self.sft else "start": self.main.start, self.run.algorithm: self.main.folder / "merged"}
+
+    def check_controllers(self) -> None:
+        """That the evaluation has a controller to compare the models with. Raises ConfigError."""
+        if self.run.eval_seeds and self.run.algorithm != "sft":
+            asked = load_evaluation_settings(REPO_ROOT / "configs/evaluation.yaml").reference
+            reference_candidates(asked, [*self.run.eval_controllers.split(), *self._evaluated_models])
+
     def evaluate(self) -> None:
         """The trained model beside the one it started from and the classical controllers."""
         run = self.run
@@ -495,10 +507,7 @@ class Pipeline:
         results = run.out / "results.json"
         hours = "hour" if run.eval_seeds == 1 else "hours"
         with self.stages.stage(f"Evaluation on {run.eval_seeds} unseen {hours}", results):
-            models = [
-                f"llm:{'sft' if self.sft else 'start'}={self.main.start}",
-                f"llm:{run.algorithm}={self.main.folder / 'merged'}",
-            ]
+            models = [f"llm:{name}={where}" for name, where in self._evaluated_models.items()]
             self.stages.python(
                 "scripts/evaluate.py", "--scenarios", *run.scenarios, "--seeds", run.eval_seeds, "--workers",
                 run.num_workers, "--prompt", run.prompt, "--reward", run.reward_file, "--out", run.out / "eval",
@@ -690,6 +699,7 @@ def main() -> int:
         run = _with_hardware(Run.from_environment(algorithm, os.environ))
         run.check_files()
         pipeline = Pipeline(run, rest, sft, _environment_without_knobs())
+        pipeline.check_controllers()
         pipeline.check()
         if run.dry_run:
             return 0

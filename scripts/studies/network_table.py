@@ -442,6 +442,8 @@ def _command(
         return [*_tool("data_tools", "inspect_scenario.py"), word, "--simulate", duration[1], "--out", output], {}
     if step == "evaluate":
         command = [*_tool("scripts", "evaluate.py"), "--scenarios", word, "--controllers", *CONTROLLERS]
+        # naming the reference spares the episodes that would choose it: the table does not compare controllers
+        command += ["--reference", CONTROLLERS[0]]
         return [*command, "--seeds", "1", "--workers", "1", *duration, "--out", output], {}
     if step == "generate":
         config = settings.folder("configs", network).with_suffix(".yaml")

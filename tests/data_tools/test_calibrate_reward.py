@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from reward.settings import load_settings
+from tsc.controllers.registry import CLASSICAL
 from tsc.cost.outcome import OutcomeSettings, load_outcome_settings
 
 
@@ -44,7 +45,7 @@ def name_of(settings: OutcomeSettings) -> str:
 def test_the_settings_are_those_of_the_best_lookahead(calibrated: tuple[Path, str], delays_s: dict[str, float]) -> None:
     chosen = load_outcome_settings(calibrated[0] / "reward.yaml", "four_way")
     lookahead = {name: delay_s for name, delay_s in delays_s.items() if "," in name}
-    classical = min(delays_s[name] for name in ("static", "actuated", "delay_based", "gap_out", "max_pressure"))
+    classical = min(delays_s[name] for name in CLASSICAL)
     if min(lookahead.values()) < classical:
         assert lookahead[name_of(chosen)] == min(lookahead.values())
     else:

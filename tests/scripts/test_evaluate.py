@@ -1,6 +1,7 @@
 """Closed-loop evaluation as a user runs it."""
 
 import csv
+import itertools
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 
 def command(repo_root: Path, scenario: Path | str, out: Path, *words: str) -> list[str]:
@@ -35,8 +37,6 @@ def test_results_are_there_in_every_form_and_resume_without_repeating_episodes(
     rows = json.loads(results)
     assert {row["controller"] for row in rows} == {"static", "actuated", "max_pressure"}
     assert {tuple(row["seeds"]) for row in rows if row["metric"] == "mean_queue_veh"} == {(1001, 1002)}
-    with (tmp_path / "summary.csv").open() as file:
-        assert {row["reference"] for row in csv.DictReader(file)} == {"max_pressure"}
     report = (tmp_path / "report.html").read_text()
     assert "<html" in report and "--base-url http://host/v1" in report
     assert [path for path in tmp_path.rglob("*") if path.is_file() and b"secret" in path.read_bytes()] == []
@@ -103,6 +103,63 @@ def test_a_change_of_settings_runs_anew_and_keeps_what_was_there(
     assert "1 of 1 episodes are there already" in back.stdout
 
 
+def test_the_reference_of_each_scenario_has_the_smallest_delay_on_validation_seeds(
+    repo_root: Path, short_scenario: Path, tmp_path: Path
+) -> None:
+    # in the second scenario, all traffic comes from one side
+    one_sided = tmp_path / "one_sided.yaml"
+    content = yaml.safe_load(short_scenario.read_text())
+    entries = content["demand"]["entries_veh_per_h"]
+    content["demand"]["entries_veh_per_h"] = {edge: [0 if number else 1500] * 4 for number, edge in enumerate(entries)}
+    one_sided.write_text(yaml.safe_dump({**content, "name": "one_sided"}))
+    out = tmp_path / "out"
+    candidates = ("static", "gap_out", "max_pressure")
+    words = ("--scenarios", str(short_scenario), str(one_sided), "--seeds", "1", "--controllers", "random", *candidates)
+    first = evaluate(repo_root, short_scenario, out, *words)
+    assert first.returncode == 0, first.stderr
+
+    stored = (out / "reference_episodes.jsonl").read_text()
+    episodes = {
+        (each["scenario"], each["controller"], each["seed"]): each for each in map(json.loads, stored.split("\n")[:-1])
+    }
+    assert sorted(episodes) == sorted(itertools.product(("four_way", "one_sided"), candidates, (501, 502)))
+    references = {}
+    for scenario in ("four_way", "one_sided"):
+        delays_s = {
+            name: sum(episodes[scenario, name, seed]["delay_s"] for seed in (501, 502)) / 2 for name in candidates
+        }
+        best, second, _ = sorted(candidates, key=delays_s.__getitem__)
+        references[scenario] = best
+        told = f"reference: {best}, delay {delays_s[best]:.1f} s on validation seeds 501, 502; second: {second}, "
+        assert told in first.stdout
+    with (out / "summary.csv").open() as file:
+        found = {(row["scenario"], row["reference"]) for row in csv.DictReader(file)}
+    assert found == {*references.items(), ("all scenarios", "best_classical")}
+    # the episodes of the choice are in no result
+    results = (out / "results.json").read_text()
+    assert {(row["scenario"], row["reference"], *row["seeds"]) for row in json.loads(results)} == {
+        (scenario, reference, 1001) for scenario, reference in references.items()
+    }
+
+    again = evaluate(repo_root, short_scenario, out, *words)
+    assert "12 of 12 episodes that choose the reference are there already" in again.stdout
+    assert (out / "reference_episodes.jsonl").read_text() == stored
+    assert (out / "results.json").read_text() == results
+
+
+@pytest.mark.parametrize(
+    ("words", "reference"),
+    [(("random", "static"), "static"), (("static", "gap_out", "random", "--reference", "random"), "random")],
+)
+def test_a_single_candidate_is_the_reference_without_a_choice(
+    repo_root: Path, short_scenario: Path, tmp_path: Path, words: tuple[str, ...], reference: str
+) -> None:
+    done = evaluate(repo_root, short_scenario, tmp_path, "--seeds", "1", "--end", "60", "--controllers", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"vs {reference}" in done.stdout
+    assert not (tmp_path / "reference_episodes.jsonl").exists()
+
+
 def test_a_sumocfg_of_someone_else_is_evaluated(repo_root: Path, tmp_path: Path) -> None:
     done = evaluate(
         repo_root, "sumo:rilsa1", tmp_path, "--seeds", "1", "--end", "120", "--controllers", "static", "max_pressure"
@@ -121,7 +178,8 @@ def test_a_sumocfg_of_someone_else_is_evaluated(repo_root: Path, tmp_path: Path)
         (("--controllers", "student:a/b=s.json"), "with a name of letters, digits"),
         (("--controllers", "student:x=/no/s.json"), "cannot read the student /no/s.json"),
         (("--controllers", "static", "static"), "two controllers are named 'static'"),
-        (("--controllers", "static", "--reference", "lookahead"), "--reference 'lookahead' does not take part"),
+        (("--controllers", "static", "--reference", "lookahead"), "the reference 'lookahead' does not take part"),
+        (("--controllers", "random", "lookahead"), "no classical controller takes part (random, lookahead)"),
         (("--controllers", "static", "--seeds", "ten"), "'ten' is not a whole number of at least 1"),
         (("--controllers", "static", "--seeds", "0"), "'0' is not a whole number of at least 1"),
         (("--controllers", "static", "--warm-up", "300"), "nothing is left to measure"),

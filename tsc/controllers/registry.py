@@ -33,6 +33,8 @@ class ControllerKind:
     description: what it does. bounds: how far it keeps to the common minimum and maximum green.
     by_sumo: True if SUMO switches by a program (tsc.controllers.signal_plans.plan_signals), False if the controller
     decides at our decision points.
+    is_classical: True if a city could run it. Of webster this holds with counts of earlier days; here it knows the very
+    demand to come, so it can be too good, but not too weak, as a reference.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ControllerKind:
         "Keeps to both. It decides at the minimum green and after every green extension; the maximum ends the green."
     )
     by_sumo: bool = False
+    is_classical: bool = False
 
 
 _KINDS = (
@@ -49,18 +52,21 @@ _KINDS = (
         description="The net's own signal program, unchanged.",
         bounds="Does not use them: the greens are those of the program.",
         by_sumo=True,
+        is_classical=True,
     ),
     ControllerKind(
         name="actuated",
         description="SUMO's actuated control: a green ends when no vehicle has passed its detectors for 3 s.",
         bounds=_EVERY_SECOND,
         by_sumo=True,
+        is_classical=True,
     ),
     ControllerKind(
         name="delay_based",
         description="SUMO's delay-based control: a green continues while delayed vehicles near the stop line can pass.",
         bounds=_EVERY_SECOND,
         by_sumo=True,
+        is_classical=True,
     ),
     ControllerKind(
         name="webster",
@@ -68,20 +74,24 @@ _KINDS = (
         "the whole demand beforehand.",
         bounds="Keeps to the minimum. Greens may exceed the maximum, because a cycle may last up to 120 s.",
         by_sumo=True,
+        is_classical=True,
     ),
     ControllerKind(
         name="gap_out",
         description="Extends the green while a vehicle is within 45 m of the stop line of a green lane, like actuated "
         "signals.",
+        is_classical=True,
     ),
     ControllerKind(
         name="max_pressure",
         description="Extends the green while no other stage has a higher pressure: vehicles upstream minus vehicles "
         "downstream (Varaiya 2013).",
+        is_classical=True,
     ),
     ControllerKind(
         name="longest_queue",
         description="Extends the green while no other stage has more halting vehicles on its lanes.",
+        is_classical=True,
     ),
     ControllerKind(
         name="random",
@@ -95,6 +105,7 @@ _KINDS = (
 )
 
 CONTROLLERS: Mapping[str, ControllerKind] = {kind.name: kind for kind in _KINDS}
+CLASSICAL = tuple(kind.name for kind in _KINDS if kind.is_classical)
 _RULES: Mapping[str, Callable[[], Controller]] = {
     "gap_out": GapOut,
     "max_pressure": MaxPressure,

@@ -17,6 +17,7 @@ from tsc.evaluation.settings import EvaluationSettings
 from tsc.evaluation.traces import decisions_file, trace_file
 from tsc.junction.prompt import prompt_version
 from tsc.rules.student import StudentFile
+from tsc.scenarios.scenario import Split
 from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.sumo.version import installed_sumo_version
 
@@ -47,10 +48,12 @@ def plan_jobs(
     out: Path,
     settings: EvaluationSettings,
     lookahead: Mapping[str, OutcomeSettings],
+    split: Split = "evaluation",
 ) -> list[EpisodeJob]:
     """One job for each scenario, seed and contestant, in this order. Builds the nets and demands.
 
-    lookahead: by the name of the scenario, how it judges decisions.
+    lookahead: by the name of the scenario, how it judges decisions. Only the episodes of the split "evaluation" write
+    traces.
 
     Raises ConfigError if a scenario ends before its warm-up, ScenarioError if a net or demand cannot be built.
     """
@@ -63,7 +66,7 @@ def plan_jobs(
     jobs = []
     for scenario in scenarios:
         for number in range(num_seeds):
-            seed = scenario.episode_seed("evaluation", number)
+            seed = scenario.episode_seed(split, number)
             files = scenario.files(seed)
             for contestant in contestants:
                 place = (scenario.name, contestant.name, seed)
@@ -103,7 +106,7 @@ def plan_jobs(
                         lookahead=lookahead[scenario.name],
                         student=contestant.student,
                         prompt=settings.llm.prompt,
-                        trace_file=trace_file(out, *place),
+                        trace_file=trace_file(out, *place) if split == "evaluation" else None,
                         decisions_file=decisions_file(out, *place) if compared else None,
                     )
                 )

@@ -36,6 +36,7 @@ from tsc.evaluation.wording import (
     MISSING,
     Row,
     Summary,
+    choice_lines,
     direction,
     findings,
     number,
@@ -55,6 +56,7 @@ from tsc.junction.signal_control import skipped_lines
 from tsc.sumo.version import installed_sumo_version
 
 _NUM_INVALID_SHOWN = 5
+_REFERENCE = "reference"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +100,14 @@ def write_results(
 
     episodes: the records, in any order: the same records give the same bytes. A record with `not_applicable` counts as
     not run. Traces and decisions are read from OUT; the report leaves out figures and sections whose files are missing.
+    reference: that of all scenarios together (tsc.evaluation.statistics.summarise).
     """
     ran = _in_order(episodes, scenarios, controllers)
     frame = pd.DataFrame(ran, columns=None if ran else ["scenario", "controller", "seed", *METRICS])
-    rows = summarise(frame, reference)
+    references = {scenario.name: scenario.reference.name for scenario in scenarios} | {ALL_SCENARIOS: reference}
+    rows = summarise(frame, references)
     write_summary(rows, out)
-    results = _Results(out=out, ran=ran, summary=Summary(records(rows)), controllers=controllers, reference=reference)
+    results = _Results(out=out, ran=ran, summary=Summary(records(rows)), controllers=controllers, references=references)
     sections = [results.section(scenario) for scenario in scenarios]
     for section in sections:
         for picture in section["pictures"]:
@@ -115,7 +119,7 @@ def write_results(
         .get_template("report.html.jinja")
         .render(
             command=command,
-            reference=reference,
+            best_was_chosen=any(scenario.reference.delays_s for scenario in scenarios),
             gap_to=GAP_TO,
             controllers=controllers,
             sections=sections,
@@ -149,13 +153,16 @@ def _in_order(
 
 @dataclass(frozen=True, kw_only=True)
 class _Results:
-    """What the sections of the report are made from. ran: the records of the episodes, in the report's order."""
+    """What the sections of the report are made from.
+
+    ran: the records of the episodes, in the report's order. references: by scenario, and for ALL_SCENARIOS.
+    """
 
     out: Path
     ran: Sequence[dict[str, Any]]
     summary: Summary
     controllers: Sequence[ReportedController]
-    reference: str
+    references: Mapping[str, str]
 
     def seeds(self, scenario: str, controller: str | None = None) -> list[int]:
         return sorted(
@@ -172,7 +179,8 @@ class _Results:
         return {
             "facts": scenario,
             "seeds": seed_numbers(self.seeds(scenario.name)),
-            "findings": findings(self.summary, scenario.name, self.controllers, self.reference),
+            "choice": choice_lines(scenario.reference),
+            "findings": findings(self.summary, scenario.name, self.controllers, scenario.reference.name),
             "tables": self._tables(scenario.name),
             "notes": _notes(self.summary, scenario),
             "pictures": self._pictures(scenario),
@@ -199,7 +207,7 @@ class _Results:
                 (summary.row(scenario, name) or {}).get("gap_closed") is not None for name in there
             ):
                 columns.insert(1, self._gap_column(scenario))
-            if group == "main" and self.reference in there and len(there) > 1:
+            if group == "main" and self.references[scenario] in there and len(there) > 1:
                 columns.insert(1, self._difference_column(scenario))
             if columns and names:
                 tables.append(Table.of_controllers(title, names, columns))
@@ -224,7 +232,10 @@ class _Results:
                 self._difference_column(ALL_SCENARIOS),
                 self._gap_column(ALL_SCENARIOS),
                 (
-                    Cell(text="queue ratio", small=(f"to {self.reference}", "all scenarios weigh the same")),
+                    Cell(
+                        text="queue ratio",
+                        small=(f"to {self.references[ALL_SCENARIOS]}", "all scenarios weigh the same"),
+                    ),
                     lambda name: _mean_cell(summary.row(ALL_SCENARIOS, name, QUEUE_RATIO), 2),
                 ),
             ]
@@ -239,8 +250,8 @@ class _Results:
 
     def _difference_column(self, scenario: str) -> Column:
         return (
-            Cell(text=f"against {self.reference}", small=("veh",)),
-            lambda name: _difference_cell(self.summary.row(scenario, name), self.reference),
+            Cell(text=f"against {self.references[scenario]}", small=("veh",)),
+            lambda name: _difference_cell(self.summary.row(scenario, name)),
         )
 
     def _gap_column(self, scenario: str) -> Column:
@@ -249,7 +260,7 @@ class _Results:
     # Figures
 
     def _pictures(self, scenario: ReportedScenario) -> list[Picture]:
-        summary, reference, warm_up_s = self.summary, self.reference, scenario.warm_up_s
+        summary, reference, warm_up_s = self.summary, scenario.reference.name, scenario.warm_up_s
         pictures = []
         rows = [summary.row(scenario.name, name) for name in summary.controllers(scenario.name)]
         compared = [row for row in rows if row is not None and row["difference"] is not None]
@@ -330,8 +341,8 @@ def _queue_cell(row: Row | None) -> Cell:
     if row is None:
         return Cell(text=MISSING)
     share = row["difference_percent"]
-    small = () if share is None else (f"{signed(share, 0)} %", direction(row))
-    return Cell(text=number(row["mean"], 2), small=small)
+    small = _lines("" if share is None else f"{signed(share, 0)} %", direction(row))
+    return Cell(text=number(row["mean"], 2), small=[_REFERENCE] if row["controller"] == row["reference"] else small)
 
 
 def _mean_cell(row: Row | None, decimals: int, num_seeds: int = 0) -> Cell:
@@ -344,9 +355,9 @@ def _mean_cell(row: Row | None, decimals: int, num_seeds: int = 0) -> Cell:
     return Cell(text=number(row["mean"], decimals), small=_lines(interval, seeds))
 
 
-def _difference_cell(row: Row | None, reference: str) -> Cell:
-    if row is not None and row["controller"] == reference:
-        return Cell(text="reference")
+def _difference_cell(row: Row | None) -> Cell:
+    if row is not None and row["controller"] == row["reference"]:
+        return Cell(text=_REFERENCE)
     if row is None or row["difference"] is None:
         return Cell(text=MISSING)
     low, high = row["difference_ci95_low"], row["difference_ci95_high"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tsc.controllers.registry import LANGUAGE_MODEL
+from tsc.evaluation.reference import Reference
 from tsc.junction.timing import Timing
 from tsc.sumo.signal_program import GreenBounds
 
@@ -17,6 +18,7 @@ class ReportedScenario:
     note: what a reader must know of it; it may be empty.
     junctions: those that the controllers decide for. skipped: why not, of the other signals.
     green_bounds: the shortest and longest green of each stage, where they are not those of `timing`.
+    reference: what its other controllers are compared with.
     not_applicable: by controller, why it cannot run here.
     """
 
@@ -27,6 +29,7 @@ class ReportedScenario:
     warm_up_s: int
     timing: Timing
     junctions: Sequence[str]
+    reference: Reference
     green_bounds: Sequence[GreenBounds] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from tsc.evaluation.reference import BEST_CLASSICAL
 from tsc.junction.prompt import OWN_PROMPT
 from tsc.junction.signal_settings import BoundsFrom, SignalSettings
 from tsc.junction.timing import Timing
@@ -40,7 +41,8 @@ class EvaluationSettings(Section):
     begin_s, end_s, duration_s, time_to_teleport_s, demand: see ScenarioSettings.
     timing, green_bounds, junctions: see SignalSettings; of scenarios that do not say it themselves.
     warm_up_s: simulated after the begin, but not measured.
-    reference: the controller that the others are compared with.
+    reference: the controller that the others are compared with, or BEST_CLASSICAL, which is chosen for each scenario on
+    its first reference_seeds validation seeds (tsc.evaluation.reference).
     """
 
     begin_s: int | None = Field(default=None, ge=0)
@@ -52,7 +54,8 @@ class EvaluationSettings(Section):
     green_bounds: BoundsFrom = "net"
     junctions: tuple[str, ...] = ()
     demand: DemandVariation = DemandVariation()
-    reference: str = "max_pressure"
+    reference: str = BEST_CLASSICAL
+    reference_seeds: int = Field(default=2, ge=1)
     llm: LanguageModelSettings = LanguageModelSettings()
 
     @field_validator("time_to_teleport_s")

@@ -6,15 +6,9 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tsc.evaluation.reference import BEST_CLASSICAL, Reference
 from tsc.evaluation.reported import ReportedController, ReportedScenario
-from tsc.evaluation.statistics import (
-    ALL_SCENARIOS,
-    GAP_FROM,
-    GAP_TO,
-    MIN_SEEDS_TO_CLAIM,
-    QUEUE,
-    QUEUE_RATIO,
-)
+from tsc.evaluation.statistics import ALL_SCENARIOS, GAP_TO, MIN_SEEDS_TO_CLAIM, QUEUE, QUEUE_RATIO
 
 MISSING = "–"
 
@@ -99,6 +93,24 @@ def direction(row: Row) -> str:
     return "longer" if row["difference_ci95_low"] > 0 else "no difference shown"
 
 
+def in_words(reference: str) -> str:
+    """The reference in a sentence about a scenario or about ALL_SCENARIOS."""
+    return "the best classical controller of each scenario" if reference == BEST_CLASSICAL else reference
+
+
+def choice_lines(reference: Reference) -> list[str]:
+    """Why a scenario has this reference: its delay, and that of the second. Empty if it was not chosen."""
+    if not reference.delays_s:
+        return []
+    seeds = seed_numbers(reference.seeds)
+    (_, best_s), *others = reference.delays_s.items()
+    lines = [f"delay {best_s:.1f} s on validation seed{'s' if len(reference.seeds) > 1 else ''} {seeds}"]
+    for second, delay_s in others[:1]:
+        share = f" ({signed(100 * (delay_s / best_s - 1), 0)} %)" if best_s else ""
+        lines.append(f"second: {second}, {delay_s:.1f} s{share}")
+    return lines
+
+
 def subjects(
     summary: Summary, scenario: str, controllers: Sequence[ReportedController], reference: str
 ) -> tuple[list[str], bool]:
@@ -125,16 +137,17 @@ def findings(summary: Summary, scenario: str, controllers: Sequence[ReportedCont
     for name in about:
         row, ratio = summary.row(scenario, name), summary.row(scenario, name, QUEUE_RATIO)
         assert row is not None
-        sentences.append(_against_reference(row, summary.row(scenario, reference), reference))
-        on_scale = [summary.row(scenario, end) for end in (GAP_FROM, GAP_TO)]
+        delays = (summary.row(scenario, each, "delay_s") for each in (name, reference))
+        sentences.append(_against_reference(row, summary.row(scenario, reference), reference) + _of_delay(*delays))
+        on_scale = [summary.row(scenario, end) for end in (reference, GAP_TO)]
         enough = all(each is not None and each["num_seeds"] >= MIN_SEEDS_TO_CLAIM for each in (row, *on_scale))
         if scenario == ALL_SCENARIOS:
             if ratio is not None and ratio["ci95_low"] is not None and ratio["num_seeds"] >= MIN_SEEDS_TO_CLAIM:
                 sentences.append(
-                    f"If every scenario weighs the same, its queue is {ratio['mean']:.2f} times that of {reference} "
-                    f"({_interval_words(ratio)})."
+                    f"If every scenario weighs the same, its queue is {ratio['mean']:.2f} times that of "
+                    f"{in_words(reference)} ({_interval_words(ratio)})."
                 )
-        elif row["gap_closed"] is not None and enough and name not in (GAP_FROM, GAP_TO):
+        elif row["gap_closed"] is not None and enough and name not in (reference, GAP_TO):
             sentences.append(_of_the_gap(row))
     queues = {name: summary.mean(scenario, name, QUEUE) or 0.0 for name in there}
     if scenario != ALL_SCENARIOS and len(there) > 2 and (not are_models or len(sentences) < 2):
@@ -151,13 +164,13 @@ def _against_reference(row: Row, of_reference: Row | None, reference: str) -> st
     mean = f"{name} had a mean queue of {row['mean']:.2f} vehicles"
     if of_reference is None or row["difference"] is None:
         interval = f" ({_interval_words(row)})" if row["ci95_low"] is not None else ""
-        why = "" if name == reference else f" It cannot be compared with {reference}, which did not run."
+        why = "" if name == reference else f" It cannot be compared with {in_words(reference)}, which did not run."
         return f"{mean}{interval}.{why}"
     if row["num_seeds"] < MIN_SEEDS_TO_CLAIM:
         seeds = "one seed" if row["num_seeds"] == 1 else f"{row['num_seeds']} seeds"
         return (
-            f"{mean}; {reference} had {of_reference['mean']:.2f}. With {seeds}, no difference can be claimed: at least "
-            f"{MIN_SEEDS_TO_CLAIM} seeds are needed."
+            f"{mean}; {in_words(reference)} had {of_reference['mean']:.2f}. With {seeds}, no difference can be "
+            f"claimed: at least {MIN_SEEDS_TO_CLAIM} seeds are needed."
         )
     interval = (
         f"95 % interval {span(row['difference_ci95_low'], row['difference_ci95_high'], 2, signed)}, "
@@ -166,20 +179,30 @@ def _against_reference(row: Row, of_reference: Row | None, reference: str) -> st
     said = direction(row)
     if said == "no difference shown":
         return (
-            f"No difference is shown between {name} and {reference}: their mean queues are {row['mean']:.2f} and "
-            f"{of_reference['mean']:.2f} vehicles, a difference of {signed(row['difference'], 2)} ({interval})."
+            f"No difference is shown between {name} and {in_words(reference)}: their mean queues are {row['mean']:.2f} "
+            f"and {of_reference['mean']:.2f} vehicles, a difference of {signed(row['difference'], 2)} ({interval})."
         )
     share = f"{abs(row['difference_percent']):.0f} % " if row["difference_percent"] is not None else ""
     return (
-        f"{mean}, {share}{said} than {reference} with {of_reference['mean']:.2f}: a difference of "
+        f"{mean}, {share}{said} than {in_words(reference)} with {of_reference['mean']:.2f}: a difference of "
         f"{signed(row['difference'], 2)} ({interval})."
     )
+
+
+def _of_delay(row: Row | None, of_reference: Row | None) -> str:
+    """The delay, after a blank: a controller may have a shorter queue than the reference, but a longer delay."""
+    said = direction(row) if row else ""
+    if row is None or of_reference is None or said in ("", "too few seeds"):
+        return ""
+    interval = f"95 % interval {span(row['difference_ci95_low'], row['difference_ci95_high'], 1, signed)}"
+    compared = "with no difference shown to" if said == "no difference shown" else f"{said} than"
+    return f" Its delay is {row['mean']:.1f} s per vehicle, {compared} {of_reference['mean']:.1f} s ({interval})."
 
 
 def _of_the_gap(row: Row) -> str:
     low, high = row["gap_closed_ci95_low"], row["gap_closed_ci95_high"]
     interval = f"95 % interval {percent_range(low, high)}"
-    gap = f"the gap between {GAP_FROM} and {GAP_TO}, a ceiling that knows the future demand"
+    gap = f"the gap between {row['reference']} and {GAP_TO}, a ceiling that knows the future demand"
     if low <= 0:
         shown = "It closes none" if high <= 0 else "It is not shown to close any"
         return f"{shown} of {gap} ({percent(row['gap_closed'])}, {interval})."
@@ -193,7 +216,10 @@ def _interval_words(row: Row) -> str:
 def text_tables(
     summary: Summary, scenarios: Sequence[ReportedScenario], reference: str, seeds: Mapping[str, Sequence[int]]
 ) -> str:
-    """The tables for the console: one per scenario, at most 120 columns wide for names of up to 16 characters."""
+    """The tables for the console: one per scenario, at most 120 columns wide for names of up to 16 characters.
+
+    reference: that of all scenarios together.
+    """
     lines = []
     for scenario in scenarios:
         of_scenario = seeds[scenario.name]
@@ -202,18 +228,22 @@ def text_tables(
             warm_up = f" after {scenario.warm_up_s} s of warm-up" if scenario.warm_up_s else ""
             measured = f"{scenario.measured_s} s measured{warm_up}"
             lines.append(f"{scenario.name}: {count} ({seed_numbers(of_scenario)}), {measured}")
-            lines += _text_table(summary, scenario.name, reference)
+            if choice := choice_lines(scenario.reference):
+                lines.append(f"  reference: {'; '.join([f'{scenario.reference.name}, {choice[0]}', *choice[1:]])}")
+            lines += _text_table(summary, scenario.name, scenario.reference.name)
         else:
             lines.append(f"{scenario.name}: no episode was run")
         lines += [f"  {name} cannot run here: {reason}" for name, reason in sorted(scenario.not_applicable.items())]
         lines.append("")
     if summary.controllers(ALL_SCENARIOS):
         lines += [f"{ALL_SCENARIOS} together: mean of their mean queues"]
+        if reference == BEST_CLASSICAL:
+            lines += [f"  {reference}: {in_words(reference)} (the reference of its table)"]
         lines += [*_text_table(summary, ALL_SCENARIOS, reference), ""]
     lines += [
         "Means over the seeds [95 % bootstrap interval]. Queues in halting vehicles, times in s per vehicle.",
-        f"vs: mean queue minus that of {reference} on the same seeds; p: Wilcoxon's signed-rank test;",
-        f"gap: the share of the gap between {GAP_FROM} and {GAP_TO} that the controller closes.",
+        "vs: mean queue minus that of the reference on the same seeds; p: Wilcoxon's signed-rank test;",
+        f"gap: the share of the gap between the reference and {GAP_TO} that the controller closes.",
     ]
     return "\n".join(lines)
 

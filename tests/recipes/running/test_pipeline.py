@@ -240,6 +240,13 @@ def test_a_second_launch_of_one_name_is_refused_while_the_first_runs(tmp_path: P
         pipeline("grpo", RUNS=str(tmp_path)).stages_in_order()
 
 
+def test_controllers_of_which_none_is_classical_are_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"no classical controller takes part \(random, lookahead, start, grpo\)"):
+        pipeline("grpo", SFT="no", EVAL_CONTROLLERS="random lookahead").check_controllers()
+    pipeline("grpo", SFT="no", EVAL_CONTROLLERS="lookahead static").check_controllers()
+    pipeline("grpo", SFT="no", EVAL_CONTROLLERS="lookahead", EVAL_SEEDS="0").check_controllers()
+
+
 def test_several_networks_are_one_training(tmp_path: Path) -> None:
     for parent in ("north", "south bank"):
         (tmp_path / parent).mkdir()

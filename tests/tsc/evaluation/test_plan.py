@@ -12,7 +12,9 @@ from tsc.evaluation.plan import Contestant, plan_jobs
 from tsc.evaluation.settings import EvaluationSettings
 from tsc.rules.student import load_student
 from tsc.scenarios.by_word import traffic_scenarios
+from tsc.scenarios.scenario import Split
 
+SPLITS: tuple[Split, ...] = ("validation", "evaluation")
 STATIC = Contestant(name="static", kind="static")
 
 
@@ -26,6 +28,20 @@ def planned(word: str, out: Path, contestant: Contestant = STATIC, **settings: i
 def test_a_scenario_that_ends_with_its_warm_up_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="begins at 0 s, warms up for 180 s and ends at 180 s: nothing is left"):
         planned("sumo:cross", tmp_path, warm_up_s=180)
+
+
+def test_episodes_on_validation_seeds_are_others_and_write_no_trace(tmp_path: Path) -> None:
+    chosen = EvaluationSettings()
+    scenarios = traffic_scenarios(["sumo:cross"], tmp_path / "scenarios", chosen.of_scenarios)
+    of_split = {
+        split: plan_jobs(
+            scenarios, [STATIC], 2, out=tmp_path, settings=chosen, lookahead=OutcomeSettings(), split=split
+        )
+        for split in SPLITS
+    }
+    assert [job.seed for job in of_split["validation"]] == [501, 502]
+    assert [job.trace_file is None for split in SPLITS for job in of_split[split]] == [True, True, False, False]
+    assert len({job.fingerprint for split in SPLITS for job in of_split[split]}) == 4
 
 
 def test_an_episode_is_another_with_another_seed_warm_up_or_end(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tsc.episodes.runner import EpisodeJob, run_job
 from tsc.episodes.trace import load_trace
 from tsc.evaluation.figures import busiest_window, smoothed
 from tsc.evaluation.metrics import METRICS
+from tsc.evaluation.reference import Reference
 from tsc.evaluation.report import write_results
 from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.traces import decisions_file, trace_file
@@ -40,6 +41,7 @@ SCENARIO = ReportedScenario(
     warm_up_s=WARM_UP_S,
     timing=Timing(),
     junctions=["A0"],
+    reference=Reference(name="max_pressure"),
     not_applicable={"webster": "its demand is not <known>"},
 )
 
@@ -276,6 +278,28 @@ def test_two_scenarios_get_a_table_of_both(out: Path, finished: tuple[Path, list
     twin = [{**record, "scenario": "twin"} for record in finished[1]]
     write(out, [*finished[1], *twin], scenarios=[SCENARIO, replace(SCENARIO, name="twin")])
     assert "All scenarios together" in page_of(out).text
+
+
+def test_each_scenario_has_its_own_reference_on_the_page(
+    out: Path, finished: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    twin = [{**record, "scenario": "twin"} for record in finished[1]]
+    delays_s = {"gap_out": 10.0, "max_pressure": 12.5, "static": 20.0}
+    of_twin = replace(SCENARIO, name="twin", reference=Reference(name="gap_out", delays_s=delays_s, seeds=[501, 502]))
+    write(out, [*finished[1], *twin], scenarios=[SCENARIO, of_twin], reference="best_classical")
+    text = page_of(out).text
+    assert "gap_outdelay 10.0 s on validation seeds 501, 502second: max_pressure, 12.5 s (+25 %)" in text
+    for against in ("max_pressure", "gap_out", "best_classical"):
+        assert f"against {against}veh" in text
+    summary = pd.read_csv(out / "summary.csv").set_index(["scenario", "controller", "metric"])
+    for scenario, reference in (("four_way", "max_pressure"), ("twin", "gap_out")):
+        of_scenario = summary.loc[scenario]
+        assert set(of_scenario["reference"]) == {reference}
+        queues = of_scenario.xs("mean_queue_veh", level="metric")
+        expected = queues["mean"] - queues.loc[reference, "mean"]
+        assert queues["difference"].drop(reference).to_dict() == pytest.approx(
+            expected.drop(reference).to_dict(), abs=1e-4
+        )
 
 
 def test_the_timeline_shows_the_longest_queue(finished: tuple[Path, list[dict[str, Any]]]) -> None:

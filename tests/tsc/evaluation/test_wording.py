@@ -1,16 +1,25 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from tsc.evaluation.reference import Reference
 from tsc.evaluation.reported import ReportedController, ReportedScenario
-from tsc.evaluation.statistics import QUEUE, records, summarise
+from tsc.evaluation.statistics import ALL_SCENARIOS, QUEUE, records, summarise
 from tsc.evaluation.wording import Summary, findings, printable, seed_numbers, signed, text_tables
 from tsc.junction.timing import Timing
 
 SCENARIO = ReportedScenario(
-    name="four_way", note="", begin_s=0, end_s=3600, warm_up_s=300, timing=Timing(), junctions=["A0"]
+    name="four_way",
+    note="",
+    begin_s=0,
+    end_s=3600,
+    warm_up_s=300,
+    timing=Timing(),
+    junctions=["A0"],
+    reference=Reference(name="max_pressure"),
 )
 SIX = [2.0, 2.2, 1.8, 2.4, 2.1, 1.9]
 
@@ -22,7 +31,7 @@ def summary_of(queues: dict[str, Sequence[float]]) -> Summary:
         for number, queue in enumerate(values)
     ]
     names = ("scenario", "controller", "seed", QUEUE, "waiting_time_s", "trip_duration_s", "delay_s")
-    return Summary(records(summarise(pd.DataFrame(rows, columns=names), "max_pressure")))
+    return Summary(records(summarise(pd.DataFrame(rows, columns=names), {"four_way": "max_pressure"})))
 
 
 def said(queues: dict[str, Sequence[float]], **kinds: str) -> str:
@@ -40,12 +49,14 @@ def test_a_shorter_queue_is_told_with_its_interval_and_the_share_of_the_gap() ->
     text = said({"max_pressure": SIX, "lookahead": lower(0.5), "mine": lower(0.75), "static": lower(3)}, mine="llm")
     assert "mine had a mean queue of 1.55 vehicles, 25 % shorter than max_pressure with 2.07" in text
     assert "95 % interval −0.5" in text
-    assert "It closes 50 % (95 % interval 50 to 50 %) of the gap" in text
+    assert "It closes 50 % (95 % interval 50 to 50 %) of the gap between max_pressure and lookahead" in text
+    assert "Its delay is 6.2 s per vehicle, shorter than 8.3 s (95 % interval −" in text
 
 
 def test_no_difference_is_claimed_where_the_interval_holds_0() -> None:
     text = said({"max_pressure": SIX, "mine": [2.3, 1.8, 2.0, 2.3, 2.0, 2.2]}, mine="llm")
     assert text.startswith("No difference is shown between mine and max_pressure")
+    assert "Its delay is 8.4 s per vehicle, with no difference shown to 8.3 s (95 % interval −" in text
     assert "shorter than" not in text and "longer than" not in text
 
 
@@ -91,6 +102,42 @@ def test_the_console_table_fits_120_columns_and_names_every_controller() -> None
     assert "invalid" not in text
 
 
+@pytest.mark.parametrize(
+    ("delays_s", "line"),
+    [
+        (
+            {"actuated": 10.0, "max_pressure": 12.5, "static": 20.0},
+            "reference: actuated, delay 10.0 s on validation seeds 501, 502; second: max_pressure, 12.5 s (+25 %)",
+        ),
+        ({"actuated": 10.0}, "reference: actuated, delay 10.0 s on validation seeds 501, 502"),
+        ({}, None),
+    ],
+    ids=["several", "only one could run", "not chosen"],
+)
+def test_the_console_says_which_reference_was_chosen_and_how_far_the_second_was(
+    delays_s: dict[str, float], line: str | None
+) -> None:
+    scenario = replace(SCENARIO, reference=Reference(name="actuated", delays_s=delays_s, seeds=(501, 502)))
+    text = text_tables(summary_of({"actuated": SIX}), [scenario], "best_classical", {"four_way": range(1001, 1007)})
+    assert [each.strip() for each in text.splitlines() if "  reference: " in each] == ([line] if line else [])
+
+
+def test_all_scenarios_together_are_told_against_the_best_classical_controller_of_each() -> None:
+    rows = [
+        {"scenario": scenario, "controller": name, "seed": seed, QUEUE: queue + seed}
+        for scenario, name, queue in (("a", "x", 2), ("a", "y", 3), ("a", "mine", 1), ("b", "x", 5), ("b", "y", 4))
+        for seed in range(6)
+    ]
+    rows += [{"scenario": "b", "controller": "mine", "seed": seed, QUEUE: 3 + seed} for seed in range(6)]
+    references = {"a": "x", "b": "y", ALL_SCENARIOS: "best_classical"}
+    summary = Summary(records(summarise(pd.DataFrame(rows), references)))
+    controllers = [ReportedController(name="mine", kind="llm", description="", bounds="")]
+    text = " ".join(findings(summary, ALL_SCENARIOS, controllers, "best_classical"))
+    best = "the best classical controller of each scenario"
+    assert f"mine had a mean queue of 4.50 vehicles, 18 % shorter than {best} with 5.50" in text
+    assert f"times that of {best}" in text
+
+
 def test_the_console_table_tells_of_what_did_not_run() -> None:
     scenario = ReportedScenario(
         name="four_way",
@@ -100,6 +147,7 @@ def test_the_console_table_tells_of_what_did_not_run() -> None:
         warm_up_s=0,
         timing=Timing(),
         junctions=["A0"],
+        reference=Reference(name="max_pressure"),
         not_applicable={"webster": "no demand"},
     )
     text = text_tables(Summary([]), [scenario], "max_pressure", {"four_way": []})
