@@ -68,7 +68,7 @@ SUMO_SEED = 1
 CONFIGS = REPO_ROOT / "configs"
 
 
-Behaviour = Literal["static", "gap_out", "max_pressure", "longest_queue", "actuated", "lookahead", "random", "student"]
+Behaviour = Literal["static", "gap_out", "max_pressure", "longest_queue", "actuated", "lookahead", "random"]
 
 
 class DatasetConfig(BaseModel):
@@ -77,11 +77,12 @@ class DatasetConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     behaviours: dict[Behaviour, float]
+    student_behaviours: dict[Behaviour | Literal["student"], float] = {"student": 1.0}
     behaviour_block_s: int = Field(gt=0)
     warm_up_s: int = Field(ge=0)
     sample_share: float = Field(gt=0, le=1)
 
-    @field_validator("behaviours")
+    @field_validator("behaviours", "student_behaviours")
     @classmethod
     def _shares_sum_to_one(cls, value: dict[str, float]) -> dict[str, float]:
         if not value or min(value.values()) < 0 or abs(sum(value.values()) - 1) > 1e-6:
@@ -159,10 +160,11 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     control = SignalControl(simulation, episode.scenario.timing, programs)
     control.start()
     behaviour = ""
+    shares: Mapping[str, float] = config.student_behaviours if episode.student else config.behaviours
     begin_s, end_s = episode.scenario.begin_s, episode.scenario.end_s
     for second in range(begin_s, end_s):
         if (second - begin_s) % config.behaviour_block_s == 0:
-            (behaviour,) = behaviour_draw.choices(list(config.behaviours), weights=list(config.behaviours.values()))
+            (behaviour,) = behaviour_draw.choices(list(shares), weights=list(shares.values()))
         due = control.due_junctions()
         chosen = [name for name in due if sample_draw.random() < config.sample_share]
         # the horizon of every sample lies within the episode
@@ -218,24 +220,6 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     simulation.close()
 
 
-def student_of(arguments: argparse.Namespace, config: DatasetConfig) -> StudentFile | None:
-    """The student of --student. Raises ConfigError if there is one but no share for it, or the other way round."""
-    has_share = config.behaviours.get("student", 0) > 0
-    if arguments.student is None:
-        if has_share:
-            raise ConfigError(
-                f"{arguments.config} gives a share to the behaviour student, but there is no --student: name its file, "
-                "or give the share to others"
-            )
-        return None
-    if not has_share:
-        raise ConfigError(
-            f"--student {arguments.student} would never decide, because the behaviour student has no share in "
-            f"{arguments.config}: give it one, or leave --student out"
-        )
-    return load_student(arguments.student)
-
-
 def plan_episodes(
     scenarios: list[TrafficScenario],
     arguments: argparse.Namespace,
@@ -253,9 +237,9 @@ def plan_episodes(
     return [
         Episode(
             scenario=scenario,
-            number=number,
+            number=arguments.first_episode + number,
             split=split if arguments.validation_episodes else None,  # type: ignore[arg-type]
-            seed=scenario.episode_seed(seeds, number),  # type: ignore[arg-type]
+            seed=scenario.episode_seed(seeds, arguments.first_episode + number),  # type: ignore[arg-type]
             out=arguments.out,
             config=config,
             outcome=outcomes[scenario.name],
@@ -375,6 +359,13 @@ def main() -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--first-episode",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="number of the first episode, so that several datasets of a scenario have different demand (default: 0)",
+    )
+    parser.add_argument(
         "--workers", type=at_least(1), default=multiprocessing.cpu_count(), help="processes (default: cores)"
     )
     parser.add_argument("--config", type=Path, default=CONFIGS / "dataset.yaml", help="behaviours and sampling")
@@ -386,7 +377,11 @@ def main() -> None:
     )
     parser.add_argument("--prompt", default=OWN_PROMPT, metavar="NAME", help=f"what makes the prompts: {PROMPT_HELP}")
     parser.add_argument(
-        "--student", type=Path, metavar="FILE", help="who decides in the behaviour `student` (scripts/fit_student.py)"
+        "--student",
+        type=Path,
+        metavar="FILE",
+        help="a copy of a policy (scripts/fit_student.py), which decides most of the time: --config's "
+        "student_behaviours hold instead of its behaviours",
     )
     add_scenario_options(parser, source="the scenario's own")
     parser.add_argument("--resume", action="store_true", help="continue an earlier run of the same command")
@@ -395,7 +390,7 @@ def main() -> None:
 
     config = load_yaml(arguments.config, DatasetConfig)
     load_outcome_settings(arguments.reward)
-    student = student_of(arguments, config)
+    student = load_student(arguments.student) if arguments.student else None
     asked = settings_of(arguments)
     prompt_maker(arguments.prompt)
     # the faults of scenarios show here, before anything is written into --out
@@ -409,6 +404,7 @@ def main() -> None:
             "scenarios": [scenario.definition() for scenario in scenarios],
             "episodes": arguments.episodes,
             "validation_episodes": arguments.validation_episodes,
+            "first_episode": arguments.first_episode,
             "config": config.model_dump(mode="json"),
             "outcomes": {name: outcome.as_dict() for name, outcome in outcomes.items()},
             "prompt_version": prompt_version(arguments.prompt),

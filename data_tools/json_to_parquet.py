@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,12 +139,12 @@ def row_of(checked: CheckedSample) -> Row:
     )
 
 
-def read_rows(files: Sequence[Path], root: Path, checker: DatasetChecker) -> list[list[Row]]:
-    """Return the rows of each file that have no fault. `checker` collects the faults of the others."""
+def read_rows(files: Mapping[Path, str], checker: DatasetChecker) -> list[list[Row]]:
+    """Return the rows of each file that have no fault. `checker` collects the faults of the others. files: with their
+    names in messages."""
     rows = []
     with tqdm(unit=" samples", desc="checking", disable=None) as progress:
-        for file in files:
-            name = str(file.relative_to(root)) if root.is_dir() else file.name
+        for file, name in files.items():
             of_file = []
             for checked in checker.check_file(file, name):
                 of_file.append(row_of(checked))
@@ -360,15 +360,17 @@ def report_faults(checker: DatasetChecker, folder: Path, *, skipping: bool) -> N
     print(f"warning: {message}", file=sys.stderr)
 
 
-def convert(files: Sequence[Path], options: argparse.Namespace) -> None:
-    """Convert the dataset files to the folder `options.output`, whose lock the caller holds."""
+def convert(files: Mapping[Path, str], options: argparse.Namespace) -> None:
+    """Convert the dataset files, each with its name in messages, to the folder `options.output`, whose lock the caller
+    holds."""
+    asked = " ".join(map(str, options.input))
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     started = time.monotonic()
     sumocfg = sumo_config_of(options.sumocfg) if options.sumocfg else None
     checker = DatasetChecker(
         installed_sumo=installed_sumo_version(), check_states=options.check_states, sumocfg=sumocfg
     )
-    rows_of_files = read_rows(files, options.input, checker)
+    rows_of_files = read_rows(files, checker)
     report_faults(checker, options.output, skipping=options.on_error == "skip")
     split_is_given = False
     rows: list[Row] = []
@@ -384,8 +386,8 @@ def convert(files: Sequence[Path], options: argparse.Namespace) -> None:
     if options.replays == "drop":
         if all(row.is_faithful is None for row in rows):
             raise SampleError(
-                f"--replays drop: no sample of {options.input} is marked: run data_tools/verify_states.py --data "
-                f"{options.input} --mark first"
+                f"--replays drop: no sample of {asked} is marked: run data_tools/verify_states.py --data FOLDER --mark "
+                "first"
             )
         faithful = [row for row in rows if row.is_faithful is not False]
         num_unfaithful = len(rows) - len(faithful)
@@ -396,7 +398,7 @@ def convert(files: Sequence[Path], options: argparse.Namespace) -> None:
         rows = [row for row in rows if not row.is_tie]
     if not rows:
         raise SampleError(
-            f"{options.input} has no sample to train on: {checker.num_read:,} read, {checker.num_faulty:,} faulty, "
+            f"{asked} has no sample to train on: {checker.num_read:,} read, {checker.num_faulty:,} faulty, "
             f"{num_unfaithful:,} do not replay as labelled, {ties_left_out.total():,} ties"
         )
     conversion = arrange(rows, options)
@@ -411,7 +413,7 @@ def convert(files: Sequence[Path], options: argparse.Namespace) -> None:
 
     seconds = time.monotonic() - started
     print(
-        f"{options.input}: {checker.num_read:,} samples in {len(files)} file(s), converted in {seconds:.1f} s "
+        f"{asked}: {checker.num_read:,} samples in {len(files)} file(s), converted in {seconds:.1f} s "
         f"({checker.num_read / seconds:,.0f} samples/s)"
     )
     how = "as the dataset says" if split_is_given else f"by time blocks of {options.block_s:g} s"
@@ -441,9 +443,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--input",
         type=Path,
+        nargs="+",
         required=True,
         metavar="PATH",
-        help="a dataset (JSON array or JSON Lines), or a folder that contains grpo_dataset.json(l), also in subfolders",
+        help="datasets (JSON array or JSON Lines), or folders that contain grpo_dataset.json(l), also in subfolders",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the Parquet files")
     parser.add_argument(
@@ -523,7 +526,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError("--embed-states must not carry unchecked states to other machines: drop --no-check-states")
     if options.val_fraction == 1:
         raise ConfigError("--val-fraction is 1: nothing would be left to train on; choose less than 1")
-    files = find_dataset_files(options.input)
+    files = {
+        file: str(file.relative_to(path)) if path.is_dir() else file.name
+        for path in options.input
+        for file in find_dataset_files(path)
+    }
     with folder_lock(options.output, "Parquet files"):
         convert(files, options)
 

@@ -19,7 +19,7 @@ DATA=${DATA:-}                          # dataset (JSON file or folder) or folde
 SCENARIO=${SCENARIO:-}                  # [configs/scenarios/four_way.yaml] .sumocfg, .yaml, resco:NAME, sumo:NAME, or several; for the data where DATA is empty
 EPISODES=${EPISODES:-}                  # [16] simulated hours to draw training data from, where DATA is empty
 PROMPT=${PROMPT:-}                      # [tsc] what makes the prompts of the data; yours as pkg://module:function (docs/networks.md)
-CALIBRATE=${CALIBRATE:-}                # [auto] search the reward settings that suit each network before its data are made: yes, no; auto: for a .sumocfg, resco:NAME or sumo:NAME with at most 4 signals
+CALIBRATE=${CALIBRATE:-}                # [auto] search reward settings for each network before its data are made: yes, no; auto: for SUMO's own files with at most 4 signals
 # ---- where it runs
 HARDWARE=${HARDWARE:-}                  # [auto] from nvidia-smi, or the name of a file in configs/hardware: cpu, t4, a100_80g, h100, …
 N_GPUS=${N_GPUS:-}                      # GPUs of each machine; empty: all that HARDWARE=auto finds, else the hardware file's

@@ -59,7 +59,7 @@ class Training:
 
     derived, asked: overrides that the launch sets itself, and the user's, which win. config: composed of the user's.
     start: the model that it starts from. planned_model: what the memory plan counts instead, where the start is still
-    to be made.
+    to be made. number: of the round, from 1.
     """
 
     algorithm: str
@@ -69,14 +69,25 @@ class Training:
     start: Path
     planned_model: str
     folder: Path
+    number: int = 1
 
     def overrides(self, *now: str, last: Sequence[str] = ()) -> list[str]:
         """All overrides. now, last: the launch's, too, and known late; those of `last` win over the user's."""
         return [*self.derived, *now, *self.asked, *last]
 
     @property
+    def name(self) -> str:
+        """Of its model in the evaluation, and of its logs."""
+        return _name(self.algorithm, self.number)
+
+    @property
     def title(self) -> str:
-        return TITLES[self.algorithm]
+        return TITLES[self.algorithm] if self.number == 1 else f"{TITLES[self.algorithm]}, round {self.number}"
+
+    @property
+    def merged(self) -> Path:
+        """The model that it makes."""
+        return self.folder / "merged"
 
     @property
     def checkpoints(self) -> Path:
@@ -104,6 +115,9 @@ class Pipeline:
         self._asked_for = self._composed(run.algorithm, self.asked)
         self.sft = self._sft(sft_overrides)
         self.main = self._training() if run.algorithm != "sft" or self.sft is None else self.sft
+        self.rounds = [self.main]
+        for _ in range(1, run.rounds):
+            self.rounds.append(self._training(self.rounds[-1]))
 
     # ------------------------------------------------------------------------------------------ what to do
 
@@ -167,12 +181,13 @@ class Pipeline:
         check_quantize(algorithm, model.get("quantize") or os.environ.get("QUANTIZE", ""), model.lora_rank)
         return chosen, config
 
-    def _training(self) -> Training:
-        """The training asked for. Raises ConfigError."""
+    def _training(self, before: Training | None = None) -> Training:
+        """The training asked for, or the next round after `before`. Raises ConfigError."""
         algorithm, run = self.run.algorithm, self.run
         chosen, config = self._asked_for
-        start = self.sft.folder / "merged" if self.sft else self.base
-        data = run.trained / "pairs" if algorithm == "dpo" else run.parquet
+        number = before.number + 1 if before else 1
+        data = run.trained / "pairs" if algorithm == "dpo" else self._parquet_of(number)
+        start = before.merged if before else self.sft.merged if self.sft else self.base
         derived = [
             *chosen,
             f"{'model' if algorithm == 'dpo' else f'{WORKER}.model'}.path={_hydra(str(start))}",
@@ -181,7 +196,13 @@ class Pipeline:
         ]
         if algorithm in POLICY_GRADIENT:
             derived += self._policy_overrides(config)
-        return self._made(algorithm, config, derived, self.asked, start)
+        return self._made(algorithm, config, derived, self.asked, start, number)
+
+    def _round_folder(self, number: int) -> Path:
+        return self.run.trained if number == 1 else self.run.trained / f"round{number}"
+
+    def _parquet_of(self, number: int) -> Path:
+        return self.run.parquet if number == 1 else self._round_folder(number) / "parquet"
 
     def _policy_overrides(self, config: DictConfig) -> list[str]:
         """Of verl's keys those that follow from several knobs."""
@@ -247,14 +268,20 @@ class Pipeline:
         return self._made("sft", config, derived, asked, self.base)
 
     def _made(
-        self, algorithm: str, config: DictConfig, derived: Sequence[str], asked: Sequence[str], start: Path
+        self,
+        algorithm: str,
+        config: DictConfig,
+        derived: Sequence[str],
+        asked: Sequence[str],
+        start: Path,
+        number: int = 1,
     ) -> Training:
-        folder = self.run.out / algorithm
+        folder = self.run.out / algorithm if number == 1 else self._round_folder(number)
         where = str((folder / "checkpoints").resolve())
         derived = [
             *derived,
             f"trainer.default_local_dir={_hydra(where)}",
-            f"trainer.experiment_name={_hydra(f'{self.run.run_name}-{algorithm}')}",
+            f"trainer.experiment_name={_hydra(f'{self.run.run_name}-{_name(algorithm, number)}')}",
         ]
         modules = adapter_modules(_model(config).target_modules)
         if isinstance(modules, str):  # a list of this one word would name a module
@@ -267,6 +294,7 @@ class Pipeline:
             start=start,
             planned_model=self.planned_model,
             folder=folder,
+            number=number,
         )
 
     # ------------------------------------------------------------------------------------------ before it starts
@@ -350,6 +378,37 @@ class Pipeline:
                 self.run.num_workers, *limit,
             )  # fmt: skip
 
+    def make_round_data(self, training: Training) -> None:
+        """States that the policy of the round before meets, with the outcome of both answers, and those of all rounds
+        before in verl's format.
+
+        A student, a small copy of the policy, runs the signals, because the policy itself would be too slow.
+        """
+        run, folder, parquet = self.run, training.folder, self._parquet_of(training.number)
+        if (parquet / "train.parquet").is_file():
+            skipped(f"Data of round {training.number}", parquet)
+            return
+        assert run.dataset is not None
+        before = [run.dataset, *(self._round_folder(number) / "data" for number in range(2, training.number))]
+        student, data = folder / "student.json", folder / "data"
+        if not student.is_file():
+            with self.stages.stage(f"Student: a small copy of {training.start}", student):
+                self.stages.python(
+                    "scripts/fit_student.py", "--data", *before, "--teacher", training.start, "--out", student
+                )
+        with self.stages.stage(f"Data of round {training.number}: states of the policy of the round before", data):
+            self.stages.python(
+                "data_tools/generate_dataset.py", "--scenario", *run.scenarios, "--out", data,
+                "--episodes", run.episodes, "--first-episode", (training.number - 1) * run.episodes,
+                "--workers", run.num_workers, "--prompt", run.prompt, "--reward", run.reward_file,
+                "--student", student, "--resume",
+            )  # fmt: skip
+        with self.stages.stage(f"Parquet: the states of {training.number} rounds", parquet):
+            self.stages.python(
+                "data_tools/json_to_parquet.py", "--input", *before, data, "--output", parquet,
+                "--balance", training.config.start.balance, "--sft-fraction", 1,
+            )  # fmt: skip
+
     def check_data(self) -> None:
         """Raises ConfigError."""
         config = self.main.config
@@ -412,9 +471,9 @@ class Pipeline:
             self._remove_older_checkpoints(sft)
             self._export(sft, "")
 
-    def train_policy(self) -> None:
+    def train_policy(self, main: Training) -> None:
         """verl's policy gradients, up to STEPS."""
-        main, config = self.main, self.main.config
+        config = main.config
         if main.done_steps >= main.steps:
             skipped(main.title, f"{main.done_steps} steps in {main.checkpoints}")
             return
@@ -424,7 +483,7 @@ class Pipeline:
             f"(log: {main.folder / 'train.log'})"
         )
         with self.stages.stage(title, f"checkpoints in {main.checkpoints}"):
-            train, val = (self.run.parquet / f"{name}.parquet" for name in ("train", "val"))
+            train, val = (self._parquet_of(main.number) / f"{name}.parquet" for name in ("train", "val"))
             if self.run.ray_address:
                 self.check_cluster(
                     "--train", train, "--out", self.run.out, "--checkpoints", main.checkpoints, "--model", main.start
@@ -478,20 +537,22 @@ class Pipeline:
         with self.stages.stage(title, f"checkpoints in {main.checkpoints}"):
             self._torchrun(main, ["recipes.dpo.train_dpo"])
 
-    def merge(self) -> None:
+    def merge(self, main: Training) -> None:
         """Adapter and merged model of the last checkpoint."""
-        main = self.main
         exported = main.folder / "exported_step"
         if exported.is_file() and exported.read_text().strip() == str(main.done_steps):
-            skipped("Merge", main.folder / "merged")
+            skipped("Merge", main.merged)
             return
-        with self.stages.stage("Merge: the adapter, and the model with it folded in", main.folder / "merged"):
+        with self.stages.stage("Merge: the adapter, and the model with it folded in", main.merged):
             self._export(main, "actor")
             (self.run.out / "results.json").unlink(missing_ok=True)
 
     @property
     def _evaluated_models(self) -> dict[str, object]:
-        return {"sft" if self.sft else "start": self.main.start, self.run.algorithm: self.main.folder / "merged"}
+        return {
+            "sft" if self.sft else "start": self.main.start,
+            **{training.name: training.merged for training in self.rounds},
+        }
 
     def check_controllers(self) -> None:
         """That the evaluation has a controller to compare the models with. Raises ConfigError."""
@@ -516,15 +577,16 @@ class Pipeline:
             shutil.copyfile(run.out / "eval" / "results.json", results)
 
     def say_where(self) -> None:
-        main, run = self.main, self.run
+        main, run = self.rounds[-1], self.run
         say(f"\nFinished in {self.stages.total_time()}.")
-        say(f"model     {main.folder / 'merged'}")
+        say(f"model     {main.merged}")
         if (main.folder / "adapter").is_dir():
             say(f"adapter   {main.folder / 'adapter'}, for {main.start}")
         if run.eval_seeds and run.algorithm != "sft":
             say(f"results   {run.out / 'results.json'}")
         say(f"metrics   {main.folder / 'metrics'}/*.jsonl; tensorboard --logdir {run.out}")
-        offline = [each.folder for each in dict.fromkeys((self.sft, main)) if each and _logged_offline(each.folder)]
+        trainings = dict.fromkeys((self.sft, *self.rounds))
+        offline = [each.folder for each in trainings if each and _logged_offline(each.folder)]
         if offline:
             folders = " ".join(f"{folder}/wandb/offline-run-*" for folder in offline)
             say(f"wandb     offline; to send: .venv/bin/wandb sync {folders}")
@@ -535,7 +597,7 @@ class Pipeline:
             self._stages_in_order()
 
     def _stages_in_order(self) -> None:
-        for each in dict.fromkeys((self.sft, self.main)):
+        for each in dict.fromkeys((self.sft, *self.rounds)):
             if each and (mended := mend_tracker(each.checkpoints)):
                 say(f"note: {mended}")
         self.make_data()
@@ -546,16 +608,19 @@ class Pipeline:
             return
         if self.run.algorithm == "dpo":
             self.train_on_pairs()
+            self.merge(self.main)
         else:
-            self.train_policy()
-        self.merge()
+            for training in self.rounds:
+                if training.number > 1:
+                    self.make_round_data(training)
+                self.train_policy(training)
+                self.merge(training)
         self.evaluate()
 
     # ------------------------------------------------------------------------------------------ parts of stages
 
     def _environment_of(self, training: Training) -> dict[str, str]:
-        name = f"{self.run.run_name}-{training.algorithm}"
-        found = log_environment(training.folder, name, self.run.wandb)
+        found = log_environment(training.folder, f"{self.run.run_name}-{training.name}", self.run.wandb)
         if training.algorithm == "ppo":
             # Every process of the run has to know the critic's loader.
             modules = self.stages.environment.get("VERL_USE_EXTERNAL_MODULES")
@@ -626,6 +691,11 @@ class Pipeline:
             if whole.get(name):
                 overrides.append(f"+{init}.runtime_env.env_vars.{name}={_quoted(whole[name])}")
         return [sys.executable, "recipes/running/cluster_run.py", "--address", address, "--", sys.executable], overrides
+
+
+def _name(algorithm: str, number: int) -> str:
+    """Of a round."""
+    return algorithm if number == 1 else f"{algorithm}_round{number}"
 
 
 def _model(config: DictConfig) -> DictConfig:

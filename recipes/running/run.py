@@ -36,6 +36,7 @@ class Run(BaseModel):
     data: dataset (file or folder) or folder with train.parquet; empty: made from the scenario.
     n_gpus: of each machine; None: all that hardware=auto finds, else the profile's.
     prompt: what makes the prompts (tsc.junction.prompt).
+    rounds: of data and training; from the second on, the data are states that the policy of the round before meets.
     calibrate: whether the reward settings that suit each network are searched before its data are made; auto: for
         networks of SUMO's own files with few signals.
     workers: processes for simulation; None: one for each core.
@@ -50,6 +51,7 @@ class Run(BaseModel):
     episodes: int = Field(ge=1)
     prompt: str
     calibrate: Literal["yes", "no", "auto"]
+    rounds: int = Field(ge=1)
     hardware: str
     n_gpus: int | None = Field(ge=1)
     ray_address: str
@@ -149,6 +151,11 @@ class Run(BaseModel):
                 )
             is_scenario_file(word)
         prompt_maker(self.prompt)
+        if self.rounds > 1 and (self.algorithm != "grpo" or self.has_parquet):
+            raise ConfigError(
+                f"ROUNDS={self.rounds} makes more data of SCENARIO between trainings with GRPO: use "
+                "scripts/train_grpo.sh, and for DATA a dataset of data_tools/generate_dataset.py, not Parquet files"
+            )
         if self.data and not Path(self.data).exists():
             raise ConfigError(
                 f"DATA={self.data} does not exist: give a dataset, a folder with train.parquet, or nothing"

@@ -296,13 +296,11 @@ def test_a_student_runs_the_signals_for_its_share(repo_root: Path, short_scenari
     student = write_longest_queue_student(tmp_path / "student.json")
     config = tmp_path / "dataset.yaml"
     config.write_text(
-        "behaviours: {student: 0.5, random: 0.5}\nbehaviour_block_s: 60\nwarm_up_s: 60\nsample_share: 1.0\n"
+        "behaviours: {static: 1}\nstudent_behaviours: {student: 0.5, random: 0.5}\nbehaviour_block_s: 60\n"
+        "warm_up_s: 60\nsample_share: 1.0\n"
     )
     out = tmp_path / "out"
     options = ("--episodes", "1", "--validation-episodes", "0", "--config", str(config))
-    done = run(repo_root, short_scenario, out, *options)
-    assert done.returncode == 2 and "there is no --student: name its file" in done.stderr
-    assert not out.exists()
     done = run(repo_root, short_scenario, out, *options, "--student", str(student))
     assert done.returncode == 0, done.stderr
     samples = json.loads((out / "grpo_dataset.json").read_text())
@@ -322,7 +320,14 @@ def test_a_student_runs_the_signals_for_its_share(repo_root: Path, short_scenari
     assert done.returncode == 2 and "has other settings (student; see " in done.stderr
 
 
-def test_a_student_without_a_share_is_refused(repo_root: Path, short_scenario: Path, tmp_path: Path) -> None:
-    student = write_longest_queue_student(tmp_path / "student.json")
-    done = run(repo_root, short_scenario, tmp_path / "out", "--student", str(student))
-    assert done.returncode == 2 and "would never decide" in done.stderr
+def test_later_episodes_have_other_demand(
+    repo_root: Path, short_scenario: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    options = ("--episodes", "1", "--validation-episodes", "0", "--first-episode", "1")
+    done = run(repo_root, short_scenario, tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    samples = json.loads((tmp_path / "grpo_dataset.json").read_text())
+    assert {sample["episode"] for sample in samples} == {1}
+    # it is the second training episode of a dataset that begins with the first
+    second = "episodes/four_way-seed0002/demand.rou.xml"
+    assert (tmp_path / second).read_bytes() == (small_dataset / second).read_bytes()

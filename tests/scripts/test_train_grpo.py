@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.scripts.exported import check_exported
@@ -62,3 +66,35 @@ def test_the_stages_say_what_they_did_and_where_it_lies(project: Any) -> None:
 def test_wandb_logs_offline_without_a_key(project: Any) -> None:
     assert list(project.run.glob("grpo/wandb/offline-run-*/*.wandb"))
     assert list(project.run.glob("grpo/tensorboard/events*"))
+
+
+def test_a_second_round_trains_on_states_of_the_policy_and_goes_on_after_a_kill(
+    project: Any, short_scenario: Path
+) -> None:
+    knobs = {"ROUNDS": "2", "SCENARIO": str(short_scenario), "EPISODES": "1"}
+    second = project.run / "grpo/round2"
+    launch = project.launch(2, "grpo", **knobs)
+    deadline = time.monotonic() + 600
+    while not (second / "student.json").is_file() and time.monotonic() < deadline and launch.process.poll() is None:
+        time.sleep(0.5)
+    launch.process.send_signal(signal.SIGTERM)
+    launch.process.wait(60)
+    student = (second / "student.json").read_bytes()
+
+    output = project.train(2, "grpo", **knobs).output.read_text()
+    assert (second / "student.json").read_bytes() == student
+    for stage in (
+        "== Data of round 2",
+        "== Parquet: the states of 2 rounds",
+        "== GRPO, round 2 of",
+        "grpo/round2/merged",
+    ):
+        assert stage in output
+    samples = json.loads((second / "data/grpo_dataset.json").read_text())
+    # another episode than the data before, mostly under the policy's student
+    assert {sample["episode"] for sample in samples} == {1}
+    assert "student" in {sample["behaviour"] for sample in samples}
+    ids = {row["sample_id"] for row in pq.read_table(second / "parquet/train.parquet")["extra_info"].to_pylist()}
+    assert ids & {sample["id"] for sample in samples}
+    assert ids - {sample["id"] for sample in samples}
+    check_exported(second, project.run / "grpo/merged", least_change=1e-3)

@@ -295,3 +295,31 @@ def test_the_reward_settings_beside_the_data_reach_verl(tmp_path: Path) -> None:
     assert pipeline("grpo", f"+{key}=mine.yaml", DATA=str(tmp_path))._reward_settings() == []
     file.unlink()
     assert launch._reward_settings() == []
+
+
+# ---------------------------------------------------------------------------------------------- rounds
+
+
+def test_a_round_starts_from_the_model_of_the_round_before_on_the_states_of_all() -> None:
+    launch = pipeline("grpo", ROUNDS="3", RUN_NAME="mine")
+    first, second, third = launch.rounds
+    assert first is launch.main
+    assert first.folder == Path("runs/mine/grpo")
+    assert second.start == first.merged == Path("runs/mine/grpo/merged")
+    assert third.start == second.merged == Path("runs/mine/grpo/round2/merged")
+    for training, parquet, name in (
+        (first, "data/four_way/parquet", "mine-grpo"),
+        (third, "runs/mine/grpo/round3/parquet", "mine-grpo_round3"),
+    ):
+        assert value(training, "data.train_files") == f"{parquet}/train.parquet"
+        assert value(training, f"{MODEL}.path") == str(training.start)
+        assert value(training, "trainer.experiment_name") == name
+    assert list(launch._evaluated_models) == ["sft", "grpo", "grpo_round2", "grpo_round3"]
+    # without rounds, nothing has another name
+    assert pipeline("grpo", RUN_NAME="mine").main == first
+
+
+@pytest.mark.parametrize("algorithm", ["gspo", "dpo"])
+def test_rounds_are_for_grpo(algorithm: str) -> None:
+    with pytest.raises(ConfigError, match=r"ROUNDS=2 makes more data .* use scripts/train_grpo\.sh"):
+        Run.from_environment(algorithm, {"HARDWARE": "cpu", "ROUNDS": "2"}).check_files()

@@ -33,10 +33,9 @@ def test_a_scenario_that_ends_with_its_warm_up_is_refused(tmp_path: Path) -> Non
 def test_episodes_on_validation_seeds_are_others_and_write_no_trace(tmp_path: Path) -> None:
     chosen = EvaluationSettings()
     scenarios = traffic_scenarios(["sumo:cross"], tmp_path / "scenarios", chosen.of_scenarios)
+    lookahead = {scenario.name: OutcomeSettings() for scenario in scenarios}
     of_split = {
-        split: plan_jobs(
-            scenarios, [STATIC], 2, out=tmp_path, settings=chosen, lookahead=OutcomeSettings(), split=split
-        )
+        split: plan_jobs(scenarios, [STATIC], 2, out=tmp_path, settings=chosen, lookahead=lookahead, split=split)
         for split in SPLITS
     }
     assert [job.seed for job in of_split["validation"]] == [501, 502]
