@@ -126,9 +126,7 @@ def test_the_conditions_of_resco_come_with_its_published_delays(repo_root: Path,
     ("scenario", "words", "message"),
     [
         ("cologne1", (), "--protocol resco does not have the scenario 'cologne1': did you mean 'resco:cologne1'"),
-        ("sumo:rilsa1", (), "choose from resco:cologne1, resco:cologne3"),
         ("resco:cologne1", ("--duration", "600"), "leave out --begin, --end, --duration"),
-        ("resco:cologne1", ("--warm-up", "60"), "--warm-up"),
         ("resco:cologne1", ("--green-bounds", "same"), "--green-bounds"),
     ],
 )

@@ -17,8 +17,6 @@ from tsc.scenarios.packaged import RESCO_PREFIX
 from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.yaml_file import Section, load_yaml
 
-DELAY = "delay_s"
-
 
 class Network(Section):
     """step_s: time between two actions. yellow_s: yellow at the begin of a step in which the green changes. delay_s:
@@ -83,7 +81,7 @@ class Protocol(Section):
         ]
         ours = dict.fromkeys(controller for name in scenarios for controller in summary.controllers(name))
         return published + [
-            (controller, [summary.row(name, controller, DELAY) for name in scenarios]) for controller in ours
+            (controller, [summary.row(name, controller, "delay_s") for name in scenarios]) for controller in ours
         ]
 
     def text_table(self, summary: Summary, scenarios: Sequence[str]) -> str:

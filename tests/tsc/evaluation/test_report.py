@@ -289,7 +289,7 @@ def test_published_delays_stand_beside_ours_with_their_source(
     delays = dict(line.strip().rsplit(maxsplit=1) for line in lines)
     names = ["fixed time", "greedy", "max pressure", "IDQN", "IPPO", "MPLight", "FMA2C"]
     assert list(delays) == [*(f"RESCO: {name}" for name in names), *RULES, "model"]
-    # as RESCO's graph.py prints them, which has none of MPLight
+    # RESCO's graph.py prints these, rounded here; it has none of MPLight
     assert list(delays.values())[: len(names)] == ["39.4", "28.3", "23.6", "21.5", "20.9", "–", "27.0"]
     means_s = {name: np.mean([each["delay_s"] for each in episodes if each["controller"] == name]) for name in RULES}
     assert {name: delays[name] for name in RULES} == {name: f"{mean_s:.1f}" for name, mean_s in means_s.items()}
