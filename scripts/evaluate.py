@@ -11,7 +11,8 @@ sumo:NAME. A language model is llm:NAME=FOLDER, llm:NAME=FOLDER+ADAPTER or llm:N
 it is needed. With --base-url, llm:NAME=MODEL is a model of that server (key from OPENAI_API_KEY). A student that
 scripts/fit_student.py has made is student:NAME=FILE.
 On each scenario, the others are compared with the classical controller that is best on validation seeds, or with the
-controller that --reference names.
+controller that --reference names. --protocol resco runs resco: scenarios as RESCO does, and puts its published delays
+beside ours.
 Writes OUT/episodes.jsonl (one line per episode; a second call continues), reference_episodes.jsonl (those that chose
 the reference), summary.csv, results.json, figures/*.png and report.html. docs/evaluation.md defines the metrics and the
 statistics.
@@ -178,6 +179,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", metavar="NAME", help=f"what makes the models' prompts: {PROMPT_HELP}")
     parser.add_argument("--config", type=Path, default=CONFIGS / "evaluation.yaml", help="settings (%(default)s)")
     parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="how lookahead judges decisions")
+    parser.add_argument(
+        "--protocol",
+        choices=("resco",),
+        help="conditions of a benchmark, with its published results: demand, simulated time, greens and yellow "
+        "(%(choices)s; wins over --config)",
+    )
     add_scenario_options(parser, source="--config's or the scenario's own")
     parser.add_argument("--warm-up", type=at_least(0), metavar="S", dest="warm_up_s", help="not measured, s")
     return parser.parse_args()
@@ -195,6 +202,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from tsc.cost.outcome import load_outcome_settings
     from tsc.evaluation.episodes_file import EpisodesFile
     from tsc.evaluation.plan import Contestant, plan_jobs
+    from tsc.evaluation.protocol import load_protocol
     from tsc.evaluation.reported import ReportedScenario
     from tsc.evaluation.settings import load_evaluation_settings
     from tsc.rules.student import StudentFile
@@ -204,6 +212,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
     changes = given_options(arguments)
     if arguments.warm_up_s is not None:
         changes["warm_up_s"] = arguments.warm_up_s
+    protocol = None
+    if arguments.protocol is not None:
+        protocol = load_protocol(CONFIGS / "protocols" / f"{arguments.protocol}.yaml")
+        protocol.check(arguments.scenarios)
+        if changes:
+            raise ConfigError(
+                "--protocol resco itself sets demand, simulated time and signals: leave out --begin, --end, "
+                "--duration, --warm-up, --teleport, --junctions, --green-bounds and --demand-as-filed"
+            )
+        settings = protocol.settings(settings)
     if arguments.prompt is not None:
         changes["prompt"] = arguments.prompt
     if arguments.reference is not None:
@@ -218,6 +236,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     out = arguments.out.resolve()
     scenarios = traffic_scenarios(arguments.scenarios, out / "scenarios", settings.of_scenarios)
     lookahead = {scenario.name: load_outcome_settings(arguments.reward, scenario.name) for scenario in scenarios}
+    if protocol is not None:
+        scenarios = [protocol.scenario(scenario) for scenario in scenarios]
     with tempfile.TemporaryDirectory(prefix="tsc-signals-") as scratch:
         signals = {scenario.name: opened(scenario, Path(scratch, scenario.name)) for scenario in scenarios}
     for name, planned in signals.items():
@@ -270,18 +290,20 @@ def evaluate(arguments: argparse.Namespace) -> None:
         )
         for scenario in scenarios
     ]
+    shown = settings.model_dump(mode="json")
+    if protocol is not None:  # the table of the scenarios shows the greens
+        shown = {"protocol": arguments.protocol, **shown}
+        del shown["timing"], shown["green_bounds"]
     print(
         write_results(
             out,
             episodes=file.episodes,
             scenarios=reported,
             controllers=controllers,
-            settings={
-                **settings.model_dump(mode="json"),
-                "lookahead": {name: judged.as_dict() for name, judged in lookahead.items()},
-            },
+            settings={**shown, "lookahead": {name: judged.as_dict() for name, judged in lookahead.items()}},
             command=this_command(),
             reference=settings.reference,
+            protocol=protocol,
         )
     )
     print(f"\nreport: {arguments.out / 'report.html'}")

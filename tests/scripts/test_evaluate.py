@@ -168,6 +168,33 @@ def test_a_sumocfg_of_someone_else_is_evaluated(repo_root: Path, tmp_path: Path)
     assert "rilsa1" in done.stdout
 
 
+def test_the_conditions_of_resco_come_with_its_published_delays(repo_root: Path, tmp_path: Path) -> None:
+    words = ("--protocol", "resco", "--seeds", "1", "--controllers", "longest_queue")
+    done = evaluate(repo_root, "resco:ingolstadt1", tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert "RESCO: IDQN" in done.stdout
+    [record] = map(json.loads, (tmp_path / "episodes.jsonl").read_text().splitlines())
+    assert record["greens_outside_bounds"] == 0 and 7 <= record["mean_green_s"] <= 60
+    page = (tmp_path / "report.html").read_text()
+    assert "7–60 s" in page and "one decision every 10 s" in page and "every yellow lasts 3 s" in page
+
+
+@pytest.mark.parametrize(
+    ("scenario", "words", "message"),
+    [
+        ("cologne1", (), "--protocol resco does not have the scenario 'cologne1': did you mean 'resco:cologne1'"),
+        ("resco:cologne1", ("--duration", "600"), "leave out --begin, --end, --duration"),
+        ("resco:cologne1", ("--green-bounds", "same"), "--green-bounds"),
+    ],
+)
+def test_the_conditions_of_resco_are_for_its_networks_and_whole(
+    repo_root: Path, tmp_path: Path, scenario: str, words: tuple[str, ...], message: str
+) -> None:
+    done = evaluate(repo_root, scenario, tmp_path, "--protocol", "resco", "--controllers", "static", *words)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert not (tmp_path / "episodes.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

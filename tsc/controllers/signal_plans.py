@@ -1,8 +1,8 @@
 """The signal programs that junctions run under a controller, as additional files for SUMO.
 
 A junction runs the program that is loaded last. The programs written here have the phases of the ones that they
-replace, so pedestrian clearance, yellow and all-red stay the net's own. Each names the bounds of its greens, so that
-whoever loads it later, such as a replay, keeps to the same bounds.
+replace, so pedestrian clearance, yellow and all-red stay the net's own, unless a length of yellow was asked for. Each
+names the bounds of its greens, so that whoever loads it later, such as a replay, keeps to the same bounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsc.controllers.actuated import detector_plan
-from tsc.controllers.static_copy import is_plain_static, static_copy
+from tsc.controllers.static_copy import is_plain_static, static_copy, with_yellow
 from tsc.controllers.webster import webster_plans
 from tsc.errors import NotApplicable
 from tsc.files import write_atomically
@@ -62,6 +62,8 @@ def plan_signals(
     for name, plan in running.items():
         try:
             copy = static_copy(plan)
+            if settings.yellow_s is not None:
+                copy = with_yellow(copy, settings.yellow_s)
             # the type says what minDur and maxDur of the program mean
             typed = replace(copy, type=plan.type)
             plans[name] = replace(copy, green_bounds=settings.bounds_of(typed))
@@ -86,7 +88,7 @@ def plan_signals(
         case "webster":
             new = webster_plans(files, list(plans.values()), end_s, folder)
         case _:
-            as_they_are = files_without is files and settings.bounds_from == "same"
+            as_they_are = files_without is files and settings.bounds_from == "same" and settings.yellow_s is None
             new = [
                 plan
                 for name, plan in plans.items()

@@ -32,6 +32,12 @@ def static_copy(plan: SignalPlan) -> SignalPlan:
     return replace(plan, type="static", program_id="tsc_static", phases=phases).without_repetitions()
 
 
+def with_yellow(plan: SignalPlan, yellow_s: float) -> SignalPlan:
+    """The same plan, in which every phase with a yellow light lasts `yellow_s`."""
+    phases = [replace(phase, duration_s=yellow_s) if set(phase.state) & set("yY") else phase for phase in plan.phases]
+    return replace(plan, phases=tuple(phases))
+
+
 def _follow_one_another(plan: SignalPlan) -> bool:
     return all(ways == [(index + 1) % len(plan.phases)] for index, ways in enumerate(_ways(plan)))
 

@@ -20,6 +20,7 @@ from tsc.evaluation.disagreements import compare_with_lookahead
 from tsc.evaluation.figures import Picture
 from tsc.evaluation.machine import processor_name
 from tsc.evaluation.metrics import COUNTED, GROUP_TITLES, METRICS, METRICS_OF, Metric
+from tsc.evaluation.protocol import Protocol
 from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.statistics import (
     ALL_SCENARIOS,
@@ -95,12 +96,14 @@ def write_results(
     settings: Mapping[str, Any],
     command: str,
     reference: str,
+    protocol: Protocol | None = None,
 ) -> str:
     """Write OUT/summary.csv, results.json, figures/SCENARIO-NAME.png and report.html. Returns the console's tables.
 
     episodes: the records, in any order: the same records give the same bytes. A record with `not_applicable` counts as
     not run. Traces and decisions are read from OUT; the report leaves out figures and sections whose files are missing.
     reference: that of all scenarios together (tsc.evaluation.statistics.summarise).
+    protocol: the benchmark whose published results stand beside ours.
     """
     ran = _in_order(episodes, scenarios, controllers)
     frame = pd.DataFrame(ran, columns=None if ran else ["scenario", "controller", "seed", *METRICS])
@@ -113,6 +116,7 @@ def write_results(
         for picture in section["pictures"]:
             (out / "figures").mkdir(exist_ok=True)
             write_atomically(out / "figures" / f"{section['facts'].name}-{picture.name}.png", picture.png)
+    names = [scenario.name for scenario in scenarios]
     several = bool(results.summary.controllers(ALL_SCENARIOS))
     page = (
         _environment()
@@ -125,6 +129,8 @@ def write_results(
             sections=sections,
             overall=findings(results.summary, ALL_SCENARIOS, controllers, reference) if several else [],
             overall_tables=results.overall_tables(scenarios),
+            protocol=protocol,
+            protocol_table=None if protocol is None else results.protocol_table(protocol, names),
             counted=COUNTED,
             definitions={title: METRICS_OF[group] for group, title in GROUP_TITLES.items()},
             statistics=DEFINITIONS,
@@ -134,7 +140,8 @@ def write_results(
     )
     write_atomically(out / "report.html", page.encode())
     seeds = {scenario.name: results.seeds(scenario.name) for scenario in scenarios}
-    return text_tables(results.summary, scenarios, reference, seeds)
+    text = text_tables(results.summary, scenarios, reference, seeds)
+    return text if protocol is None else f"{text}\n\n{protocol.text_table(results.summary, names)}"
 
 
 def _in_order(
@@ -241,6 +248,16 @@ class _Results:
             ]
             tables.append(Table.of_controllers("All scenarios together", there, columns))
         return tables
+
+    def protocol_table(self, protocol: Protocol, scenarios: Sequence[str]) -> Table:
+        """The published delays, and ours with their intervals."""
+        return Table(
+            title="Delay [s]",
+            header=[Cell(text=name) for name in scenarios],
+            rows=[
+                (name, [_mean_cell(row, 1) for row in rows]) for name, rows in protocol.rows(self.summary, scenarios)
+            ],
+        )
 
     def _mean_column(self, scenario: str, metric: Metric, num_seeds: int = 0) -> Column:
         return (

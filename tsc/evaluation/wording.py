@@ -270,11 +270,16 @@ def _text_table(summary: Summary, scenario: str, reference: str) -> list[str]:
         )
     # without empty columns: the table of all scenarios together has no waiting times, for example
     columns = [column for column in zip(*table, strict=True) if any(cell not in ("", MISSING) for cell in column[1:])]
-    aligned = [
+    return aligned(list(zip(*columns, strict=True)))
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table for the console. The first column is aligned to the left."""
+    columns = [
         [f"{cell:{'>' if place else '<'}{max(map(len, column))}}" for cell in column]
-        for place, column in enumerate(columns)
+        for place, column in enumerate(zip(*table, strict=True))
     ]
-    return ["  " + "  ".join(line).rstrip() for line in zip(*aligned, strict=True)]
+    return ["  " + "  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
 def _difference_text(row: Row) -> str:

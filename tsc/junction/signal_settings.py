@@ -33,16 +33,18 @@ class SignalSettings:
             more than MAX_PLANNED_GREEN_S counts as not planned)
     greens: bounds of every stage of single junctions, which win over both.
     junction_ids: the junctions to control; empty means all. The others keep their programs.
+    yellow_s: of every phase with yellow, under all controllers but `static`; None means the program's own.
     """
 
     timing: Timing = field(default_factory=Timing)
     bounds_from: BoundsFrom = "same"
     greens: Mapping[str, tuple[GreenBounds, ...]] = field(default_factory=dict, hash=False)
     junction_ids: tuple[str, ...] = ()
+    yellow_s: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values of everything but the timing. Without own bounds of greens and with all junctions there is
-        none, as before there were any, so that records and settings of that time still hold."""
+        """Plain JSON values of everything but the timing. Of defaults there is none, as before there were any, so that
+        records and settings of that time still hold."""
         values: dict[str, Any] = {}
         if self.bounds_from != "same":
             values["bounds_from"] = self.bounds_from
@@ -50,6 +52,8 @@ class SignalSettings:
             values["greens"] = {name: [list(pair) for pair in bounds] for name, bounds in sorted(self.greens.items())}
         if self.junction_ids:
             values["junctions"] = list(self.junction_ids)
+        if self.yellow_s is not None:
+            values["yellow_s"] = self.yellow_s
         return values
 
     def bounds_of(self, plan: SignalPlan) -> tuple[GreenBounds, ...]:

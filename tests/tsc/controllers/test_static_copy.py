@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from tsc.controllers.static_copy import is_plain_static, static_copy
+from tsc.controllers.static_copy import is_plain_static, static_copy, with_yellow
 from tsc.errors import NotApplicable
 from tsc.sumo.signal_program import Phase, SignalPlan
 
@@ -61,3 +61,8 @@ def test_a_program_with_a_stage_that_no_way_leads_to_is_refused() -> None:
 def test_a_nema_program_is_refused_as_it_has_no_yellow_among_its_phases() -> None:
     with pytest.raises(NotApplicable, match="NEMA.*give the junction"):
         static_copy(_plan_of("NEMA", ("Gr", 30, ()), ("rG", 20, ())))
+
+
+def test_a_length_of_yellow_leaves_greens_and_all_red_alone() -> None:
+    plan = _plan_of("static", ("Gr", 30, ()), ("yr", 5, ()), ("rr", 2, ()), ("rG", 20, ()), ("ry", 4, ()))
+    assert [phase.duration_s for phase in with_yellow(plan, 3).phases] == [30, 3, 2, 20, 3]

@@ -20,6 +20,7 @@ from tsc.episodes.runner import EpisodeJob, run_job
 from tsc.episodes.trace import load_trace
 from tsc.evaluation.figures import busiest_window, smoothed
 from tsc.evaluation.metrics import METRICS
+from tsc.evaluation.protocol import load_protocol
 from tsc.evaluation.reference import Reference
 from tsc.evaluation.report import write_results
 from tsc.evaluation.reported import ReportedController, ReportedScenario
@@ -300,6 +301,26 @@ def test_each_scenario_has_its_own_reference_on_the_page(
         assert queues["difference"].drop(reference).to_dict() == pytest.approx(
             expected.drop(reference).to_dict(), abs=1e-4
         )
+
+
+def test_published_delays_stand_beside_ours_with_their_source(
+    out: Path, finished: tuple[Path, list[dict[str, Any]]], repo_root: Path
+) -> None:
+    protocol = load_protocol(repo_root / "configs/protocols/resco.yaml")
+    episodes = [{**record, "scenario": "ingolstadt1"} for record in finished[1]]
+    text = write(out, episodes, scenarios=[replace(SCENARIO, name="ingolstadt1")], protocol=protocol)
+    lines = text.split("RESCO publishes\n")[1].splitlines()[1:]
+    delays = dict(line.strip().rsplit(maxsplit=1) for line in lines)
+    names = ["fixed time", "greedy", "max pressure", "IDQN", "IPPO", "MPLight", "FMA2C"]
+    assert list(delays) == [*(f"RESCO: {name}" for name in names), *RULES, "model"]
+    # RESCO's graph.py prints these, rounded here; it has none of MPLight
+    assert list(delays.values())[: len(names)] == ["39.4", "28.3", "23.6", "21.5", "20.9", "–", "27.0"]
+    means_s = {name: np.mean([each["delay_s"] for each in episodes if each["controller"] == name]) for name in RULES}
+    assert {name: delays[name] for name in RULES} == {name: f"{mean_s:.1f}" for name, mean_s in means_s.items()}
+    page = " ".join(page_of(out).text.split())
+    assert protocol.source in page and all(line in page for line in protocol.differs)
+    html = (out / "report.html").read_text()
+    assert all(f'<th scope="row">{name}</th><td>{delay}<' in html for name, delay in delays.items())
 
 
 def test_the_timeline_shows_the_longest_queue(finished: tuple[Path, list[dict[str, Any]]]) -> None:
