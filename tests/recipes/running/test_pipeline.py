@@ -321,5 +321,5 @@ def test_a_round_starts_from_the_model_of_the_round_before_on_the_states_of_all(
 
 @pytest.mark.parametrize("algorithm", ["gspo", "dpo"])
 def test_rounds_are_for_grpo(algorithm: str) -> None:
-    with pytest.raises(ConfigError, match=r"ROUNDS=2 makes more data .* use scripts/train_grpo\.sh"):
+    with pytest.raises(ConfigError, match=r"ROUNDS=2 makes more data .* use scripts/train_grpo.sh"):
         Run.from_environment(algorithm, {"HARDWARE": "cpu", "ROUNDS": "2"}).check_files()
