@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +73,7 @@ def test_a_second_round_trains_on_states_of_the_policy_and_goes_on_after_a_kill(
     knobs = {"ROUNDS": "2", "SCENARIO": str(short_scenario), "EPISODES": "1"}
     second = project.run / "grpo/round2"
     launch = project.launch(2, "grpo", **knobs)
-    deadline = time.monotonic() + 600
-    while not (second / "student.json").is_file() and time.monotonic() < deadline and launch.process.poll() is None:
-        time.sleep(0.5)
+    launch.wait_for("student", (second / "student.json").is_file)
     launch.process.send_signal(signal.SIGTERM)
     launch.process.wait(60)
     student = (second / "student.json").read_bytes()

@@ -11,11 +11,14 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from tsc.cost.measures import SCOPES, check_measure_name, measure_named
 from tsc.errors import ConfigError
+from tsc.files import remembered_sha256_of
 from tsc.junction.decision import Decision
 from tsc.user_code import USER_PREFIX, source_sha256
 from tsc.yaml_file import load_yaml
 
 TAILS = ("static", "gap_out", "max_pressure", "longest_queue", "actuated")
+# a tail that is a student's file: student:/its/absolute/path
+STUDENT_TAIL = "student:"
 MAX_HORIZON_S = 600
 
 
@@ -24,7 +27,8 @@ class OutcomeSection:
     """How a decision is judged: the section `outcome` of configs/reward.yaml.
 
     horizon_s: simulated seconds after the decision, 1 to 600.
-    tail: the controller of every junction, the tested one included, after the tested decision.
+    tail: the controller of every junction, the tested one included, after the tested decision: one of TAILS, or
+        student:FILE, a small copy of a policy.
     tail_step_s: seconds between the tail's decisions in a green, a divisor of green_extension_s; None for the latter.
     measure: one of tsc.cost.measures.MEASURES, or a user's own as pkg://module:function.
     scope: whose traffic counts: `junction` (the tested one), `neighbours` (and those one edge away) or `network` (all).
@@ -43,9 +47,15 @@ class OutcomeSection:
     def __post_init__(self) -> None:
         if not isinstance(self.horizon_s, int) or not 1 <= self.horizon_s <= MAX_HORIZON_S:
             raise ConfigError(f"horizon_s is {self.horizon_s!r}: choose whole seconds, 1–{MAX_HORIZON_S}")
-        for name, value, allowed in (("tail", self.tail, TAILS), ("scope", self.scope, SCOPES)):
+        is_student = self.tail.startswith(STUDENT_TAIL)
+        if is_student and not Path(self.tail.removeprefix(STUDENT_TAIL)).is_absolute():
+            # a Ray worker has a working folder of its own
+            raise ConfigError(f"tail is {self.tail!r}: name the student's file by an absolute path")
+        tails = (self.tail,) if is_student else TAILS
+        for name, value, allowed in (("tail", self.tail, tails), ("scope", self.scope, SCOPES)):
             if value not in allowed:
-                raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")
+                more = f", or {STUDENT_TAIL}FILE" if name == "tail" else ""
+                raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(allowed)}{more}")
         if self.tail_step_s is not None and (not isinstance(self.tail_step_s, int) or self.tail_step_s < 1):
             raise ConfigError(f"tail_step_s is {self.tail_step_s!r}: choose a divisor of green_extension_s, or null")
         check_measure_name(self.measure)
@@ -56,8 +66,8 @@ class OutcomeSettings(OutcomeSection):
     """How a decision is judged, with the terms.
 
     terms: further measures to be taken, sorted, each once.
-    sources: pairs of a user's own measure and the digest of the file that it was in. An outcome by a function that has
-    been changed since is then not used. with_sources fills it in.
+    sources: pairs of a user's own measure, or a student as tail, and the digest of its file. An outcome by a file that
+    has been changed since is then not used. with_sources fills it in.
     """
 
     terms: tuple[str, ...] = ()
@@ -71,7 +81,7 @@ class OutcomeSettings(OutcomeSection):
         object.__setattr__(self, "terms", tuple(sorted(set(self.terms))))
         sources = dict(self.sources)
         object.__setattr__(
-            self, "sources", tuple((name, sources[name]) for name in sorted(set(self.measures) & set(sources)))
+            self, "sources", tuple((name, sources[name]) for name in sorted({*self.measures, self.tail} & set(sources)))
         )
 
     @classmethod
@@ -97,10 +107,10 @@ class OutcomeSettings(OutcomeSection):
         return replace(self, terms=())
 
     def with_sources(self) -> OutcomeSettings:
-        """The same with the digests of the user's own measures. Nothing is imported. Raises ConfigError if the module
-        of one cannot be found."""
-        own = [name for name in self.measures if name.startswith(USER_PREFIX)]
-        return replace(self, sources=tuple((name, source_sha256(name, "measure")) for name in own)) if own else self
+        """The same with the digests of the user's own measures and of a student. Nothing is imported. Raises
+        ConfigError if a file cannot be found."""
+        own = [name for name in (*self.measures, self.tail) if name.startswith((USER_PREFIX, STUDENT_TAIL))]
+        return replace(self, sources=tuple((name, _digest(name)) for name in own)) if own else self
 
     def covers(self, asked: OutcomeSettings) -> bool:
         """Whether outcomes under these settings can be used where `asked` is wanted. They may have further terms."""
@@ -164,8 +174,18 @@ def import_measures(settings: OutcomeSettings) -> None:
     for name in settings.measures:
         measure_named(name)
     for name, digest in settings.sources:
-        if source_sha256(name, "measure") != digest:
-            raise ConfigError(f"the file of measure {name!r} was changed after the settings were read: start again")
+        if _digest(name) != digest:
+            raise ConfigError(f"the file of {name!r} was changed after the settings were read: start again")
+
+
+def _digest(name: str) -> str:
+    """SHA-256 of the file of a user's own measure or of a student. Raises ConfigError if it does not exist."""
+    if not name.startswith(STUDENT_TAIL):
+        return source_sha256(name, "measure")
+    path = Path(name.removeprefix(STUDENT_TAIL))
+    if not path.is_file():
+        raise ConfigError(f"tail {name}: {path} does not exist: make it with scripts/fit_student.py")
+    return remembered_sha256_of(path)
 
 
 @dataclass(frozen=True, kw_only=True)

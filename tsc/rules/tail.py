@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 from tsc.errors import ConfigError
+from tsc.files import remembered_sha256_of
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
 from tsc.rules.actuated import Actuated
@@ -13,6 +16,7 @@ from tsc.rules.gap_out import GapOut
 from tsc.rules.longest_queue import LongestQueue
 from tsc.rules.max_pressure import MaxPressure
 from tsc.rules.static import Static
+from tsc.rules.student import Student, load_student
 
 _TAILS: dict[str, Callable[[], Controller]] = {
     "static": Static,
@@ -24,8 +28,17 @@ _TAILS: dict[str, Callable[[], Controller]] = {
 
 
 def tail_controller(name: str) -> Controller:
-    """The controller of this name, one of tsc.cost.outcome.TAILS."""
-    return _TAILS[name]()
+    """The controller of this name, one of tsc.cost.outcome.TAILS or student:FILE. Raises ConfigError if FILE is not a
+    student."""
+    kind, _, file = name.partition(":")
+    if not file:
+        return _TAILS[kind]()
+    return _student(Path(file), remembered_sha256_of(Path(file)))
+
+
+@lru_cache(maxsize=8)
+def _student(path: Path, sha256: str) -> Student:
+    return Student(load_student(path))
 
 
 class Tail:

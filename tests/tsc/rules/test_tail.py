@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.hand_made_student import write_longest_queue_student
 from tests.tsc.sumo_process import in_new_process
-from tsc.cost.continuation import continue_with
-from tsc.cost.outcome import OutcomeSettings
+from tsc.cost.continuation import continue_with, outcomes_by_fork
+from tsc.cost.outcome import OutcomeSettings, import_measures
 from tsc.errors import ConfigError
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
@@ -123,3 +124,40 @@ def test_actuated_estimates_what_was_before_it_was_asked(files: SumoFiles, tmp_p
     # first asked while the vehicle is between detector and stop line
     asked_late = in_new_process(_actuated_against_the_vehicle, one, int(left_s) + 1)
     assert asked_late == (left_s, pytest.approx(ended_s, abs=1))
+
+
+def _costs_of_every_decision(files: SumoFiles, settings: OutcomeSettings) -> list[tuple[float, float]]:
+    control = SignalControl(Simulation(files), Timing())
+    control.start()
+    costs = []
+    for _ in range(120):
+        due = control.due_junctions()
+        for name in due:
+            outcomes = outcomes_by_fork(control, name, settings)
+            costs.append((outcomes.yes, outcomes.no))
+        control.advance({name: YES if len(costs) % 2 else NO for name in due})
+    return costs
+
+
+def test_a_student_is_a_tail(files: SumoFiles, tmp_path: Path) -> None:
+    student = write_longest_queue_student(tmp_path / "student.json")
+    costs = {
+        tail: in_new_process(_costs_of_every_decision, files, OutcomeSettings(tail=tail).with_sources())
+        for tail in ("longest_queue", "max_pressure", f"student:{student}")
+    }
+    assert costs[f"student:{student}"] == costs["longest_queue"] != costs["max_pressure"]
+
+
+def test_labels_by_a_student_that_has_changed_are_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "student.json"
+    with pytest.raises(ConfigError, match=r"student\.json does not exist: make it with scripts/fit_student\.py"):
+        OutcomeSettings(tail=f"student:{path}").with_sources()
+    write_longest_queue_student(path)
+    before = OutcomeSettings(tail=f"student:{path}").with_sources()
+    assert before.covers(OutcomeSettings(tail=f"student:{path}").with_sources())
+    write_longest_queue_student(path, teacher="another one")
+    assert not before.covers(OutcomeSettings(tail=f"student:{path}").with_sources())
+    with pytest.raises(ConfigError, match="was changed after the settings were read"):
+        import_measures(before)
+    with pytest.raises(ConfigError, match="by an absolute path"):
+        OutcomeSettings(tail="student:student.json")
