@@ -12,6 +12,7 @@ from reward.settings import RewardSettings
 from reward.stretch_scoring import score_stretch
 from reward.workers.pool import ReplayPool
 from tsc.junction.decision import Answer
+from tsc.junction.prompt import OWN_PROMPT
 from tsc.replays.stretch import Stretch, StretchProgress
 
 FUNCTION = "tsc.replays.stretch_replay:play"
@@ -33,10 +34,12 @@ class StretchSource:
     Nothing runs between two calls, so a stretch may simply be abandoned.
     """
 
-    def __init__(self, settings: RewardSettings, num_decisions: int) -> None:
-        """num_decisions: decisions of the policy, 1 to tsc.replays.stretch.MAX_DECISIONS."""
+    def __init__(self, settings: RewardSettings, num_decisions: int, prompt: str = OWN_PROMPT) -> None:
+        """num_decisions: decisions of the policy, 1 to tsc.replays.stretch.MAX_DECISIONS. prompt: the name of what
+        makes the prompts (tsc.junction.prompt)."""
         self._settings = settings
         self._num_decisions = num_decisions
+        self._prompt = prompt
         self._pool = ReplayPool(settings.replay)
         self._kept: OutcomeCache[StretchProgress] = OutcomeCache(max_entries=_NUM_KEPT)
 
@@ -47,7 +50,7 @@ class StretchSource:
         """
         outcome_settings = self._settings.outcome_settings(truth.scenario)
         decisions = [answer.decision.value if answer.decision else None for answer in answers]
-        arguments = {"decisions": decisions, "num_decisions": self._num_decisions}
+        arguments = {"decisions": decisions, "num_decisions": self._num_decisions, "prompt": self._prompt}
         num_failed_attempts: list[int] = []
 
         def play() -> StretchProgress:

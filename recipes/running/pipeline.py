@@ -233,6 +233,7 @@ class Pipeline:
                 f"{WORKER}.rollout.multi_turn.max_assistant_turns={decisions}",
                 f"{WORKER}.actor._target_=recipes.verl_plugins.decision_loop.DecisionActorConfig",
                 f"+{WORKER}.actor.decisions={decisions}",
+                f"knobs.prompt={_hydra(self.run.prompt)}",
             ]
         if not self.is_tiny and self.run.hardware == "cpu":
             found.append(f"hardware.kv_cache_memory_bytes={GIVEN_MODEL_KV_CACHE_BYTES}")
@@ -391,6 +392,7 @@ class Pipeline:
         assert run.dataset is not None
         before = [run.dataset, *(self._round_folder(number) / "data" for number in range(2, training.number))]
         student, data = folder / "student.json", folder / "data"
+        folder.mkdir(parents=True, exist_ok=True)
         if not student.is_file():
             with self.stages.stage(f"Student: a small copy of {training.start}", student):
                 self.stages.python(

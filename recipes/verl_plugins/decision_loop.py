@@ -35,6 +35,7 @@ from reward.ground_truth import GroundTruth, parse_ground_truth
 from reward.stretch_source import ProgressWithOrigin, StretchSource
 from tsc.errors import ConfigError
 from tsc.junction.decision import Answer, parse_answer
+from tsc.junction.prompt import OWN_PROMPT
 from tsc.replays.stretch import MAX_DECISIONS
 
 
@@ -73,7 +74,9 @@ class _Stretches:
         kwargs = OmegaConf.select(config, "reward.custom_reward_function.reward_kwargs") or {}
         settings = settings_for(OmegaConf.to_container(kwargs, resolve=True) if kwargs else {})
         self.num_decisions = num_decisions_of(config)
-        self.source = StretchSource(settings, self.num_decisions)
+        self.source = StretchSource(
+            settings, self.num_decisions, OmegaConf.select(config, "knobs.prompt", default=OWN_PROMPT)
+        )
         # as many as the pool serves at a time
         self._threads = ThreadPoolExecutor(2 * settings.replay.num_workers, thread_name_prefix="stretch")
 
@@ -102,7 +105,7 @@ class DecisionLoop(AgentLoopBase):  # type: ignore[misc]  # verl has no types
         self._stretches = _stretches_for(self.config)
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> list[AgentLoopOutput]:
-        """kwargs: the row. Only its ground truth is used; tsc.junction.prompt writes every prompt, also the first.
+        """kwargs: the row. Only its ground truth is used; knobs.prompt makes every prompt, also the first.
 
         Raises what StretchSource.play raises. verl reports that and leaves the answer out.
         """

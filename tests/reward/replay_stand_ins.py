@@ -73,7 +73,7 @@ def replay(request: ReplayRequest, settings: OutcomeSettings) -> Outcomes:
 
 
 def play(
-    request: ReplayRequest, settings: OutcomeSettings, *, decisions: list[str], num_decisions: int
+    request: ReplayRequest, settings: OutcomeSettings, *, decisions: list[str], num_decisions: int, prompt: str
 ) -> StretchProgress:
     """Always asks once more."""
     replay(request, settings)

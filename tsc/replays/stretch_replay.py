@@ -15,7 +15,7 @@ from tsc.cost.outcome import OutcomeSettings, import_measures
 from tsc.errors import ReplayError
 from tsc.junction.decision import Decision
 from tsc.junction.observation import observe
-from tsc.junction.prompt import messages
+from tsc.junction.prompt import OWN_PROMPT, PromptMaker, prompt_maker
 from tsc.junction.signal_control import SignalControl
 from tsc.replays.replay import continue_state
 from tsc.replays.request import ReplayRequest
@@ -25,12 +25,18 @@ from tsc.rules.tail import Tail
 
 
 def play(
-    request: ReplayRequest, settings: OutcomeSettings, *, decisions: Sequence[str | None], num_decisions: int
+    request: ReplayRequest,
+    settings: OutcomeSettings,
+    *,
+    decisions: Sequence[str | None],
+    num_decisions: int,
+    prompt: str = OWN_PROMPT,
 ) -> StretchProgress:
     """Continue the saved state with `decisions`: the next question, or after the last decision the whole stretch.
 
     decisions: "yes", "no", or None for an unreadable answer, in whose place the net's own plan decides.
-    num_decisions: decisions of the policy, 1 to MAX_DECISIONS. The same arguments give the same result, in any process
+    num_decisions: decisions of the policy, 1 to MAX_DECISIONS. prompt: the name of what makes the questions' prompts
+    (tsc.junction.prompt). The same arguments give the same result, in any process
     and any order.
 
     Raises what tsc.replays.replay.continue_state raises, and ReplayError for more decisions than the stretch has.
@@ -39,7 +45,7 @@ def play(
         raise ReplayError(f"num_decisions is {num_decisions}: choose 1–{MAX_DECISIONS}")
     import_measures(settings)
     made = [Decision(decision) if decision is not None else None for decision in decisions]
-    policy = partial(_policy_decides, request.junction_id, made, num_decisions, settings)
+    policy = partial(_policy_decides, request.junction_id, made, num_decisions, settings, prompt_maker(prompt))
     (reached,) = continue_state(request, [policy], length_s=num_decisions * settings.horizon_s)
     if isinstance(reached, Question):
         return StretchProgress(question=reached)
@@ -56,6 +62,7 @@ def _policy_decides(
     decisions: Sequence[Decision | None],
     num_decisions: int,
     settings: OutcomeSettings,
+    messages: PromptMaker,
     control: SignalControl,
 ) -> Question | tuple[int, int, tuple[float, ...], str]:
     """The next question, or after the last decision: number of decisions, seconds, costs and end of the stretch."""

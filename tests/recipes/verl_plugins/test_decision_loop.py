@@ -87,7 +87,7 @@ import time
 from pathlib import Path
 from tsc.replays.stretch import Question, StretchProgress
 
-def play(request, settings, *, decisions, num_decisions):
+def play(request, settings, *, decisions, num_decisions, prompt):
     Path(request.dataset_dir, "played").open("a").write("x")
     if request.state_file == "hang":
         time.sleep(3600)

@@ -214,3 +214,21 @@ def test_more_decisions_than_the_stretch_has_are_an_error_that_names_the_state(r
 def test_a_missing_state_is_named(requests: list[ReplayRequest]) -> None:
     with pytest.raises(StateError, match=r"nowhere\.xml\.gz does not exist"):
         in_new_process(_stretch, dataclasses.replace(requests[0], state_file="nowhere.xml.gz"), ["yes"], 1)
+
+
+def _later_prompt(request: ReplayRequest, prompt: str) -> list[dict[str, str]]:
+    question = play(request, OutcomeSettings(), decisions=["yes"], num_decisions=2, prompt=prompt).question
+    assert question is not None
+    return list(question.prompt)
+
+
+def test_a_prompt_of_ones_own_asks_every_question(
+    requests: list[ReplayRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_questions.py").write_text(
+        "def short(observation):\n    return f'{observation.elapsed_green_s} s?'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    request = next(request for request in requests if request.current_green_elapsed_s == 10)
+    (message,) = in_new_process(_later_prompt, request, "pkg://my_questions:short")
+    assert message == {"role": "user", "content": "15 s?"}
