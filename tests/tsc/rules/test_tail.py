@@ -150,7 +150,7 @@ def test_a_student_is_a_tail(files: SumoFiles, tmp_path: Path) -> None:
 
 def test_labels_by_a_student_that_has_changed_are_not_used(tmp_path: Path) -> None:
     path = tmp_path / "student.json"
-    with pytest.raises(ConfigError, match=r"student\.json does not exist: make it with scripts/fit_student\.py"):
+    with pytest.raises(ConfigError, match=r"student\.json does not exist: make it with scripts/fit_student.py"):
         OutcomeSettings(tail=f"student:{path}").with_sources()
     write_longest_queue_student(path)
     before = OutcomeSettings(tail=f"student:{path}").with_sources()

@@ -1,0 +1,59 @@
+"""The row of a network: means over trainings, ratios paired over traffic seeds, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from network_results import Trained, row, trained_in
+
+from tsc.errors import ConfigError
+
+SEEDS = (1001, 1002, 1003, 1004)
+
+
+def trained(*model_s: float, best_classical: str = "actuated") -> Trained:
+    delays_s = {"actuated": (40.0, 50.0, 60.0, 50.0), "sft": (44.0, 52.0, 62.0, 50.0), "grpo_round2": model_s}
+    return Trained(
+        network="cologne1",
+        delays_s={name: dict(zip(SEEDS, values, strict=True)) for name, values in delays_s.items()},
+        best_classical=best_classical,
+    )
+
+
+def test_a_row_has_means_over_trainings_and_ratios_of_means() -> None:
+    trainings = {2: trained(36.0, 44.0, 54.0, 42.0), 1: trained(40.0, 46.0, 58.0, 44.0)}
+    found = row(trainings, last_model="grpo_round2", reward_settings={"tail": "gap_out"})
+    assert found["training_seeds"] == [1, 2] and found["seeds"] == list(SEEDS)
+    mean_s, low_s, high_s = found["delay_s"]["grpo_round2"]
+    assert mean_s == 45.5 and low_s < 45.5 < high_s
+    ratio, low, high = found["delay_ratio_to_best_classical"]
+    assert ratio == 0.91 and low < ratio < high < 1
+    assert found["delay_ratio_grpo_to_sft"][0] == pytest.approx(45.5 / 52, abs=1e-4)
+    json.dumps(found)
+
+
+def test_a_ratio_is_paired_over_the_traffic() -> None:
+    # always 10 % below, however much the traffic differs
+    found = row({1: trained(36.0, 45.0, 54.0, 45.0)}, last_model="grpo_round2", reward_settings={})
+    assert found["delay_ratio_to_best_classical"] == [0.9, 0.9, 0.9]
+
+
+def test_trainings_on_different_traffic_are_not_mixed() -> None:
+    trainings = {1: trained(1, 2, 3, 4), 2: trained(1, 2, 3, 4, best_classical="static")}
+    with pytest.raises(ConfigError, match="trainings on cologne1 were evaluated on different traffic"):
+        row(trainings, last_model="grpo_round2", reward_settings={})
+
+
+def test_an_evaluation_is_read_without_controllers_that_do_not_apply(tmp_path: Path) -> None:
+    folder = tmp_path / "eval"
+    folder.mkdir()
+    episodes = [
+        {"scenario": "one", "controller": "static", "seed": 1, "delay_s": 30.0},
+        {"controller": "webster", "seed": 1, "not_applicable": "links"},
+        {"controller": "sft", "seed": 1, "delay_s": 20.0},
+    ]
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(each) + "\n" for each in episodes))
+    pd.DataFrame({"controller": ["static", "sft"], "reference": ["static", "static"]}).to_csv(folder / "summary.csv")
+    delays_s = {"static": {1: 30.0}, "sft": {1: 20.0}}
+    assert trained_in(tmp_path) == Trained(network="one", delays_s=delays_s, best_classical="static")
