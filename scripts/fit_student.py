@@ -184,7 +184,8 @@ def main() -> None:
         f"{num_without:,} without {without} are left out"
     )
     if not train or not val:
-        raise SampleError("nothing is left to learn from, or of the held-out episodes: give more episodes")
+        remedy = "teach the model the answer format first (SFT=yes), or " if model and num_without else ""
+        raise SampleError(f"nothing is left to learn from, or of the held-out episodes: {remedy}give more episodes")
     if len({lesson.decision for lesson in train}) == 1:
         raise SampleError(
             f"the teacher says {train[0].decision.value!r} to all {len(train):,} samples: a student of it would not "

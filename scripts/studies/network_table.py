@@ -543,7 +543,8 @@ def _facts(step: str, network: Network, settings: Settings, log: str) -> dict[st
 
 
 def _shortened(text: str) -> str:
-    line = " ".join(text.split())
+    """In one line, without the folders of files, which are of this machine."""
+    line = re.sub(r"(?<![\w.])/(?:[\w.@+-]+/)+", "", " ".join(text.split()))
     return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 1]}…"
 
 

@@ -13,6 +13,7 @@ from sumolib.net import readNet
 from network_table import (
     Network,
     RecordsFile,
+    _shortened,
     dataset_config,
     found_networks,
     random_networks,
@@ -34,6 +35,11 @@ def written(path: Path, text: str = "<configuration/>") -> Path:
 
 def sumocfg(net: str, routes: str) -> str:
     return f'<configuration><n v="{net}"/><input><route-files value="{routes}"/></input></configuration>'
+
+
+def test_a_message_is_one_line_without_the_folders_of_this_machine() -> None:
+    text = "error: net /a/b-1/c.net.xml\nof 10/12 m: see ../x/y.xml,\n/d.xml"
+    assert _shortened(text) == "error: net c.net.xml of 10/12 m: see ../x/y.xml, /d.xml"
 
 
 def test_a_folder_gives_each_network_once(tmp_path: Path) -> None:
