@@ -458,7 +458,7 @@ def _command(
         return [*command, "--workers", str(WORKERS), "--json", f"{output}/replays.json"], {}
     knobs = {
         "SCENARIO": word, "DATA": data, "STEPS": "2", "BATCH_PROMPTS": "4", "ROLLOUT_N": "2", "MICRO_BATCH": "8",
-        "SFT_EPOCHS": "1", "SFT_BATCH_CHATS": "8", "EVAL_SEEDS": "0", "HARDWARE": "cpu", "WANDB": "off",
+        "SFT_EPOCHS": "1", "SFT_BATCH_CHATS": "4", "EVAL_SEEDS": "0", "HARDWARE": "cpu", "WANDB": "off",
         "RUNS": str(Path(output).parent), "RUN_NAME": network.name,
     }  # fmt: skip
     return ["bash", "scripts/train_grpo.sh"], knobs
