@@ -66,7 +66,8 @@ def test_a_student_takes_part_in_an_evaluation_by_its_name(
     repo_root: Path, short_scenario: Path, fitted: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
 ) -> None:
     program = [sys.executable, str(repo_root / "scripts/evaluate.py"), "--scenarios", str(short_scenario)]
-    program += ["--controllers", "random", f"student:mine={fitted[1]}", "--seeds", "1", "--out", str(tmp_path)]
+    program += ["--controllers", "random", f"student:mine={fitted[1]}", "--reference", "random", "--seeds", "1"]
+    program += ["--out", str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
