@@ -12,7 +12,7 @@ vehicle: its time loss and its wait to enter. The rounds:
     horizon  45, 90, 180 and 400 s, on one seed; the best two go on
     measure  queue, waiting time and time loss, of the junction, and in nets of several signals of the whole net, too;
              on one seed; the best two go on
-    final    these two on all seeds
+    final    these two and the settings of configs/reward.yaml, or of --reward, on all seeds
 
 Writes OUT/reward.yaml for generate_dataset.py, train_*.sh and evaluate.py: a section of `scenarios` for each network,
 with the tables as a comment. OUT/calibration.jsonl keeps the episodes, so a second call continues. If no lookahead
@@ -283,7 +283,8 @@ def calibrate(
     scopes = ("junction",) if num_signals == 1 else ("junction", "network")
     measured = search.changed(kept, measure=MEASURES, scope=scopes)
     kept = search.round("lookahead, measure", measured, kept=KEPT, all_seeds=False)
-    (chosen,) = search.round("lookahead, final", kept, kept=1, all_seeds=True)
+    final = list(dict.fromkeys([*kept, search.lookahead()]))
+    (chosen,) = search.round("lookahead, final", final, kept=1, all_seeds=True)
     if mean_delay_s(search.records[chosen]) >= mean_delay_s(search.records[classical]):
         longest = [each for each in search.records if each.settings and each.settings.horizon_s == max(HORIZONS_S)]
         (chosen,) = search.round("lookahead, longest horizon", longest, kept=1, all_seeds=True)

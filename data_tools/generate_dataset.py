@@ -389,7 +389,7 @@ def main() -> None:
     arguments.out = arguments.out.resolve()
 
     config = load_yaml(arguments.config, DatasetConfig)
-    load_outcome_settings(arguments.reward)
+    load_outcome_settings(arguments.reward)  # a wrong file is told before a net is built
     student = load_student(arguments.student) if arguments.student else None
     asked = settings_of(arguments)
     prompt_maker(arguments.prompt)

@@ -228,7 +228,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         changes["reference"] = arguments.reference
     settings = settings.changed(changes)
     prompt_maker(settings.llm.prompt)
-    load_outcome_settings(arguments.reward)
+    load_outcome_settings(arguments.reward)  # a wrong file is told before a net is built
     chosen = chosen_controllers(arguments.controllers, arguments.base_url)
     students = {name: model for name, model in chosen.items() if isinstance(model, StudentFile)}
     models = {name: model for name, model in chosen.items() if model is not None and name not in students}

@@ -634,11 +634,12 @@ class Pipeline:
         return found
 
     def _reward_settings(self) -> list[str]:
-        """The reward file of the data, unless the user names another one."""
-        file, key = self.run.reward_file.resolve(), "reward.custom_reward_function.reward_kwargs.settings_file"
-        if file == DEFAULT_SETTINGS_FILE or any(key in override for override in self.asked):
+        """The reward file of the data, unless the user names another one, or another reward function."""
+        file, section = self.run.reward_file.resolve(), "reward.custom_reward_function"
+        own = (f"{section}.path=", f"{section}.reward_kwargs.settings_file=")
+        if file == DEFAULT_SETTINGS_FILE or any(each.lstrip("+").startswith(own) for each in self.asked):
             return []
-        return [f"+{key}={_hydra(str(file))}"]
+        return [f"+{section}.reward_kwargs.settings_file={_hydra(str(file))}"]
 
     def _loggers(self) -> str:
         return f"trainer.logger=[console,file,tensorboard{'' if self.run.wandb == 'off' else ',wandb'}]"

@@ -291,8 +291,10 @@ def test_the_reward_settings_beside_the_data_reach_verl(tmp_path: Path) -> None:
     config = composed("grpo", override)
     assert config.reward.custom_reward_function.reward_kwargs.settings_file == str(file)
     # the user's own file wins
-    key = "reward.custom_reward_function.reward_kwargs.settings_file"
-    assert pipeline("grpo", f"+{key}=mine.yaml", DATA=str(tmp_path))._reward_settings() == []
+    section = "reward.custom_reward_function"
+    for own in (f"+{section}.reward_kwargs.settings_file=mine.yaml", f"{section}.path=mine.py"):
+        assert pipeline("grpo", own, DATA=str(tmp_path))._reward_settings() == []
+    assert pipeline("grpo", f"+{section}.reward_kwargs.normalisation=sign", DATA=str(tmp_path))._reward_settings()
     file.unlink()
     assert launch._reward_settings() == []
 
