@@ -8,9 +8,12 @@ import psutil
 
 
 def replay_processes(folder: Path, module: str = "reward.workers.") -> list[psutil.Process]:
-    """Those that run `module` and have `folder` as TMPDIR, or had it before recipes/running/supervise.py."""
+    """Those that run `module` and have `folder` as TMPDIR, or had it before recipes/running/supervise.py.
+
+    Their `info["ppid"]` stays known when they have ended since.
+    """
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.process_iter(["ppid"]):
         try:
             is_one = any(name.startswith(module) for name in process.cmdline())
             given = process.environ() if is_one else {}

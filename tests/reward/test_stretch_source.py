@@ -162,7 +162,7 @@ def test_any_number_of_stretches_under_way_take_no_more_workers_than_allowed(
         while not all(each.done() for each in running):
             alive = replay_processes(server_folder.parent, "reward.workers.worker")
             ids = {process.pid for process in alive}
-            alive = [process for process in alive if process.ppid() not in ids]  # without the forks that replay
+            alive = [process for process in alive if process.info["ppid"] not in ids]  # without the forks that replay
             assert len(alive) <= 2
             seen.update(process.pid for process in alive)
             time.sleep(0.05)
