@@ -21,17 +21,24 @@ from tsc.files import write_atomically
 
 # On a cluster the workers are not children of the launcher, so Ray hands these on.
 WORKER_VARIABLES = (
-    "VERL_PLATFORM", "VERL_USE_EXTERNAL_MODULES", "VERL_FILE_LOGGER_PATH", "TENSORBOARD_DIR", "TQ_NUM_THREADS",
-    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "VLLM_CPU_OMP_THREADS_BIND", "TORCH_COMPILE_DISABLE", "VLLM_NO_USAGE_STATS",
-    "DO_NOT_TRACK", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR",
-    "WANDB_SILENT",
+    "VERL_PLATFORM", "VERL_ENGINE_VENDOR", "VERL_USE_EXTERNAL_MODULES", "VERL_FILE_LOGGER_PATH", "TENSORBOARD_DIR",
+    "TQ_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "VLLM_CPU_OMP_THREADS_BIND", "TORCH_COMPILE_DISABLE",
+    "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_MODE", "WANDB_RUN_ID",
+    "WANDB_RESUME", "WANDB_DIR", "WANDB_SILENT",
 )  # fmt: skip
 CPU_PLATFORM = "recipes.verl_plugins.cpu"
 
 
 def run_environment(hardware: str, given: Mapping[str, str]) -> dict[str, str]:
     """The variables that a run on this hardware sets; what the user gave stays, where that makes sense."""
-    always = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HYDRA_FULL_ERROR": "1"}
+    # verl's training engine: recipes/verl_plugins/answer_engine.py
+    always = {
+        "VERL_ENGINE_VENDOR": "answers",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HYDRA_FULL_ERROR": "1",
+    }
     # TransferQueue's threads: its default of 8 fills the log with warnings on fewer cores
     unless_given = {"TQ_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     if hardware == "cpu":

@@ -103,6 +103,8 @@ class FastReplayBuffer(ReplayBuffer):
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
         self._num_filtered = 0
         batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
+        # the answers of a group side by side, for an engine that merges those that are equal (answer_engine.py)
+        batch.reorder(sorted(range(len(batch.keys)), key=batch.keys.__getitem__))
         if partition_id == "train":
             metrics.update(self._reward_metrics(_reward_parts(batch)))
         return batch, metrics
