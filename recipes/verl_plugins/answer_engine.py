@@ -25,7 +25,7 @@ import inspect
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorStack, TensorDict
 from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils
 from verl.workers.engine.base import EngineRegistry
@@ -70,6 +70,13 @@ def answer_positions(lengths: torch.Tensor, masks: list[torch.Tensor]) -> tuple[
 )
 class AnswerEngine(FSDPEngineWithLMHead):  # type: ignore[misc]  # verl has no types
     """Log-probs of the answers alone, and of equal rows once."""
+
+    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+        # What a row carries beside tensors (its messages, its ground truth) is not for the model, and costs a third of
+        # a forward pass to be handed on.
+        if not _has_pictures(data):
+            data = data.exclude(*(name for name, value in data.items() if isinstance(value, NonTensorStack)))
+        return super().forward_backward_batch(data, loss_function, forward_only)
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
         if not self._is_plain(micro_batch):
@@ -135,14 +142,22 @@ class AnswerEngine(FSDPEngineWithLMHead):  # type: ignore[misc]  # verl has no t
             tensordict_utils.get_non_tensor_data(data=micro_batch, key=key, default=key == NOT_HERE[0])
             for key in NOT_HERE
         )
-        pictures = any(tensordict_utils.get(micro_batch, "multi_modal_inputs", None) or [])
-        return not any(settings) and not pictures and "loss_mask" in micro_batch and self._limits_logits()
+        return (
+            not any(settings)
+            and not _has_pictures(micro_batch)
+            and "loss_mask" in micro_batch
+            and self._limits_logits()
+        )
 
     def _limits_logits(self) -> bool:
         model = getattr(self.module, "module", self.module)
         if hasattr(model, "get_base_model"):
             model = model.get_base_model()
         return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def _has_pictures(data: TensorDict) -> bool:
+    return any(tensordict_utils.get(data, "multi_modal_inputs", None) or [])
 
 
 def _for_all_rows(values: torch.Tensor, flat: torch.Tensor, lengths: list[int], number_of: list[int]) -> torch.Tensor:
