@@ -3,6 +3,7 @@
 Examples:
     python scripts/benchmark.py reward --json runs/benchmark/reward.json
     python scripts/benchmark.py reward --only replay-bare replay-city --quick
+    python scripts/benchmark.py step --json runs/benchmark/step.json
     python scripts/benchmark.py evaluate --json runs/benchmark/evaluate.json
 
 Both sides of a ratio are measured several times in turn, in the same run. The ratio is that of their medians.
@@ -21,7 +22,7 @@ from pathlib import Path
 from benchmarks.decision_speed import smollm2_rows, tiny_rows
 from benchmarks.effort import FULL, QUICK, Effort
 from benchmarks.episode_speed import CONTROLLERS, episode_rows, worker_rows
-from benchmarks.grpo_step import step_rows
+from benchmarks.grpo_step import speed_rows, step_rows
 from benchmarks.replay_speed import bare_rows, city_rows, memory_rows, stretch_rows, traci_rows
 from benchmarks.rows import Row, machine_lines, table, write_rows
 from benchmarks.score_rate import score_rows
@@ -39,6 +40,7 @@ REWARD: Mapping[Measure, tuple[str, ...]] = {
     stretch_rows: ("stretch-4", "stretch-8"),
     memory_rows: ("worker-memory",),
 }
+STEP: Mapping[Measure, tuple[str, ...]] = {speed_rows: ("step-generate", "step-model", "step-whole")}
 EVALUATE: Mapping[Measure, tuple[str, ...]] = {
     **{partial(episode_rows, controller=name): (f"episode-{name}",) for name in CONTROLLERS},
     worker_rows: ("workers",),
@@ -72,6 +74,7 @@ def main() -> int:
     subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     for name, measures, help_text in (
         ("reward", REWARD, "replays and scores"),
+        ("step", STEP, "a GRPO step beside verl's own engine and agent loops"),
         ("evaluate", EVALUATE, "episodes, workers, and the decisions of a language model"),
     ):
         known = ", ".join(row for rows in measures.values() for row in rows)

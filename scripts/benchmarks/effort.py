@@ -10,7 +10,8 @@ class Effort:
     """The numbers of repetitions, replays, scores, steps and episodes.
 
     repetitions: of each side of a comparison, in turn. …_replays, scores, …_episodes: of one repetition.
-    episodes: simulated hours from which the states are taken. steps: of GRPO, without the first, which is not counted.
+    episodes: simulated hours from which the states are taken. steps: of GRPO, without the first, which is not counted;
+    speed_steps: the same for each of step_trainings trainings of both sides.
     episode_s: simulated time of an evaluation's episode.
     """
 
@@ -23,6 +24,8 @@ class Effort:
     scores: int = 40_000
     step_prompts: int = 128
     steps: int = 12
+    step_trainings: int = 2
+    speed_steps: int = 5
     episode_s: int = 3600
     worker_episodes: int = 48
     model_episodes: int = 16
@@ -44,6 +47,8 @@ QUICK = Effort(
     scores=8_000,
     step_prompts=16,
     steps=4,
+    step_trainings=1,
+    speed_steps=2,
     episode_s=600,
     worker_episodes=8,
     model_episodes=4,

@@ -1,4 +1,4 @@
-"""Rows about the share of a GRPO step that rewards take, from a short training by scripts/train_grpo.sh."""
+"""Rows about a GRPO step, from short trainings by scripts/train_grpo.sh: the share that rewards take, and its speed."""
 
 from __future__ import annotations
 
@@ -30,33 +30,44 @@ class Step:
     wait_s: float
 
 
-def train(folder: Path, effort: Effort) -> Path:
-    """Run the demo's GRPO for effort.steps + 1 steps. Returns the folder with its output. Raises TscError."""
+# what gives verl its own engine and its own agent loops back (recipes/verl_plugins)
+VERLS_OWN = (
+    "actor_rollout_ref.model.external_lib=null",
+    "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
+)
+
+
+def train(folder: Path, effort: Effort, overrides: Sequence[str], steps: int) -> Path:
+    """Run the demo's GRPO with these overrides. Returns the folder with its output. Raises TscError."""
     dataset = default_dataset(folder, effort.episodes)
     run = folder / f"grpo-{effort.step_prompts}"
     shutil.rmtree(run / "grpo", ignore_errors=True)  # the starting model, run/sft, is kept
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "grpo").mkdir()
-    function = "reward.custom_reward_function"
-    command = ["bash", "scripts/train_grpo.sh"]
-    command += [f"{function}.path=pkg://benchmarks.timed_score", f"{function}.name=timed_score"]
-    command += [f"+{function}.reward_kwargs.log={run / 'grpo/rewards.jsonl'}"]
-    # an empty cache instead of the user's: every state is replayed when it first comes up
-    command += [f"+{function}.reward_kwargs.cache.directory={run / 'grpo/cache'}"]
+    (run / "grpo").mkdir(parents=True)
     run_supervised(
-        command,
+        ["bash", "scripts/train_grpo.sh", *overrides],
         RUNS=folder,
         RUN_NAME=run.name,
         DATA=dataset / "parquet",
         HARDWARE="cpu",
         WANDB="off",
-        STEPS=effort.steps + 1,
+        STEPS=steps,
         BATCH_PROMPTS=effort.step_prompts,
         # enough passes to teach the answer's format on little data: an unreadable answer would not need a replay
         SFT_EPOCHS=max(1, 20 // effort.episodes),
         EVAL_SEEDS="0",
     )
     return run / "grpo"
+
+
+def train_timed(folder: Path, effort: Effort) -> Path:
+    """`train` for effort.steps + 1 steps, with a log of when each reward was asked for and given."""
+    run = folder / f"grpo-{effort.step_prompts}/grpo"
+    function = "reward.custom_reward_function"
+    overrides = [f"{function}.path=pkg://benchmarks.timed_score", f"{function}.name=timed_score"]
+    overrides += [f"+{function}.reward_kwargs.log={run / 'rewards.jsonl'}"]
+    # an empty cache instead of the user's: every state is replayed when it first comes up
+    overrides += [f"+{function}.reward_kwargs.cache.directory={run / 'cache'}"]
+    return train(folder, effort, overrides, effort.steps + 1)
 
 
 def read_steps(run: Path) -> list[Step]:
@@ -116,4 +127,43 @@ def rows_of(steps: Sequence[Step], num_prompts: int) -> list[Row]:
 
 
 def step_rows(folder: Path, effort: Effort) -> list[Row]:
-    return rows_of(read_steps(train(folder, effort)), effort.step_prompts)
+    return rows_of(read_steps(train_timed(folder, effort)), effort.step_prompts)
+
+
+def read_parts(run: Path) -> list[dict[str, float]]:
+    """Seconds of generation, model (log-probs and update) and whole, of all steps except the first one."""
+    (metrics,) = run.glob("metrics/*.jsonl")
+    steps = [json.loads(line)["data"] for line in metrics.read_text().splitlines()][1:]
+    return [
+        {
+            "generate": step["timing_s/gen"],
+            "model": step["timing_s/ref"] + step["timing_s/update_actor"],
+            "whole": step["timing_s/step"] - step.get("timing_s/save_checkpoint", 0.0),
+        }
+        for step in steps
+    ]
+
+
+def speed_rows(folder: Path, effort: Effort) -> list[Row]:
+    """Steps with and without this project's engine and agent loops, trainings in turn."""
+    ours: list[dict[str, float]] = []
+    verls: list[dict[str, float]] = []
+    for _ in range(effort.step_trainings):
+        ours += read_parts(train(folder, effort, (), effort.speed_steps + 1))
+        verls += read_parts(train(folder, effort, VERLS_OWN, effort.speed_steps + 1))
+    what = {
+        "generate": ("step-generate", "one request for a group, equal answers scored once"),
+        "model": ("step-model", "log-probs and update: of the answers only, equal rows once"),
+        "whole": ("step-whole", "the whole step"),
+    }
+    return [
+        Row.of_medians(
+            name,
+            f"{text}; verl's own, {effort.step_prompts} prompts × 4 answers",
+            [step[part] for step in ours],
+            [step[part] for step in verls],
+            unit="s",
+            must_reach=Bound(at="most", value=0.5) if part == "model" else None,
+        )
+        for part, (name, text) in what.items()
+    ]
