@@ -18,6 +18,8 @@ class GroupServer(vLLMHttpServer):  # type: ignore[misc]  # verl has no types
     ) -> TokenOutput:
         one = super().generate
         num_answers = sampling_params.pop("n", 1)
+        if num_answers == 1:
+            return await one(prompt_ids, sampling_params, request_id, **kwargs)
         # verl changes the parameters that it is given
         first, *others = await asyncio.gather(
             *(
