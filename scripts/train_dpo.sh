@@ -41,9 +41,9 @@ SAVE_EVERY=${SAVE_EVERY:-}              # [25] steps between checkpoints
 VALIDATE_EVERY=${VALIDATE_EVERY:-}      # [-1] steps between validations; -1: none, the evaluation judges
 # ---- SFT before it
 SFT=${SFT:-}                            # [auto] yes, no; auto: yes for the tiny model and smollm2, which do not know the answer format
-SFT_LEARNING_RATE=${SFT_LEARNING_RATE:-} # [1e-3, 2e-4] of all weights; of an adapter, with LORA_RANK=0 2e-5
-SFT_EPOCHS=${SFT_EPOCHS:-}              # [6, 1] passes over the labels: the tiny model has all to learn
-SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-}    # [16, 64] chats a step
+SFT_LEARNING_RATE=${SFT_LEARNING_RATE:-} # [2e-3, 2e-4] of all weights; of an adapter, with LORA_RANK=0 2e-5
+SFT_EPOCHS=${SFT_EPOCHS:-}              # [4, 1] passes over the labels: the tiny model has all to learn
+SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-}    # [64] chats a step
 # ---- evaluation
 EVAL_SEEDS=${EVAL_SEEDS:-}              # [10] simulated hours with demand that training never saw; 0: no evaluation
 EVAL_CONTROLLERS=${EVAL_CONTROLLERS:-}  # [static actuated delay_based gap_out max_pressure longest_queue lookahead] to stand beside the models

@@ -1,14 +1,14 @@
 """Train a policy on each of several networks, and compare it with the best classical controller there.
 
 Example:
-    python scripts/studies/network_results.py --out runs/networks --rounds 2 --training-seeds 1 2 \\
-        --networks resco:cologne1 resco:ingolstadt1 sumo:rilsa1 mine.yaml
+    python scripts/studies/network_results.py --runs runs/networks --out networks.json --rounds 2 \\
+        --training-seeds 1 2 --networks resco:cologne1 resco:ingolstadt1 sumo:rilsa1 mine.yaml
 
 Each network goes through scripts/train_grpo.sh with the tiny model on a CPU, once for each training seed (verl's
 data.seed): reward settings, data, SFT, rounds of GRPO, evaluation on unseen demand. Other knobs of that script come
 from the environment (EPISODES, STEPS). A second call continues.
 
-Writes OUT/networks.json, one row for each network:
+Writes OUT, one row for each network. Rows of networks that are not named stay as they are:
     network, best_classical     the classical controller that is best on validation demand
     seeds, training_seeds       of the evaluation, and of the trainings
     delay_s                     by controller: mean delay of a vehicle (s), with its 95 % interval over the seeds; of
@@ -95,6 +95,16 @@ def _with_interval(samples: Sequence[np.ndarray], statistic: Any) -> list[float]
     return [round(float(each), 4) for each in (statistic(*samples, axis=-1), *(interval or ()))]
 
 
+def put_row(new: Mapping[str, Any], file: Path) -> None:
+    """Write a row to the file, in place of an older one of the same network. Other rows stay."""
+    with folder_lock(file.parent, "the results"):
+        rows = json.loads(file.read_bytes()) if file.exists() else []
+        networks = [old["network"] for old in rows]
+        at = networks.index(new["network"]) if new["network"] in networks else len(rows)
+        rows[at : at + 1] = [new]
+        write_atomically(file, (json.dumps(rows, indent=1) + "\n").encode())
+
+
 def trained_in(run: Path) -> Trained:
     """What the evaluation of a run found."""
     episodes = [json.loads(line) for line in (run / "eval/episodes.jsonl").read_text().splitlines()]
@@ -140,30 +150,29 @@ def train(word: str, seed: int, *, rounds: int, eval_seeds: int, runs: Path) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", required=True, metavar="WORD", help=f"each {WORDS_HELP}")
-    parser.add_argument("--out", type=Path, required=True, help="folder for runs and networks.json")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file of the results")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the trainings")
     parser.add_argument("--rounds", type=at_least(1), default=2, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--training-seeds", type=at_least(0), nargs="+", default=[1], metavar="SEED")
     parser.add_argument(
         "--seeds", type=at_least(2), default=10, metavar="N", help="of the evaluation (default: %(default)s)"
     )
     arguments = parser.parse_args()
-    out = arguments.out.resolve()
+    out, runs = arguments.out.resolve(), arguments.runs.resolve()
     last_model = "grpo" if arguments.rounds == 1 else f"grpo_round{arguments.rounds}"
-    with folder_lock(out, "the results"):
-        rows = []
-        for word in arguments.networks:
-            runs = {
-                seed: train(word, seed, rounds=arguments.rounds, eval_seeds=arguments.seeds, runs=out / "runs")
-                for seed in arguments.training_seeds
-            }
-            found = {seed: trained_in(run.out) for seed, run in runs.items()}
-            network = next(iter(found.values())).network
-            judged = load_outcome_settings(REPO_ROOT / next(iter(runs.values())).reward_file, network).as_dict()
-            rows.append(row(found, last_model=last_model, reward_settings=judged))
-            write_atomically(out / "networks.json", (json.dumps(rows, indent=1) + "\n").encode())
-            ratio, *interval = rows[-1]["delay_ratio_to_best_classical"]
-            print(f"{network}: {ratio:.2f} {interval} of {rows[-1]['best_classical']}", flush=True)
-    print(f"results: {arguments.out / 'networks.json'}")
+    for word in arguments.networks:
+        trained = {
+            seed: train(word, seed, rounds=arguments.rounds, eval_seeds=arguments.seeds, runs=runs)
+            for seed in arguments.training_seeds
+        }
+        found = {seed: trained_in(run.out) for seed, run in trained.items()}
+        network = next(iter(found.values())).network
+        judged = load_outcome_settings(REPO_ROOT / next(iter(trained.values())).reward_file, network).as_dict()
+        new = row(found, last_model=last_model, reward_settings=judged)
+        put_row(new, out)
+        ratio, *interval = new["delay_ratio_to_best_classical"]
+        print(f"{network}: {ratio:.2f} {interval} of {new['best_classical']}", flush=True)
+    print(f"results: {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from network_results import Trained, row, trained_in
+from network_results import Trained, put_row, row, trained_in
 
 from tsc.errors import ConfigError
 
@@ -43,6 +43,13 @@ def test_trainings_on_different_traffic_are_not_mixed() -> None:
     trainings = {1: trained(1, 2, 3, 4), 2: trained(1, 2, 3, 4, best_classical="static")}
     with pytest.raises(ConfigError, match="trainings on cologne1 were evaluated on different traffic"):
         row(trainings, last_model="grpo_round2", reward_settings={})
+
+
+def test_a_row_replaces_that_of_its_network_alone(tmp_path: Path) -> None:
+    file = tmp_path / "results/networks.json"
+    for network, seeds in (("cologne1", 1), ("rilsa1", 2), ("cologne1", 3)):
+        put_row({"network": network, "seeds": [seeds]}, file)
+    assert json.loads(file.read_text()) == [{"network": "cologne1", "seeds": [3]}, {"network": "rilsa1", "seeds": [2]}]
 
 
 def test_an_evaluation_is_read_without_controllers_that_do_not_apply(tmp_path: Path) -> None:
