@@ -52,7 +52,7 @@ VALIDATE_EVERY=${VALIDATE_EVERY:-}      # [-1] steps between validations; -1: no
 # ---- SFT before it
 SFT=${SFT:-}                            # [auto] yes, no; auto: yes for the tiny model and smollm2, which do not know the answer format
 SFT_LEARNING_RATE=${SFT_LEARNING_RATE:-} # [2e-3, 2e-4] of all weights; of an adapter, with LORA_RANK=0 2e-5
-SFT_EPOCHS=${SFT_EPOCHS:-}              # [4, 1] passes over the labels: the tiny model has all to learn
+SFT_EPOCHS=${SFT_EPOCHS:-}              # [6, 1] passes over the labels: the tiny model has all to learn
 SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-}    # [64] chats a step
 # ---- evaluation
 EVAL_SEEDS=${EVAL_SEEDS:-}              # [10] simulated hours with demand that training never saw; 0: no evaluation

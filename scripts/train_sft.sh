@@ -27,7 +27,7 @@ DRY_RUN=${DRY_RUN:-}                    # 1: compose and check the configuration
 FIT=${FIT:-}                            # [check] stop where the plan says that the run does not fit; ignore: try it all the same
 # ---- SFT
 LEARNING_RATE=${LEARNING_RATE:-}        # [2e-3, 2e-4] of all weights; of an adapter, with LORA_RANK=0 2e-5. At its peak, cosine decay to 0
-EPOCHS=${EPOCHS:-}                      # [4, 1] passes over the data
+EPOCHS=${EPOCHS:-}                      # [6, 1] passes over the data
 BATCH_CHATS=${BATCH_CHATS:-}            # [64] chats a step
 MICRO_BATCH=${MICRO_BATCH:-}            # chats in one pass, at most a step's; empty: the hardware file's
 LORA_RANK=${LORA_RANK:-}                # [0, 32] rank of the trained adapter; 0: train all weights

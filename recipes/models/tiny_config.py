@@ -22,10 +22,10 @@ MAX_POSITIONS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class TinyModelSize:
-    """Sizes of the model. The defaults give about one million parameters."""
+    """Sizes of the model. The defaults give about half a million parameters."""
 
     hidden: int = 128
-    layers: int = 4
+    layers: int = 2
     heads: int = 4
     vocab_size: int = 768
 
