@@ -43,6 +43,7 @@ from tsc.scenarios.command_line import at_least
 
 CONTROLLERS = ("static", "actuated", "delay_based", "gap_out", "max_pressure", "longest_queue", "lookahead")
 SFT = "sft"
+RATIOS = ("to_best_classical", "grpo_to_sft")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Trained:
     best_classical: str
 
 
-def row(trainings: Mapping[int, Trained], *, last_model: str, reward_settings: Mapping[str, Any]) -> dict[str, Any]:
+def row(trainings: Mapping[int, Trained], *, reward_settings: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a network. trainings: by training seed; all were evaluated on the same traffic seeds.
 
     Raises ConfigError if they were not, or if they disagree on the best classical controller.
@@ -71,6 +72,7 @@ def row(trainings: Mapping[int, Trained], *, last_model: str, reward_settings: M
         name: np.mean([[each.delays_s[name][seed] for seed in seeds] for each in trainings.values()], axis=0)
         for name in first.delays_s
     }
+    last_model = _last_model(delays_s)
     return {
         "network": first.network,
         "best_classical": first.best_classical,
@@ -103,6 +105,31 @@ def put_row(new: Mapping[str, Any], file: Path) -> None:
         at = networks.index(new["network"]) if new["network"] in networks else len(rows)
         rows[at : at + 1] = [new]
         write_atomically(file, (json.dumps(rows, indent=1) + "\n").encode())
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table: mean delays (s) and the two ratios, with intervals, and the means over the networks."""
+    header = ["network", "best classical", "its delay [s]", "lookahead", "SFT", "GRPO", "GRPO / best classical"]
+    lines = ["| " + " | ".join([*header, "GRPO / SFT"]) + " |", "|---|---|" + "--:|" * 6]
+    for each in rows:
+        delays_s, best = each["delay_s"], each["best_classical"]
+        shown = [delays_s[name][0] for name in (best, "lookahead", SFT, _last_model(delays_s))]
+        ratios = (each[f"delay_ratio_{name}"] for name in RATIOS)
+        cells = [each["network"], best, *(f"{delay_s:.1f}" for delay_s in shown), *map(_shown_ratio, ratios)]
+        lines.append("| " + " | ".join(cells) + " |")
+    means = [f"{np.mean([each[f'delay_ratio_{name}'][0] for each in rows]):.2f}" for name in RATIOS]
+    lines.append("| " + " | ".join(["mean", "", "", "", "", "", *means]) + " |")
+    return "\n".join(lines)
+
+
+def _last_model(delays_s: Mapping[str, Any]) -> str:
+    """The model of the last round: grpo, grpo_round2 and so on."""
+    return max((name for name in delays_s if name.startswith("grpo")), key=lambda name: (len(name), name))
+
+
+def _shown_ratio(values: Sequence[float]) -> str:
+    value, *interval = values
+    return f"{value:.2f}" + (" [{:.2f}, {:.2f}]".format(*interval) if interval else "")
 
 
 def trained_in(run: Path) -> Trained:
@@ -159,7 +186,6 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     out, runs = arguments.out.resolve(), arguments.runs.resolve()
-    last_model = "grpo" if arguments.rounds == 1 else f"grpo_round{arguments.rounds}"
     for word in arguments.networks:
         trained = {
             seed: train(word, seed, rounds=arguments.rounds, eval_seeds=arguments.seeds, runs=runs)
@@ -168,10 +194,11 @@ def main() -> None:
         found = {seed: trained_in(run.out) for seed, run in trained.items()}
         network = next(iter(found.values())).network
         judged = load_outcome_settings(REPO_ROOT / next(iter(trained.values())).reward_file, network).as_dict()
-        new = row(found, last_model=last_model, reward_settings=judged)
+        new = row(found, reward_settings=judged)
         put_row(new, out)
         ratio, *interval = new["delay_ratio_to_best_classical"]
         print(f"{network}: {ratio:.2f} {interval} of {new['best_classical']}", flush=True)
+    print(markdown(json.loads(out.read_bytes())))
     print(f"results: {arguments.out}")
 
 

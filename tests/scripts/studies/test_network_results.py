@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from network_results import Trained, put_row, row, trained_in
+from network_results import Trained, markdown, put_row, row, trained_in
 
 from tsc.errors import ConfigError
 
@@ -23,7 +23,7 @@ def trained(*model_s: float, best_classical: str = "actuated") -> Trained:
 
 def test_a_row_has_means_over_trainings_and_ratios_of_means() -> None:
     trainings = {2: trained(36.0, 44.0, 54.0, 42.0), 1: trained(40.0, 46.0, 58.0, 44.0)}
-    found = row(trainings, last_model="grpo_round2", reward_settings={"tail": "gap_out"})
+    found = row(trainings, reward_settings={"tail": "gap_out"})
     assert found["training_seeds"] == [1, 2] and found["seeds"] == list(SEEDS)
     mean_s, low_s, high_s = found["delay_s"]["grpo_round2"]
     assert mean_s == 45.5 and low_s < 45.5 < high_s
@@ -35,14 +35,14 @@ def test_a_row_has_means_over_trainings_and_ratios_of_means() -> None:
 
 def test_a_ratio_is_paired_over_the_traffic() -> None:
     # always 10 % below, however much the traffic differs
-    found = row({1: trained(36.0, 45.0, 54.0, 45.0)}, last_model="grpo_round2", reward_settings={})
+    found = row({1: trained(36.0, 45.0, 54.0, 45.0)}, reward_settings={})
     assert found["delay_ratio_to_best_classical"] == [0.9, 0.9, 0.9]
 
 
 def test_trainings_on_different_traffic_are_not_mixed() -> None:
     trainings = {1: trained(1, 2, 3, 4), 2: trained(1, 2, 3, 4, best_classical="static")}
     with pytest.raises(ConfigError, match="trainings on cologne1 were evaluated on different traffic"):
-        row(trainings, last_model="grpo_round2", reward_settings={})
+        row(trainings, reward_settings={})
 
 
 def test_a_row_replaces_that_of_its_network_alone(tmp_path: Path) -> None:
@@ -64,3 +64,21 @@ def test_an_evaluation_is_read_without_controllers_that_do_not_apply(tmp_path: P
     pd.DataFrame({"controller": ["static", "sft"], "reference": ["static", "static"]}).to_csv(folder / "summary.csv")
     delays_s = {"static": {1: 30.0}, "sft": {1: 20.0}}
     assert trained_in(tmp_path) == Trained(network="one", delays_s=delays_s, best_classical="static")
+
+
+def test_the_table_has_the_delays_of_the_last_round_and_the_means_of_the_ratios() -> None:
+    def of(network: str, last_s: float, ratio: float) -> dict[str, object]:
+        delays_s = {"gap_out": [40.0, 39.0, 41.0], "lookahead": [30.0], "sft": [41.0], "grpo": [38.0]}
+        return {
+            "network": network, "best_classical": "gap_out", "delay_s": {**delays_s, "grpo_round2": [last_s]},
+            "delay_ratio_to_best_classical": [ratio, 0.8, 0.96], "delay_ratio_grpo_to_sft": [0.9],
+        }  # fmt: skip
+
+    lines = markdown([of("one", 36.04, 0.9), of("two", 32.0, 0.8)]).splitlines()
+    assert lines[2] == "| one | gap_out | 40.0 | 30.0 | 41.0 | 36.0 | 0.90 [0.80, 0.96] | 0.90 |"
+    assert lines[-1] == "| mean |  |  |  |  |  | 0.85 | 0.90 |"
+
+
+def test_the_manual_has_the_table_of_the_results(repo_root: Path) -> None:
+    rows = json.loads((repo_root / "docs/results/networks.json").read_bytes())
+    assert markdown(rows) in (repo_root / "docs/evaluation.md").read_text()
