@@ -1,13 +1,14 @@
 """A tiny Qwen3 with random weights, and its tokenizer, for the demonstration on a machine without a GPU.
 
-The tokenizer is a byte-level BPE, trained on the chats that the model will see. Digits are single tokens, so that 12
-and 13 have something in common. Everything between two digits may become one token, so that a prompt is little more
-than its numbers. Any other text still encodes, byte by byte.
+The tokenizer is a byte-level BPE, trained on the chats that the model will see. A whole number below 1000 is a single
+token, and embeddings of close numbers are alike at the start. Everything between two numbers may become one token, so
+that a prompt is little more than its numbers. Any other text still encodes, byte by byte.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from recipes.models.model_folder import new_model_folder, no_progress_bars_in_logs
 from recipes.models.tiny_config import (
     MAX_POSITIONS,
+    NUM_NUMBERS,
     PAD_TOKEN,
     SPECIAL_TOKENS,
     TURN_END,
@@ -27,6 +29,8 @@ from recipes.models.tiny_config import (
 from tsc.errors import ConfigError, run_main
 
 if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 # ChatML without a default system message: a prompt is exactly the messages of the sample. Every turn is rendered on its
@@ -104,7 +108,7 @@ def train_tokenizer(chats: list[list[dict[str, str]]], vocab_size: int) -> PreTr
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - (NUM_NUMBERS - 10),
         min_frequency=2,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -112,7 +116,7 @@ def train_tokenizer(chats: list[list[dict[str, str]]], vocab_size: int) -> PreTr
     )
     tokenizer.train_from_iterator(turns(), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=_with_numbers(tokenizer),
         eos_token=TURN_END,
         pad_token=PAD_TOKEN,
         extra_special_tokens=[TURN_START],
@@ -120,6 +124,31 @@ def train_tokenizer(chats: list[list[dict[str, str]]], vocab_size: int) -> PreTr
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def _with_numbers(tokenizer: Tokenizer) -> Tokenizer:
+    """The same with a token for each number from 10 to 999, which BPE merges from its digits."""
+    from tokenizers import Tokenizer
+
+    values = json.loads(tokenizer.to_str())
+    vocabulary, merges = values["model"]["vocab"], values["model"]["merges"]
+    (digits,) = (each for each in values["pre_tokenizer"]["pretokenizers"] if each["type"] == "Digits")
+    digits["individual_digits"] = False
+    numbers = [str(number) for number in range(10, NUM_NUMBERS)]
+    vocabulary.update({number: len(vocabulary) + i for i, number in enumerate(numbers)})
+    merges += [[number[:-1], number[-1]] for number in numbers]
+    # where the last two digits are merged before the first two, as in 110
+    merges += [[number[0], number[1:]] for number in numbers if number[1:] in vocabulary and len(number) > 2]
+    return Tokenizer.from_str(json.dumps(values))
+
+
+def _waves(width: int) -> torch.Tensor:
+    """Embeddings [1000, width] of the numbers from 0: sines and cosines with wavelengths from 4 to 1000."""
+    import torch
+
+    wavelengths = torch.logspace(math.log10(4), math.log10(NUM_NUMBERS), width // 2)
+    angles = 2 * math.pi * torch.arange(NUM_NUMBERS)[:, None] / wavelengths
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def random_model(size: TinyModelSize, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
@@ -138,6 +167,10 @@ def random_model(size: TinyModelSize, tokenizer: PreTrainedTokenizerFast, seed: 
         # to 11.3 later. 120 LoRA steps from random weights end at a loss of 3.61 a token with the usual deviation, and
         # at 0.10 with this one. If the head is trained too, the two are alike.
         torch.nn.init.normal_(model.lm_head.weight, std=1 / math.sqrt(size.hidden))
+    numbers = tokenizer.convert_tokens_to_ids([str(number) for number in range(NUM_NUMBERS)])
+    with torch.no_grad():
+        # as long as the embeddings of other tokens
+        model.model.embed_tokens.weight[numbers] = math.sqrt(2) * config.initializer_range * _waves(size.hidden)
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

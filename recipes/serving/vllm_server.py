@@ -36,7 +36,7 @@ HOST = "127.0.0.1"
 
 # Prompt and answer together. A prompt has 60 to 700 tokens; a model's own limit may need a KV cache of many GB.
 MAX_MODEL_TOKENS = 4096
-# On the CPU. This holds a million tokens of the tiny model in fp32, or 23,000 of SmolLM2-135M.
+# On the CPU. This holds 524,000 tokens of the tiny model in fp32, or 23,000 of SmolLM2-135M.
 KV_CACHE_BYTES = 2**30
 MAX_SEQUENCES = 256
 # The ranks for which vLLM has LoRA kernels.

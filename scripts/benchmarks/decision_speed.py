@@ -133,7 +133,7 @@ def tiny_rows(folder: Path, effort: Effort) -> list[Row]:
         episode_s=effort.episode_s,
         repetitions=effort.repetitions,
     )
-    what = "the same with the demo's model of half a million parameters"
+    what = "the same with the demo's model of 0.9 million parameters"
     return [Row.of_rates("llm-decisions-tiny", what, served, offline, unit="1/s")]
 
 

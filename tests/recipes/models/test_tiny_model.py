@@ -1,6 +1,7 @@
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,11 +92,11 @@ def test_another_seed_gives_other_weights_and_the_same_tokenizer(texts, model_fo
     assert differing == {"model.safetensors"}
 
 
-def test_model_has_about_half_a_million_parameters_and_an_untied_head(model_folder):
+def test_model_has_about_a_million_parameters_and_an_untied_head(model_folder):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_folder)
-    assert 0.4e6 < sum(parameter.numel() for parameter in model.parameters()) < 0.7e6
+    assert 0.7e6 < sum(parameter.numel() for parameter in model.parameters()) < 1.2e6
     assert model.get_output_embeddings().weight.data_ptr() != model.get_input_embeddings().weight.data_ptr()
 
 
@@ -107,7 +108,7 @@ def test_a_frozen_head_can_still_be_confident(model_folder):
     # What comes into the head has length sqrt(hidden). A LoRA can point it along a token's row.
     direction = torch.nn.functional.normalize(head, dim=1) * head.shape[1] ** 0.5
     best_probability = torch.softmax(direction @ head.T, dim=1).diagonal()
-    assert best_probability.min() > 0.9
+    assert best_probability.min() > 0.75
 
 
 def test_chats_without_answers_serve_too(tmp_path):
@@ -116,17 +117,36 @@ def test_chats_without_answers_serve_too(tmp_path):
     assert built.tokens_per_chat < 100
 
 
-def test_every_digit_is_one_token(tokenizer):
+def test_every_number_below_1000_is_one_token(tokenizer):
     for number in range(1000):
         tokens = tokenizer.tokenize(f"queue {number} veh")
-        assert [token for token in tokens if any(char.isdigit() for char in token)] == list(str(number))
+        assert [token for token in tokens if any(char.isdigit() for char in token)] == [str(number)]
+
+
+@pytest.mark.parametrize("number", ["1000", "4711", "20261129", "007", "3.25", "-5", "1,200"])
+def test_other_numbers_are_several_tokens(tokenizer, number):
+    tokens = tokenizer.tokenize(f"wait {number} s")
+    assert number in "".join(tokens) and tokenizer.decode(tokenizer(f"wait {number} s").input_ids) == f"wait {number} s"
+    assert sum(any(char.isdigit() for char in token) for token in tokens) > 1 or number == "-5"
+
+
+def test_close_numbers_begin_alike(model_folder, tokenizer):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    embeddings = AutoModelForCausalLM.from_pretrained(model_folder).get_input_embeddings().weight.detach()
+    of = {number: embeddings[tokenizer.convert_tokens_to_ids(str(number))] for number in (12, 13, 40, 900)}
+    near, far, farther = (torch.dist(of[12], of[other]) for other in (13, 40, 900))
+    assert near < far < 1.2 * farther
+    # as long as other tokens
+    assert of[12].norm() == pytest.approx(0.02 * embeddings.shape[1] ** 0.5, rel=1e-3)
 
 
 def test_prompt_is_little_more_than_its_numbers(tokenizer):
     messages = chat(random.Random(99))
     prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-    num_digits = sum(char.isdigit() for char in prompt)
-    assert len(tokenizer(prompt).input_ids) < 3 * num_digits
+    num_numbers = len(re.findall(r"\d+", prompt))
+    assert len(tokenizer(prompt).input_ids) < 4 * num_numbers
 
 
 def test_canonical_answer_is_several_tokens_and_the_decision_one_of_them(tokenizer):
@@ -217,7 +237,7 @@ def test_existing_folder_is_not_overwritten(texts, model_folder):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"hidden": 100, "heads": 8}, "--hidden 100"),
+        ({"hidden": 33}, "--hidden 33"),
         ({"heads": 3}, "--heads 3"),
         ({"layers": 0}, "--layers 0"),
         ({"vocab_size": 100}, "--vocab-size 100"),
