@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {
                 "prompt": [
                     message("system", "Extend the green?"),
-                    message("user", f"queue {i % 2} veh, {'x' * (i % 5)}"),
+                    message("user", f"queue {i % 2 * 30} veh, {'x' * (i % 5)}"),
                 ],
                 "chosen": [message("assistant", better.answer)],
                 "rejected": [message("assistant", better.other.answer)],
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "pairs.parquet")
     chats = [row["prompt"] + row["chosen"] for row in rows]
     pq.write_table(pa.table({"messages": chats}), folder / "chats.parquet")
-    build_tiny_model(folder / "chats.parquet", folder / "model", TinyModelSize(hidden=32, layers=2), 1)
+    build_tiny_model(folder / "chats.parquet", folder / "model", TinyModelSize(hidden=32), 1)
     return folder
 
 

@@ -155,7 +155,9 @@ def test_peft_finds_the_modules_that_were_checked() -> None:
     model = AutoModelForCausalLM.from_config(Qwen3Config(**tiny_config(TinyModelSize(), vocab_size=300)))
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "gate_proj"], task_type="CAUSAL_LM"))
     assert set(adapted.targeted_module_names) == {
-        f"model.layers.{layer}.{module}" for layer in range(4) for module in ("self_attn.q_proj", "mlp.gate_proj")
+        f"model.layers.{layer}.{module}"
+        for layer in range(TinyModelSize.layers)
+        for module in ("self_attn.q_proj", "mlp.gate_proj")
     }
 
 

@@ -112,7 +112,7 @@ def plain_log_probs(policy: Policy, prompts: Sequence[list[int]], answers: torch
 
 
 def test_log_probabilities_and_their_gradients_are_those_of_plain_passes(policy: Policy) -> None:
-    prompts = policy.prompt_tokens([prompt(3, 12), prompt(14, 2), prompt(0, 7)])
+    prompts = policy.prompt_tokens([prompt(3, 1200), prompt(14, 2), prompt(0, 7)])
     assert len({len(row) for row in prompts}) > 1  # so that padding matters
     shape = policy.shape
     answers = torch.tensor([[*shape.before, choice, *shape.after] for choice in (shape.yes, shape.no, shape.yes)])
