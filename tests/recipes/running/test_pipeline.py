@@ -171,7 +171,7 @@ def test_the_sft_of_a_given_model_trains_the_adapter_that_grpo_will_train(tmp_pa
     assert sft(f"{MODEL}.lora_rank=0") == (0, 2e-5)
     tiny = pipeline("grpo").sft
     assert tiny is not None
-    assert (value(tiny, "model.lora_rank"), value(tiny, "optim.lr")) == (0, 1e-3)
+    assert (value(tiny, "model.lora_rank"), value(tiny, "optim.lr")) == (0, 2e-3)
     assert pipeline("grpo", MODEL_PATH="qwen2.5-0.5b").sft is None
     assert pipeline("grpo", SFT="no").sft is None
 
