@@ -99,12 +99,12 @@ def _with_interval(samples: Sequence[np.ndarray], statistic: Any) -> list[float]
 
 def put_row(new: Mapping[str, Any], file: Path) -> None:
     """Write a row to the file, in place of an older one of the same network. Other rows stay."""
-    with folder_lock(file.parent, "the results"):
-        rows = json.loads(file.read_bytes()) if file.exists() else []
-        networks = [old["network"] for old in rows]
-        at = networks.index(new["network"]) if new["network"] in networks else len(rows)
-        rows[at : at + 1] = [new]
-        write_atomically(file, (json.dumps(rows, indent=1) + "\n").encode())
+    rows = json.loads(file.read_bytes()) if file.exists() else []
+    networks = [old["network"] for old in rows]
+    at = networks.index(new["network"]) if new["network"] in networks else len(rows)
+    rows[at : at + 1] = [new]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, (json.dumps(rows, indent=1) + "\n").encode())
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -195,7 +195,8 @@ def main() -> None:
         network = next(iter(found.values())).network
         judged = load_outcome_settings(REPO_ROOT / next(iter(trained.values())).reward_file, network).as_dict()
         new = row(found, reward_settings=judged)
-        put_row(new, out)
+        with folder_lock(runs, "the results", lock_file=".results.lock"):
+            put_row(new, out)
         ratio, *interval = new["delay_ratio_to_best_classical"]
         print(f"{network}: {ratio:.2f} {interval} of {new['best_classical']}", flush=True)
     print(markdown(json.loads(out.read_bytes())))
