@@ -30,7 +30,7 @@ TENSOR_PARALLEL=${TENSOR_PARALLEL:-}    # [1] GPUs that share one vLLM; divides 
 DRY_RUN=${DRY_RUN:-}                    # 1: compose and check the configuration, write it, print the plan, and stop; needs no GPU
 FIT=${FIT:-}                            # [check] stop where the plan says that the run does not fit; ignore: try it all the same
 # ---- GRPO
-STEPS=${STEPS:-}                        # [40] training steps in all; raise it and run again to train on
+STEPS=${STEPS:-}                        # [25] training steps in all; raise it and run again to train on
 BATCH_PROMPTS=${BATCH_PROMPTS:-}        # [128] prompts a step
 ROLLOUT_N=${ROLLOUT_N:-}                # [4] answers to each prompt, which are compared with each other (≥ 2)
 DECISIONS=${DECISIONS:-}                # [1] consecutive decisions of an answer, scored by what all of them lead to, 1–32 (docs/multi_decision.md)

@@ -29,7 +29,7 @@ TENSOR_PARALLEL=${TENSOR_PARALLEL:-}    # [1] GPUs that share one vLLM; divides 
 DRY_RUN=${DRY_RUN:-}                    # 1: compose and check the configuration, write it, print the plan, and stop; needs no GPU
 FIT=${FIT:-}                            # [check] stop where the plan says that the run does not fit; ignore: try it all the same
 # ---- PPO
-STEPS=${STEPS:-}                        # [40] training steps in all; raise it and run again to train on
+STEPS=${STEPS:-}                        # [25] training steps in all; raise it and run again to train on
 BATCH_PROMPTS=${BATCH_PROMPTS:-}        # [512] prompts a step
 ROLLOUT_N=${ROLLOUT_N:-}                # [1] answers to each prompt
 CRITIC_LEARNING_RATE=${CRITIC_LEARNING_RATE:-} # [1e-3, 1e-5] of the critic, all of whose weights are trained

@@ -163,23 +163,35 @@ def detect() -> Detected:
             f"{first.name} is divided into MIG instances, which verl cannot use as GPUs: ask the machine's owner to "
             "turn MIG off (nvidia-smi -mig 0), or choose HARDWARE=cpu"
         )
-    remarks = []
-    driver = re.match(r"\d+", first.driver)
-    if driver and int(driver.group()) < LEAST_DRIVER:
-        remarks.append(
-            f"NVIDIA's driver {first.driver} is older than {LEAST_DRIVER}, which CUDA 13 (the pinned torch) needs: "
-            "update it, or torch will find no GPU"
-        )
     profiles = {name: load_hardware(name) for name in hardware_names() if name != "cpu"}
     for name, profile in profiles.items():
         if profile.nvidia_smi_name is not None and re.fullmatch(profile.nvidia_smi_name, first.name):
-            return Detected(name=name, count=len(visible), remarks=tuple(remarks))
+            return Detected(name=name, count=len(visible))
     name = _nearest(first, profiles)
-    remarks.append(
+    remark = (
         f"there is no profile for {first.name} ({first.memory_gib:.1f} GiB, compute capability "
         f"{first.compute_capability}): taking {name}, the nearest smaller one"
     )
-    return Detected(name=name, count=len(visible), remarks=tuple(remarks))
+    return Detected(name=name, count=len(visible), remarks=(remark,))
+
+
+def compute_capability() -> float:
+    """Of the first GPU that CUDA_VISIBLE_DEVICES shows. Raises ConfigError if there is none, or nvidia-smi fails."""
+    visible = _visible(_parse(_ask_nvidia_smi()), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if not visible:
+        raise ConfigError("CUDA_VISIBLE_DEVICES hides all GPUs: name one, or install the CPU packages")
+    return visible[0].compute_capability
+
+
+def check_driver() -> None:
+    """Raises ConfigError if a GPU's driver is too old for the pinned torch, which would not find the GPU."""
+    for gpu in _parse(_ask_nvidia_smi()):
+        driver = re.match(r"\d+", gpu.driver)
+        if driver and int(driver.group()) < LEAST_DRIVER:
+            raise ConfigError(
+                f"NVIDIA's driver {gpu.driver} is older than {LEAST_DRIVER}, which CUDA 13 (the pinned torch) needs: "
+                "update it (on a rented machine, choose an image with a newer one)"
+            )
 
 
 def _ask_nvidia_smi() -> str:

@@ -201,13 +201,13 @@ def forward_bytes(model: ModelShape, engine: EngineSettings, tokens: int) -> int
 
 
 def logits_bytes(model: ModelShape, engine: EngineSettings, tokens: int, *, trained: bool) -> int:
-    """Logits and their copies at the fullest moment, for every token and every word of the vocabulary.
+    """Logits and their copies at the fullest moment, for `tokens` and every word of the vocabulary.
 
     verl (prepare_model_outputs, logprobs_from_logits_v2) holds the logits in the type of the computation, a copy
     without the padding, and a copy for a temperature other than 1. Training in 16 bits adds their log-softmax in fp32,
     which is kept for the backward pass. Training in fp32 adds three copies in the backward pass, when the copy for the
-    temperature is gone. The entropy adds a softmax and its product with the logits. DPO (recipes/dpo/train_dpo.py)
-    holds log-softmax and two gradients in fp32.
+    temperature is gone. The entropy adds a softmax and its product with the logits. Where only answers get logits
+    (recipes/verl_plugins/answer_engine.py, recipes/dpo/train_dpo.py), the log-softmax and two gradients are in fp32.
 
     flash-attn's cross-entropy, which needs one copy, is not among the pinned packages. verl's fused kernels never hold
     all logits.
@@ -222,8 +222,8 @@ def logits_bytes(model: ModelShape, engine: EngineSettings, tokens: int, *, trai
         copies = c + padded + (c if engine.scaled_logits else 0)
         if trained:
             copies = 4 * c + padded if c == 4 else copies + 4
-        if engine.entropy:
-            copies += 8
+    if engine.entropy:
+        copies += 8
     return int(tokens * model.vocab * copies)
 
 
@@ -384,17 +384,17 @@ def _step(model: ModelShape, settings: RunSettings, engine: EngineSettings) -> d
 def _send(model: ModelShape, settings: RunSettings) -> dict[str, int]:
     """New weights on their way to vLLM, whose weights are back and whose cache is not (verl: update_weights).
 
-    All weights, or the adapter merged into them, need a buffer and the largest tensor, gathered. The adapter alone
-    needs its tensors. FSDP1 gathers the whole model to merge an adapter, and to send one unless layered_summon is on.
+    verl allocates the whole buffer (weight_bucket_mb). All weights, or the adapter merged into them, need it and the
+    largest tensor, gathered; the adapter alone needs it and its tensors. FSDP1 gathers the whole model to merge an
+    adapter, and to send one unless layered_summon is on.
     """
     rollout, actor = settings.rollout, settings.actor
     assert rollout is not None
     parts = _weights(model, actor) | ({} if actor.optimizer_offload else {OPTIMIZER: optimizer_bytes(model, actor)})
     if not actor.full and not rollout.merge_lora:
-        moved = adapter_bytes(model, actor) * actor.shards
+        moved = rollout.bucket_bytes + adapter_bytes(model, actor) * actor.shards
     else:
-        moved = min(rollout.bucket_bytes, int(model.num_parameters * actor.master_bytes))
-        moved += int(model.num_embedding * actor.master_bytes)
+        moved = rollout.bucket_bytes + int(model.num_embedding * actor.master_bytes)
     gathers_all = actor.fsdp_version == 1 and actor.shards > 1 and not actor.full
     if gathers_all and (rollout.merge_lora or not rollout.layered_summon):
         moved += int(model.num_parameters * actor.master_bytes)

@@ -18,8 +18,10 @@ from recipes.models.model_shape import ModelShape, known_models, model_shape
 from recipes.models.quantisation import check_quantize_installed
 from recipes.preflight.check_run import adapter_modules
 from recipes.preflight.compose import compose
+from recipes.preflight.hardware import hardware_names, load_hardware
 from recipes.preflight.memory_plan import PARTS, MemoryPlan, gib, longest_fitting_tokens, memory_plan, usable_bytes
-from recipes.preflight.remedies import find_remedy
+from recipes.preflight.placement import most_moved, placement, placement_line
+from recipes.preflight.remedies import LORA_RANK, find_remedy
 from recipes.preflight.run_settings import RunSettings, run_settings
 from recipes.preflight.step_time import CPU_GFLOPS, FORWARD_SHARE, TRAINING_SHARE, step_time
 from tsc.files import write_atomically
@@ -74,6 +76,16 @@ def print_plan(algorithm: str, config: DictConfig, *, model: str, ignore_fit: bo
     return fits or ignore_fit
 
 
+def chosen_placement(algorithm: str, overrides: Sequence[str], *, model: str, asked: Sequence[str]) -> list[str]:
+    """Overrides of the hardware profile that keep on a GPU what fits there (recipes.preflight.placement).
+
+    overrides: all of the run. asked: those of the user among them, which are not touched. Raises ConfigError.
+    """
+    config = compose(algorithm, overrides)
+    settings = on_this_machine(run_settings(algorithm, config, hardware=config.hardware.name))
+    return placement(model_shape(model), settings, asked)
+
+
 def report(shape: ModelShape, settings: RunSettings, plan: MemoryPlan, *, fits: bool, longest: int) -> str:
     """The plan as text: what runs, the table, the verdict. longest: the tokens up to which sequences fit."""
     host = ", ".join(f"{name} {gib(size)}" for name, size in plan.host_parts.items())
@@ -117,10 +129,48 @@ def family_line(settings: RunSettings) -> str:
     """Which sizes of Qwen2.5 these settings and this hardware carry."""
     answers = []
     for shape in _family():
-        remedy = find_remedy(shape, settings)
+        remedy = find_remedy(shape, most_moved(settings))
         answer = "no" if remedy is None else f"with {' '.join(remedy.words)}" if remedy.words else "yes"
         answers.append(f"{shape.name.removeprefix(FAMILY).upper()} {answer}")
     return f"Qwen2.5 on {_where(settings)}: {'; '.join(answers)}"
+
+
+def fits_table() -> str:
+    """Markdown: the sizes of Qwen2.5 that fit on one GPU of each profile, with the launchers' own defaults."""
+    rank = LORA_RANK
+    columns = {
+        "GRPO, GSPO (LoRA)": ("grpo", []),
+        "PPO (LoRA, full critic)": ("ppo", []),
+        "SFT, all weights": ("sft", ["start=given_full", "model.lora_rank=0"]),
+        "SFT, LoRA": ("sft", [f"model.lora_rank={rank}"]),
+        "DPO, LoRA": ("dpo", []),
+    }
+    lines = [f"| GPU | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for name in sorted((name for name in hardware_names() if name != "cpu"), key=_memory_gib):
+        cells = []
+        for algorithm, overrides in columns.values():
+            config = compose(algorithm, [f"hardware={name}", *overrides])
+            settings = run_settings(algorithm, config, hardware=name)
+            cells.append(_sizes(settings, keeps_all_weights="model.lora_rank=0" in overrides))
+        lines.append(f"| {settings.device.title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _memory_gib(name: str) -> tuple[float, str]:
+    return load_hardware(name).memory_gib or 0, name
+
+
+def _sizes(settings: RunSettings, *, keeps_all_weights: bool) -> str:
+    """The largest size that fits, and larger ones with what to type for them."""
+    largest, others = "none", []
+    for shape in _family():
+        size = shape.name.removeprefix(FAMILY).upper()
+        remedy = find_remedy(shape, most_moved(settings))
+        if remedy is not None and not remedy.words:
+            largest = f"to {size}"
+        elif remedy is not None and not (keeps_all_weights and any("LORA_RANK" in word for word in remedy.words)):
+            others.append(f"{size} with `{' '.join(remedy.words)}`")
+    return "; ".join([largest, *others])
 
 
 def on_this_machine(settings: RunSettings) -> RunSettings:
@@ -164,6 +214,7 @@ def _title(shape: ModelShape, settings: RunSettings) -> list[str]:
         f"computed in {dtype}) on {_where(settings)}",
         f"a step: {settings.batch_prompts} {samples}; a sequence has at most {settings.sequence_tokens} tokens; "
         f"{together} in a pass",
+        *filter(None, [placement_line(settings)]),
     ]
 
 

@@ -281,10 +281,18 @@ def _policy_gradient(read: _Reader, world: int) -> dict[str, Any]:
     worker = "actor_rollout_ref"
     rollout = f"{worker}.rollout"
     lora_rank = read.integer(f"{worker}.model.lora_rank", 0)
+    prompt_tokens = read.integer("data.max_prompt_length", least=1)
+    answer_tokens = read.integer("data.max_response_length", least=1)
+    fused, packed = (
+        read.flag(f"{worker}.model.use_fused_kernels"),
+        read.flag(f"{worker}.model.use_remove_padding", True),
+    )
     shared = {
         "lora_targets": read.targets(f"{worker}.model"),
-        "fused_log_probs": read.flag(f"{worker}.model.use_fused_kernels"),
+        "fused_log_probs": fused,
         "scaled_logits": read.number(f"{rollout}.temperature", 1.0) != 1.0,
+        # recipes/verl_plugins/answer_engine.py; verl's own code, which the other settings need, takes all tokens
+        "logit_tokens": None if fused or packed else answer_tokens,
     }
     actor = _engine(
         read,
@@ -328,8 +336,6 @@ def _policy_gradient(read: _Reader, world: int) -> dict[str, Any]:
     decisions = read.integer(f"{worker}.actor.decisions", 1, least=1)
     sequences = read.integer("data.train_batch_size", least=1) * decisions
     updates = max(1, sequences // read.integer(f"{worker}.actor.ppo_mini_batch_size", least=1))
-    prompt_tokens = read.integer("data.max_prompt_length", least=1)
-    answer_tokens = read.integer("data.max_response_length", least=1)
     kv_cache = read.get(f"{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes")
     rollout_bytes = read.dtype_bytes(f"{rollout}.dtype", "bfloat16")
     return {

@@ -36,7 +36,15 @@ from recipes.preflight.check_run import (
     prompts_of_update,
 )
 from recipes.preflight.compose import POLICY_GRADIENT, compose
-from recipes.preflight.hardware import RAY_CPUS_BESIDE, RAY_CPUS_PER_DEVICE, check_layout, detect, load_hardware
+from recipes.preflight.hardware import (
+    RAY_CPUS_BESIDE,
+    RAY_CPUS_PER_DEVICE,
+    check_driver,
+    check_layout,
+    detect,
+    load_hardware,
+)
+from recipes.preflight.plan import chosen_placement
 from recipes.running.environment import WORKER_VARIABLES, log_environment, ray_token, run_environment
 from recipes.running.run import SMOLLM2, SMOLLM2_FOLDER, Run
 from recipes.running.stages import Interrupted, Stages, raise_on_signals, say, skipped
@@ -279,8 +287,10 @@ class Pipeline:
     ) -> Training:
         folder = self.run.out / algorithm if number == 1 else self._round_folder(number)
         where = str((folder / "checkpoints").resolve())
+        placed = chosen_placement(algorithm, [*derived, *asked], model=self.planned_model, asked=asked)
         derived = [
             *derived,
+            *placed,
             f"trainer.default_local_dir={_hydra(where)}",
             f"trainer.experiment_name={_hydra(f'{self.run.run_name}-{_name(algorithm, number)}')}",
         ]
@@ -551,10 +561,21 @@ class Pipeline:
 
     @property
     def _evaluated_models(self) -> dict[str, object]:
+        """By name, as scripts/evaluate.py takes them.
+
+        On a GPU, an adapter is evaluated beside its base, as it was trained. Merged into weights of 16 bits, half of
+        what it has learned is rounded away. On a CPU the merged weights have 32 bits, and vLLM is faster with them.
+        """
         return {
             "sft" if self.sft else "start": self.main.start,
-            **{training.name: training.merged for training in self.rounds},
+            **{training.name: self._trained_model(training) for training in self.rounds},
         }
+
+    def _trained_model(self, training: Training) -> object:
+        has_adapter = bool(_model(training.config).lora_rank)
+        if has_adapter and load_hardware(self.run.hardware).device == "cuda":
+            return f"{training.start}+{training.folder / 'adapter'}"
+        return training.merged
 
     def check_controllers(self) -> None:
         """That the evaluation has a controller to compare the models with. Raises ConfigError."""
@@ -737,13 +758,14 @@ def _with_hardware(run: Run) -> Run:
         detected = detect()
         for remark in detected.remarks:
             print(f"note: {remark}", file=sys.stderr)
-        return run.model_copy(update={"hardware": detected.name, "n_gpus": run.n_gpus or detected.count})
-    profile = load_hardware(run.hardware)
-    if profile.device == "cuda" and not run.dry_run and shutil.which("nvidia-smi") is None:
-        raise ConfigError(
-            f"HARDWARE={run.hardware} needs an NVIDIA GPU, and nvidia-smi finds none here: choose cpu, or look with "
-            "DRY_RUN=1"
-        )
+        run = run.model_copy(update={"hardware": detected.name, "n_gpus": run.n_gpus or detected.count})
+    if load_hardware(run.hardware).device == "cuda" and not run.dry_run:
+        if shutil.which("nvidia-smi") is None:
+            raise ConfigError(
+                f"HARDWARE={run.hardware} needs an NVIDIA GPU, and nvidia-smi finds none here: choose cpu, or look "
+                "with DRY_RUN=1"
+            )
+        check_driver()
     return run
 
 

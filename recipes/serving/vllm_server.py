@@ -22,6 +22,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from recipes.models.model_folder import check_adapter_folder, check_model_folder, read_json_object
+from recipes.preflight.hardware import BF16_CAPABILITY, compute_capability
 from recipes.running.environment import cpu_environment
 from recipes.running.supervise import TERMINATION_S, raised_errors
 from recipes.serving.chat_endpoint import ChatEndpoint
@@ -139,6 +140,9 @@ class VllmServer:
         ]
         if is_cpu_build():
             command += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(KV_CACHE_BYTES)]
+        elif compute_capability() < BF16_CAPABILITY:
+            # as the profile of the T4 trains: compiling takes longer there than it gains, where it works at all
+            command.append("--enforce-eager")
         if self._adapter is None:
             return [*command, "--served-model-name", self._name]
         return [
@@ -214,6 +218,10 @@ def engine_environment(model: Path) -> dict[str, str]:
             # vLLM only uses that process to set up threads, which the variables above already do.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
+    else:
+        # FlashInfer's sampler, vLLM's choice on most GPUs, is compiled at the first request: without nvcc, or with one
+        # of another CUDA version, the server ends. Answers of ten tokens do not need it.
+        environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return environment
 
 

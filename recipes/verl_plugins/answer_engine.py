@@ -65,6 +65,12 @@ def answer_positions(lengths: torch.Tensor, masks: list[torch.Tensor]) -> tuple[
     return torch.cat(rows), torch.cat(columns)
 
 
+def right_aligned(rows: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+    """The rows (rows, columns) with their last `padding` columns (rows,) moved to the front."""
+    columns = torch.arange(rows.shape[1], device=rows.device) - padding[:, None]
+    return rows.gather(1, columns % rows.shape[1])
+
+
 @EngineRegistry.register(
     model_type="language_model", backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"], vendor=VENDOR
 )
@@ -106,10 +112,15 @@ class AnswerEngine(FSDPEngineWithLMHead):  # type: ignore[misc]  # verl has no t
         model_inputs, output_args = super().prepare_model_inputs(distinct)
         lengths = distinct["input_ids"].offsets().diff()
         at_rows, columns = answer_positions(lengths, [masks[index] for index in first])
-        start, end = int(columns.min()), int(columns.max()) + 1
+        # Answers end rows, so with rows that end together no more logits are computed than the longest answer has.
+        padding = int(lengths.max()) - lengths
+        for name in ("input_ids", "attention_mask", "position_ids"):
+            model_inputs[name] = right_aligned(model_inputs[name], padding)
+        at_columns = columns + padding[at_rows]
+        start, end = int(at_columns.min()), int(at_columns.max()) + 1
         model_inputs["logits_to_keep"] = torch.arange(start, end, device=columns.device)
         return model_inputs, output_args | {
-            "answers": (at_rows, columns, start),
+            "answers": (at_rows, columns, at_columns - start),
             "distinct_ids": distinct["input_ids"],
             "distinct_temperature": distinct["temperature"].float(),
             "number_of": number_of,
@@ -120,9 +131,9 @@ class AnswerEngine(FSDPEngineWithLMHead):  # type: ignore[misc]  # verl has no t
     ) -> dict[str, torch.Tensor]:
         if "answers" not in output_args:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
-        rows, columns, start = output_args["answers"]
+        rows, columns, at = output_args["answers"]
         logits = output.logits.full_tensor() if isinstance(output.logits, DTensor) else output.logits
-        logits = logits[rows, columns - start].float() / output_args["distinct_temperature"][rows, None]
+        logits = logits[rows, at].float() / output_args["distinct_temperature"][rows, None]
         log_probs = logits.log_softmax(-1)
         ids = output_args["distinct_ids"]
         flat = ids.offsets()[rows] + columns  # of the logit's own token, in the packed rows

@@ -9,6 +9,8 @@ import ray
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
+from recipes.verl_plugins.loaded_adapter import remember_loaded_adapter
+
 
 class GroupServer(vLLMHttpServer):  # type: ignore[misc]  # verl has no types
     """The further answers are in the first one's extra_fields: `others`, of (token ids, log-probs or None)."""
@@ -16,6 +18,7 @@ class GroupServer(vLLMHttpServer):  # type: ignore[misc]  # verl has no types
     async def generate(
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **kwargs: Any
     ) -> TokenOutput:
+        remember_loaded_adapter(self.engine)
         one = super().generate
         num_answers = sampling_params.pop("n", 1)
         if num_answers == 1:

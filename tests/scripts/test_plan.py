@@ -116,6 +116,14 @@ def test_a_model_too_large_for_the_hardware_is_answered_with_more_gpus_and_with_
     assert plans("grpo", "t4", smaller[1])[0] == 0
 
 
+def test_the_table_of_the_docs_is_the_one_that_it_prints(plans: Plans, repo_root: Path) -> None:
+    table = plan.fits_table()
+    assert "\n\n" + table + "\n\n" in (repo_root / "docs/hardware.md").read_text()
+    # a cell and the command line of the same run agree
+    assert "| T4 | to 1.5B |" in table
+    assert [plans("grpo", "t4", f"qwen2.5-{size}")[0] for size in ("0.5b", "1.5b", "3b")] == [0, 0, 2]
+
+
 def test_hardware_named_among_the_overrides_counts(script: ModuleType) -> None:
     named = ["hardware=h200", "data.train_batch_size=64"]
     assert script.with_hardware(named, None) == script.with_hardware(named, "t4") == named

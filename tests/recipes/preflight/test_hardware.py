@@ -16,7 +16,9 @@ import yaml
 from recipes.preflight import hardware
 from recipes.preflight.hardware import (
     Hardware,
+    check_driver,
     check_layout,
+    compute_capability,
     detect,
     hardware_names,
     largest_micro_batch,
@@ -111,12 +113,10 @@ def test_what_the_base_calls_verls_default_is_verls_default() -> None:
     text = (hardware.FOLDER / "_gpu.yaml").read_text()
     same = {
         "gpu_memory_utilization": rollout["gpu_memory_utilization"],
-        "max_num_sequences": rollout["max_num_seqs"],
         "enforce_eager": rollout["enforce_eager"],
         "sleep_mode": rollout["free_cache_engine"],
         "layered_summon": rollout["layered_summon"],
         "rollout_dtype": rollout["dtype"],
-        "weight_bucket_mb": rollout["checkpoint_engine"]["update_weights_bucket_megabytes"],
         "num_agent_workers": rollout["agent"]["num_workers"],
         "model_dtype": engine["model_dtype"],
         "param_offload": engine["param_offload"],
@@ -139,7 +139,7 @@ def test_a_wrong_profile_names_file_key_value_and_what_is_allowed(
     (tmp_path / "t4.yaml").write_text(text.replace("param_dtype: fp16", "param_dtype: fp8"))
     with pytest.raises(ConfigError, match=r"t4\.yaml: param_dtype is 'fp8': input should be 'fp32', 'bf16' or 'fp16'"):
         load_hardware("t4")
-    (tmp_path / "t4.yaml").write_text(text.replace("optimizer_offload:", "optimizer_ofload:"))
+    (tmp_path / "t4.yaml").write_text(text + "optimizer_ofload: true\n")
     with pytest.raises(ConfigError, match=r"unknown key 'optimizer_ofload': did you mean 'optimizer_offload'"):
         load_hardware("t4")
     with pytest.raises(ConfigError, match=r"HARDWARE=a100_80 is unknown: did you mean 'a100_80g'\? choose auto"):
@@ -228,10 +228,22 @@ def test_gpus_that_cannot_be_used_are_an_error_with_a_remedy(
         detect()
 
 
-def test_an_old_driver_is_remarked_on(nvidia_smi: Callable[..., Path]) -> None:
+def test_an_old_driver_is_an_error(nvidia_smi: Callable[..., Path]) -> None:
+    nvidia_smi(COLAB_T4)
+    check_driver()
     nvidia_smi(COLAB_T4.replace("580.82.07", "550.54.15"))
-    detected = detect()
-    assert detected.name == "t4" and "550.54.15 is older than 580" in detected.remarks[0]
+    with pytest.raises(ConfigError, match="550.54.15 is older than 580.*update it"):
+        check_driver()
+
+
+def test_the_capability_is_that_of_the_first_visible_gpu(
+    nvidia_smi: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvidia_smi(COLAB_T4)
+    assert compute_capability() == 7.5
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match="hides all GPUs"):
+        compute_capability()
 
 
 def test_cuda_visible_devices_decides_how_many_gpus_count(

@@ -9,6 +9,7 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 
 from recipes.verl_plugins.group_rollout import GroupLoopWorker
+from recipes.verl_plugins.loaded_adapter import remember_loaded_adapter
 
 YES, NO, ENDLESS = [5, 6], [5, 7], [5, 5, 5, 5, 5]
 PARTS = {"score": 0.5, "audited": 1.0, "answer_yes": 1.0}
@@ -70,3 +71,19 @@ def test_an_endless_answer_is_cut_as_verl_cuts_it() -> None:
 def test_one_answer_to_a_prompt_is_one_row() -> None:
     worker = rollout([])
     assert [answer.response_ids for answer in worker.stored] == [YES]
+
+
+def test_the_engine_is_asked_for_its_adapter_until_it_has_one() -> None:
+    asked: list[int] = []
+
+    class Engine:
+        async def list_loras(self) -> set[int]:
+            asked.append(len(asked))
+            return {123} if len(asked) > 1 else set()
+
+    engine = Engine()
+    for _ in range(2):
+        remember_loaded_adapter(engine)
+    loaded = [asyncio.run(engine.list_loras()) for _ in range(4)]
+    assert loaded == [set(), {123}, {123}, {123}]
+    assert len(asked) == 2

@@ -25,7 +25,7 @@ def test_every_variant_is_one_that_can_be_trained(variant: Any) -> None:
 
 def test_the_default_is_what_train_grpo_does_with_its_tiny_model() -> None:
     ours = GrpoSettings()
-    assert (ours.steps, ours.batch_prompts, ours.rollout_n, ours.decisions) == (40, 128, 4, 1)
+    assert (ours.steps, ours.batch_prompts, ours.rollout_n, ours.decisions) == (25, 128, 4, 1)
     assert (ours.lora_rank, ours.lora_alpha, ours.learning_rate, ours.kl) == (32, 64, 1e-3, 0.3)
     assert (ours.normalise_std, ours.temperature) == (False, 1.0)
     # the labels of the SFT are balanced, GRPO's states are not
