@@ -55,6 +55,7 @@ class Hardware(BaseModel):
     fsdp_strategy: Literal["fsdp", "fsdp2"]
     reshard_after_forward: bool
     model_dtype: Literal["fp32", "bf16"]
+    reference_dtype: Literal["fp32", "bf16"]
     param_offload: bool
     optimizer_offload: bool
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
@@ -73,6 +74,7 @@ class Hardware(BaseModel):
     layered_summon: bool
     max_num_sequences: int = Field(ge=1)
     enforce_eager: bool
+    cudagraph_capture_sizes: list[int] | None
     sleep_mode: bool
     gpu_memory_utilization: float = Field(gt=0, lt=1)
     kv_cache_memory_bytes: int | None = Field(gt=0)

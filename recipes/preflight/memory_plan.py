@@ -339,6 +339,8 @@ def _resident(model: ModelShape, engine: EngineSettings | None) -> int:
 def _forward(model: ModelShape, settings: RunSettings) -> dict[str, int]:
     """The tensors of a pass that computes log-probs: of the reference, while the actor rests, or of the actor."""
     actor, engine = settings.actor, settings.reference_engine or settings.actor
+    if engine is actor and settings.forward_micro_batch and actor.token_budget is None:
+        actor = engine = replace(actor, micro_batch=settings.forward_micro_batch)
     parts = _weights(model, engine)
     if engine is not actor:
         for part, size in _at_rest(model, actor).items():

@@ -124,6 +124,8 @@ class RunSettings:
     answers: int = 1
     answer_tokens: int = 0
     old_log_prob_pass: bool = False
+    # sequences of a pass of the actor that only computes log-probs
+    forward_micro_batch: int | None = None
     rollout: RolloutSettings | None = None
     updates_per_batch: int = 1
     # DPO: the two answers of a pair, which share a pass; otherwise the decisions of an answer, each one sequence
@@ -177,7 +179,8 @@ class RunSettings:
                 budget = micro_batch * self.sequence_tokens
             return replace(engine, micro_batch=micro_batch, token_budget=budget)
 
-        return self.with_engines(smaller)
+        forward = self.forward_micro_batch and self.forward_micro_batch * micro_batch // self.actor.micro_batch
+        return replace(self.with_engines(smaller), forward_micro_batch=forward)
 
     def with_devices_per_node(self, count: int) -> RunSettings:
         """The same run on another number of GPUs. What FSDP divides over all GPUs, it divides over the new number."""
@@ -346,6 +349,7 @@ def _policy_gradient(read: _Reader, world: int) -> dict[str, Any]:
         "critic": critic,
         "reference": reference,
         "reference_engine": reference_engine,
+        "forward_micro_batch": read.integer(f"{rollout}.log_prob_micro_batch_size_per_gpu", actor.micro_batch, least=1),
         "old_log_prob_pass": not read.flag("algorithm.rollout_correction.bypass_mode"),
         "rollout": RolloutSettings(
             weight_bytes=1 if read.get(f"{rollout}.quantization") == "fp8" else rollout_bytes,

@@ -42,6 +42,7 @@ from recipes.preflight.hardware import (
     check_driver,
     check_layout,
     detect,
+    largest_micro_batch,
     load_hardware,
 )
 from recipes.preflight.plan import chosen_placement
@@ -57,6 +58,8 @@ from tsc.files import REPO_ROOT, folder_lock
 TITLES = {"grpo": "GRPO", "gspo": "GSPO", "ppo": "PPO", "sft": "SFT", "dpo": "DPO"}
 # A KV cache for a few answers of a given model at a time; the CPU profile's serves a tiny one.
 GIVEN_MODEL_KV_CACHE_BYTES = 1 << 30
+# Sequences of a pass that only computes log-probs, in micro-batches of training.
+FORWARD_MICRO_BATCHES = 4
 # Networks with more are calibrated only where it is asked for, because it takes hours.
 MAX_SIGNALS = 4
 
@@ -243,6 +246,12 @@ class Pipeline:
                 f"+{WORKER}.actor.decisions={decisions}",
                 f"knobs.prompt={_hydra(self.run.prompt)}",
             ]
+        if config.hardware.device == "cuda" and not actor.use_dynamic_bsz:
+            # A pass without gradients keeps no activations.
+            devices = config.trainer.n_gpus_per_node * config.trainer.nnodes
+            sequences = config.data.train_batch_size * decisions * rollout.n // devices
+            size = largest_micro_batch(sequences, FORWARD_MICRO_BATCHES * actor.ppo_micro_batch_size_per_gpu)
+            found += [f"{WORKER}.{part}.log_prob_micro_batch_size_per_gpu={size}" for part in ("ref", "rollout")]
         if not self.is_tiny and self.run.hardware == "cpu":
             found.append(f"hardware.kv_cache_memory_bytes={GIVEN_MODEL_KV_CACHE_BYTES}")
         return found

@@ -66,7 +66,8 @@ def test_every_key_of_a_profile_reaches_the_recipe_that_needs_it(algorithm: str)
     rollout = {
         "tensor_parallel", "rollout_dtype", "num_agent_workers", "num_reward_workers", "merge_lora_for_rollout",
         "load_format", "layered_summon", "max_num_sequences", "enforce_eager", "sleep_mode", "gpu_memory_utilization",
-        "kv_cache_memory_bytes", "vllm_attention_backend", "vllm_worker_extension", "weight_bucket_mb", "ray_num_cpus",
+        "cudagraph_capture_sizes", "reference_dtype", "kv_cache_memory_bytes",
+        "vllm_attention_backend", "vllm_worker_extension", "weight_bucket_mb", "ray_num_cpus",
         "ray_num_gpus", "ray_object_store_memory",
     }  # fmt: skip
     wanted = common if algorithm == "dpo" else trained_by_verl | (rollout if algorithm in POLICY_GRADIENT else set())

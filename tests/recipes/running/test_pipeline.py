@@ -21,7 +21,8 @@ from tsc.errors import ConfigError
 from tsc.files import REPO_ROOT, folder_lock
 from tsc.yaml_file import read_yaml
 
-MODEL = "actor_rollout_ref.model"
+WORKER = "actor_rollout_ref"
+MODEL = f"{WORKER}.model"
 KNOB = re.compile(r"^([A-Z_]+)=\$\{\1:-\} +# (?:\[([^\]]*)\])?")
 KEY = re.compile(r"^    \$\{([A-Z_]+):\+\"([\w.]+)=\[?\$\1\]?\"\}")
 
@@ -148,6 +149,34 @@ def test_no_kl_means_no_pass_of_the_reference() -> None:
     key = "actor_rollout_ref.actor.use_kl_loss"
     assert value(pipeline("grpo").main, key) is True
     assert value(pipeline("grpo", "actor_rollout_ref.actor.kl_loss_coef=0").main, key) is False
+
+
+def test_a_gpu_keeps_what_fits_and_passes_without_gradients_are_larger() -> None:
+    main = pipeline("grpo", HARDWARE="h100", MODEL_PATH="qwen2.5-0.5b").main
+    assert value(main, f"{WORKER}.rollout.free_cache_engine") is False
+    assert value(main, f"{WORKER}.actor.fsdp_config.param_offload") is False
+    assert value(main, f"{WORKER}.actor.ppo_micro_batch_size_per_gpu") == 32
+    for part in ("ref", "rollout"):
+        assert value(main, f"{WORKER}.{part}.log_prob_micro_batch_size_per_gpu") == 128
+    small = pipeline("grpo", "data.train_batch_size=24", HARDWARE="h100", MODEL_PATH="qwen2.5-0.5b").main
+    # a divisor of the 96 sequences
+    assert value(small, f"{WORKER}.rollout.log_prob_micro_batch_size_per_gpu") == 96
+    asleep = pipeline("grpo", "hardware.sleep_mode=true", HARDWARE="h100", MODEL_PATH="qwen2.5-0.5b").main
+    assert value(asleep, f"{WORKER}.rollout.free_cache_engine") is True
+
+
+def test_gspo_takes_both_parts_of_its_ratio_from_the_trainer() -> None:
+    key = "algorithm.rollout_correction.bypass_mode"
+    assert [value(pipeline(name).main, key) for name in ("gspo", "grpo")] == [False, True]
+
+
+def test_an_adapter_is_evaluated_unmerged_where_merging_would_round_it() -> None:
+    found = {}
+    for hardware, *overrides in (("h100",), ("cpu",), ("h100", f"{MODEL}.lora_rank=0")):
+        launch = pipeline("grpo", *overrides, HARDWARE=hardware, MODEL_PATH="qwen2.5-0.5b", SFT="no")
+        found[(hardware, *overrides)] = str(launch._evaluated_models["grpo"])
+    merged = "runs/demo/grpo/merged"
+    assert list(found.values()) == ["qwen2.5-0.5b+runs/demo/grpo/adapter", merged, merged]
 
 
 def test_the_word_all_linear_stays_a_word_and_names_are_a_list() -> None:
