@@ -56,6 +56,30 @@ RAISED = re.compile(
     r"^(?:\(.*?\) )?(?!Error executing job)((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception|Killed|Interrupt|Died)\b.*)$"
 )
 
+# What torch, vLLM and Ray write when memory runs out, and what helps.
+MEMORY_REMEDIES = (
+    (
+        re.compile(r"No available memory for the cache blocks|KV cache is needed|less than desired GPU memory util"),
+        "vLLM has too little of the GPU's memory: raise hardware.gpu_memory_utilization (after the command), or give "
+        "the trainer less with a smaller MICRO_BATCH",
+    ),
+    (
+        re.compile(r"CUDA out of memory|OutOfMemoryError: CUDA"),
+        "the GPU's memory ran out: halve MICRO_BATCH (the plan above says what it is), or lower "
+        "hardware.gpu_memory_utilization (after the command)",
+    ),
+    (
+        re.compile(r"DefaultCPUAllocator: can't allocate memory|node running low on memory|\bMemoryError\b"),
+        "main memory ran out: end other programs, halve MICRO_BATCH (the plan above says what it is), or lower "
+        "hardware.num_agent_workers and hardware.num_reward_workers (after the command)",
+    ),
+)
+
+
+def memory_remedy(log_text: str) -> str | None:
+    """What to change where the log says that memory ran out; else None."""
+    return next((remedy for pattern, remedy in MEMORY_REMEDIES if pattern.search(log_text)), None)
+
 
 def worker_name(process: psutil.Process) -> str | None:
     """The name of a long-lived worker (`ray::WorkerDict`, `VLLM::Worker`, `raylet`, …). None for any other process."""
@@ -330,8 +354,11 @@ class Supervisor:
         if arguments.log:
             with arguments.log.open("rb") as text:
                 text.seek(log_start)
-                for error in raised_errors(text.read().decode(errors="replace")):
-                    print(f"       {error}", file=sys.stderr)
+                written = text.read().decode(errors="replace")
+            for error in raised_errors(written):
+                print(f"       {error}", file=sys.stderr)
+            if remedy := memory_remedy(written):
+                print(f"       {remedy}. The same command goes on from the last checkpoint.", file=sys.stderr)
             print(f"       the whole log: {arguments.log}", file=sys.stderr)
         return own_status if own_status is not None and own_status > 0 else 1
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from recipes.running.supervise import WorkerWatch, progress_line, raised_errors
+from recipes.running.supervise import WorkerWatch, memory_remedy, progress_line, raised_errors
 
 # Prints its own pid and that of a grandchild which has left its session and lost its parent, as Ray's processes do.
 DETACHED = "import os,sys,time; os.setsid(); os.fork() and os._exit(0); print(os.getpid(), flush=True); time.sleep(300)"
@@ -190,3 +190,37 @@ def test_progress_warns_of_a_policy_that_gives_one_answer_only() -> None:
 
 def test_a_record_without_training_metrics_is_not_progress() -> None:
     assert progress_line(0, {"val-core/tsc/four_way/reward/mean@1": 0.2}) is None
+
+
+# Takes more than it may have, as an update of too many sequences does.
+TOO_LARGE = (
+    "import resource, torch; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); torch.ones(4 << 30).exp()"
+)
+
+
+def test_a_training_that_runs_out_of_memory_says_which_knob_to_lower(repo_root: Path, tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    supervisor = start(repo_root, "--log", str(log), command=[sys.executable, "-c", TOO_LARGE])
+    _, told = supervisor.communicate(timeout=120)
+    assert supervisor.returncode == 1
+    assert "can't allocate memory" in told and "main memory ran out" in told and "halve MICRO_BATCH" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has", "halve MICRO_BATCH"),
+        (
+            "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`",
+            "vLLM has too",
+        ),
+        (
+            "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
+            "main memory ran out",
+        ),
+        ("RuntimeError: the size of tensor a must match the size of tensor b", None),
+    ],
+)
+def test_what_helps_depends_on_whose_memory_ran_out(line: str, told: str | None) -> None:
+    remedy = memory_remedy(f"one\n(WorkerDict pid=3) {line}\ntwo")
+    assert remedy is None if told is None else remedy is not None and told in remedy
