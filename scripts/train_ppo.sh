@@ -20,6 +20,7 @@ SCENARIO=${SCENARIO:-}                  # [configs/scenarios/four_way.yaml] .sum
 EPISODES=${EPISODES:-}                  # [16] simulated hours to draw training data from, where DATA is empty
 PROMPT=${PROMPT:-}                      # [tsc] what makes the prompts of data and evaluation; yours as pkg://module:function (docs/networks.md)
 CALIBRATE=${CALIBRATE:-}                # [auto] search reward settings for each network before its data are made: yes, no; auto: for SUMO's own files with at most 4 signals
+REWARD=${REWARD:-}                      # FILE.py:FUNCTION, a function of your own that scores an answer (docs/reward.md); empty: replays of SUMO
 # ---- where it runs
 HARDWARE=${HARDWARE:-}                  # [auto] from nvidia-smi, or the name of a file in configs/hardware: cpu, t4, a100_80g, h100, …
 N_GPUS=${N_GPUS:-}                      # GPUs of each machine; empty: all that HARDWARE=auto finds, else the hardware file's

@@ -56,8 +56,11 @@ from tsc.evaluation.settings import load_evaluation_settings
 from tsc.files import REPO_ROOT, folder_lock
 
 TITLES = {"grpo": "GRPO", "gspo": "GSPO", "ppo": "PPO", "sft": "SFT", "dpo": "DPO"}
+REWARD_FUNCTION = "reward.custom_reward_function"
 # A KV cache for a few answers of a given model at a time; the CPU profile's serves a tiny one.
 GIVEN_MODEL_KV_CACHE_BYTES = 1 << 30
+# The CPU profile's 64 sequences are for a tiny model; of one with 0.1 billion parameters, they take 45 GiB.
+GIVEN_MODEL_MICRO_BATCH = 8
 # Sequences of a pass that only computes log-probs, in micro-batches of training.
 FORWARD_MICRO_BATCHES = 4
 # Networks with more are calibrated only where it is asked for, because it takes hours.
@@ -177,6 +180,8 @@ class Pipeline:
 
     def _hardware(self) -> list[str]:
         overrides = [f"hardware={self.run.hardware}"]
+        if self.run.hardware == "cpu" and not self.is_tiny:
+            overrides.append(f"hardware.micro_batch_size={GIVEN_MODEL_MICRO_BATCH}")
         if self.run.n_gpus is not None:
             cpus = RAY_CPUS_PER_DEVICE * self.run.n_gpus + RAY_CPUS_BESIDE
             overrides += [f"hardware.num_devices={self.run.n_gpus}", f"hardware.ray_num_cpus={cpus}"]
@@ -229,6 +234,9 @@ class Pipeline:
                 micro_batch=1 if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu,
             )
         found = [f"{WORKER}.actor.ppo_mini_batch_size={prompts}"]
+        if self.run.reward_function is not None:
+            file, function = self.run.reward_function
+            found += [f"{REWARD_FUNCTION}.path={_hydra(str(file))}", f"{REWARD_FUNCTION}.name={function}"]
         if config[WORKER].actor.kl_loss_coef == 0:
             found.append(f"{WORKER}.actor.use_kl_loss=False")
         if decisions != 1:
@@ -665,11 +673,12 @@ class Pipeline:
 
     def _reward_settings(self) -> list[str]:
         """The reward file of the data, unless the user names another one, or another reward function."""
-        file, section = self.run.reward_file.resolve(), "reward.custom_reward_function"
-        own = (f"{section}.path=", f"{section}.reward_kwargs.settings_file=")
-        if file == DEFAULT_SETTINGS_FILE or any(each.lstrip("+").startswith(own) for each in self.asked):
+        file = self.run.reward_file.resolve()
+        own = (f"{REWARD_FUNCTION}.path=", f"{REWARD_FUNCTION}.reward_kwargs.settings_file=")
+        asked_for = self.run.reward or any(each.lstrip("+").startswith(own) for each in self.asked)
+        if file == DEFAULT_SETTINGS_FILE or asked_for:
             return []
-        return [f"+{section}.reward_kwargs.settings_file={_hydra(str(file))}"]
+        return [f"+{REWARD_FUNCTION}.reward_kwargs.settings_file={_hydra(str(file))}"]
 
     def _loggers(self) -> str:
         return f"trainer.logger=[console,file,tensorboard{'' if self.run.wandb == 'off' else ',wandb'}]"

@@ -5,6 +5,7 @@ The launchers export the knobs of their config blocks. An empty knob has its def
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -39,6 +40,7 @@ class Run(BaseModel):
     rounds: of data and training; from the second on, the data are states that the policy of the round before meets.
     calibrate: whether the reward settings that suit each network are searched before its data are made; auto: for
         networks of SUMO's own files with few signals.
+    reward: FILE.py:FUNCTION, called in place of reward.compute_score; empty: none.
     workers: processes for simulation; None: one for each core.
     """
 
@@ -52,6 +54,7 @@ class Run(BaseModel):
     prompt: str
     calibrate: Literal["yes", "no", "auto"]
     rounds: int = Field(ge=1)
+    reward: str
     hardware: str
     n_gpus: int | None = Field(ge=1)
     ray_address: str
@@ -129,6 +132,29 @@ class Run(BaseModel):
         return own if own.is_file() else DEFAULT_SETTINGS_FILE
 
     @property
+    def reward_function(self) -> tuple[Path, str] | None:
+        """File and name of the user's own. Raises ConfigError if the file does not define it."""
+        if not self.reward:
+            return None
+        name, _, function = self.reward.rpartition(":")
+        file = Path(name).resolve()
+        if not name or not file.is_file():
+            raise ConfigError(
+                f"REWARD={self.reward}: {name or self.reward} is not a file: write FILE.py:FUNCTION (docs/reward.md)"
+            )
+        try:
+            parsed = ast.parse(file.read_bytes())
+        except SyntaxError as error:
+            raise ConfigError(f"REWARD={self.reward}: {file}, line {error.lineno}: {error.msg}") from error
+        defined = [each.name for each in parsed.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+        if function not in defined:
+            raise ConfigError(
+                f"REWARD={self.reward}: {file} does not define {function!r}: {did_you_mean(function, defined)}it "
+                f"defines {', '.join(defined) or 'no function'}"
+            )
+        return file, function
+
+    @property
     def has_parquet(self) -> bool:
         needed = "sft_train.parquet" if self.algorithm == "sft" else "train.parquet"
         return bool(self.data) and Path(self.data, needed).is_file()
@@ -151,6 +177,7 @@ class Run(BaseModel):
                 )
             is_scenario_file(word)
         prompt_maker(self.prompt)
+        _ = self.reward_function
         if self.rounds > 1 and (self.algorithm != "grpo" or self.has_parquet):
             raise ConfigError(
                 f"ROUNDS={self.rounds} makes more data of SCENARIO between trainings with GRPO: use "

@@ -30,12 +30,17 @@ ONE_SIDED_SHARE = 0.95
 
 
 def reward_part_metrics(parts_by_answer: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """`reward/<part>/mean`, or `reward/<part>/sum` for COUNTED_PARTS, over the answers of one batch."""
+    """`reward/<part>/mean`, or `reward/<part>/sum` for COUNTED_PARTS, over the answers of one batch.
+
+    A part counts if it is a number and all answers have it. A reward function of a user may return others, or none.
+    """
     answers = list(parts_by_answer)
     if not answers:
         return {}
     metrics: dict[str, float] = {}
     for part in answers[0]:
+        if not all(isinstance(answer.get(part), int | float) for answer in answers):
+            continue
         total = sum(float(answer[part]) for answer in answers)
         if part in COUNTED_PARTS:
             metrics[f"reward/{part}/sum"] = total
@@ -45,10 +50,11 @@ def reward_part_metrics(parts_by_answer: Iterable[Mapping[str, float]]) -> dict[
 
 
 def is_one_sided(parts_by_answer: Iterable[Mapping[str, float]]) -> bool:
-    """Whether more than ONE_SIDED_SHARE of the readable answers say the same; False if none is readable."""
+    """Whether more than ONE_SIDED_SHARE of the readable answers say the same; False if none is readable, and where a
+    reward function of a user does not say what was answered."""
     answers = list(parts_by_answer)
-    num_yes = sum(answer["answer_yes"] for answer in answers)
-    num_no = sum(answer["answer_no"] for answer in answers)
+    num_yes = sum(answer.get("answer_yes", 0.0) for answer in answers)
+    num_no = sum(answer.get("answer_no", 0.0) for answer in answers)
     return max(num_yes, num_no) > ONE_SIDED_SHARE * (num_yes + num_no)
 
 

@@ -19,7 +19,7 @@ from tests.scripts.exported import check_exported
 
 
 def steps_of(launch: Any) -> list[dict]:
-    return [record for record in launch.records() if "reward/score/mean" in record["data"]]
+    return [record for record in launch.records() if "critic/score/mean" in record["data"]]
 
 
 def composed(run: Path) -> dict:
@@ -32,9 +32,26 @@ def weights(folder: Path) -> dict[str, Any]:
     return load_file(folder / "model.safetensors")
 
 
+# Scores as verl's own examples do: a number, and nothing else.
+OWN_REWARD = """
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    return len(solution_str) / 100
+"""
+
+
 @pytest.fixture(scope="module")
-def gspo(project: Any) -> Any:
-    return project.train(2, "gspo", "algorithm.adv_estimator=rloo", LORA_RANK="0", LEARNING_RATE="1e-3")
+def gspo(project: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    file = tmp_path_factory.mktemp("rewards") / "mine.py"
+    file.write_text(OWN_REWARD)
+    knobs = {"LORA_RANK": "0", "LEARNING_RATE": "1e-3", "REWARD": f"{file}:compute_score"}
+    return project.train(2, "gspo", "algorithm.adv_estimator=rloo", **knobs)
+
+
+def test_a_reward_function_of_the_users_own_scores_the_answers(gspo: Any) -> None:
+    records = [record["data"] for record in gspo.records() if "critic/score/mean" in record["data"]]
+    assert len(records) == 2
+    assert all(0.1 < data["critic/score/mean"] < 0.3 for data in records)
+    assert not any(name.startswith("reward/") and "one_sided" not in name for data in records for name in data)
 
 
 def test_gspo_bounds_the_ratios_of_whole_answers_in_several_updates_a_step(project: Any, gspo: Any) -> None:

@@ -165,6 +165,35 @@ def test_a_gpu_keeps_what_fits_and_passes_without_gradients_are_larger() -> None
     assert value(asleep, f"{WORKER}.rollout.free_cache_engine") is True
 
 
+def test_a_given_model_gets_a_micro_batch_for_its_size_on_a_cpu() -> None:
+    key = f"{WORKER}.actor.ppo_micro_batch_size_per_gpu"
+    small = pipeline("grpo", MODEL_PATH="smollm2")
+    assert (value(small.main, key), value(pipeline("grpo").main, key)) == (8, 64)
+    assert small.sft is not None and value(small.sft, "data.micro_batch_size_per_gpu") == 8
+    assert value(pipeline("grpo", "hardware.micro_batch_size=16", MODEL_PATH="smollm2").main, key) == 16
+
+
+def test_a_reward_function_of_the_users_own_takes_the_place_of_ours(tmp_path: Path) -> None:
+    file = tmp_path / "my rewards.py"
+    file.write_text(
+        "def shorter(data_source, solution_str, ground_truth, extra_info):\n    return -len(solution_str)\n"
+    )
+    made = pipeline("grpo", REWARD=f"{file}:shorter")
+    section = "reward.custom_reward_function"
+    assert (value(made.main, f"{section}.path"), value(made.main, f"{section}.name")) == (str(file), "shorter")
+    assert made._reward_settings() == []
+    for reward, message in (
+        ("nowhere.py:shorter", "nowhere.py is not a file: write FILE.py:FUNCTION"),
+        (str(file), "is not a file"),
+        (f"{file}:shortest", "does not define 'shortest': did you mean 'shorter'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            pipeline("grpo", REWARD=reward)
+    file.write_text("def shorter(:\n")
+    with pytest.raises(ConfigError, match="line 1: "):
+        pipeline("grpo", REWARD=f"{file}:shorter")
+
+
 def test_gspo_takes_both_parts_of_its_ratio_from_the_trainer() -> None:
     key = "algorithm.rollout_correction.bypass_mode"
     assert [value(pipeline(name).main, key) for name in ("gspo", "grpo")] == [False, True]

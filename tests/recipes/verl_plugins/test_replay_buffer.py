@@ -34,6 +34,13 @@ def test_a_batch_is_one_sided_where_nearly_all_readable_answers_are_the_same(
     assert is_one_sided(answers(yes, no, unreadable)) is expected
 
 
+def test_a_users_reward_function_may_have_other_parts_or_none() -> None:
+    assert not is_one_sided([{}, {"acc": 1.0}])
+    assert reward_part_metrics([{}, {}]) == {}
+    parts: list[Mapping[str, Any]] = [{"acc": 1.0, "why": "short", "bonus": 2}, {"acc": 0.0, "why": "long"}]
+    assert reward_part_metrics(parts) == {"reward/acc/mean": 0.5}
+
+
 def built_by_verl(repo_root: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Any:
     """The replay buffer that verl's trainer makes of recipes/grpo.yaml."""
     monkeypatch.chdir(repo_root)
