@@ -27,10 +27,9 @@ import sumo
 import sumolib
 
 from tsc.errors import ConfigError, ScenarioError, run_main
-from tsc.files import folder_lock, strip_generated_comment
+from tsc.files import folder_lock, install_command, strip_generated_comment
 from tsc.sumo.binaries import sumo_binary
 
-_INSTALL_OSMIUM = "uv pip install --python .venv/bin/python --editable '.[osm]'"
 _TOOLS = Path(sumo.SUMO_HOME, "tools")
 
 # The net of SUMO's OSM wizard (DEFAULT_NETCONVERT_OPTS in osmBuild.py, and osmWebWizard.py) with its choice "car-only
@@ -101,7 +100,8 @@ def roads_of_pbf(osm: Path, xml: Path) -> None:
         import osmium
     except ImportError as error:
         raise ConfigError(
-            f"{osm} needs the package osmium, which is not installed: {_INSTALL_OSMIUM}; or convert the file to .osm"
+            f"{osm} needs the package osmium, which is not installed: {install_command('osm')}; or convert the file to "
+            ".osm"
         ) from error
     try:
         with osmium.BackReferenceWriter(xml, osm, overwrite=True, remove_tags=False) as writer:

@@ -7,6 +7,7 @@
 #
 # Ctrl-C or a kill leaves no process; the same command continues where it stopped. Everything lands in $RUNS/$RUN_NAME.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -nE '2,/^set \+a/{s/^# ?//p;s/^([A-Z_0-9]+)=\$\{[A-Z_0-9]+:-\} +# (.*)/  \1  \2/p}' "${BASH_SOURCE[0]}"; exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # ---------------------------------------------------------------------------------------------- knobs

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shlex
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -152,3 +153,10 @@ def _holder(path: Path) -> str:
     except FileNotFoundError:  # the holder has ended in this moment
         text = ""
     return text or "another process"
+
+
+def install_command(extra: str) -> str:
+    """What to type in the repository's root to install an extra of this project: with the uv on PATH, else with the one
+    that scripts/setup_env.sh has put into .uv."""
+    uv = "uv" if shutil.which("uv") else ".uv/bin/uv"
+    return f"{uv} pip install --python .venv/bin/python --editable '.[{extra}]'"

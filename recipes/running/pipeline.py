@@ -47,7 +47,7 @@ from recipes.preflight.hardware import (
 )
 from recipes.preflight.plan import chosen_placement
 from recipes.running.environment import WORKER_VARIABLES, log_environment, ray_token, run_environment
-from recipes.running.run import SMOLLM2, SMOLLM2_FOLDER, Run
+from recipes.running.run import SMOLLM2, SMOLLM2_FOLDER, Run, unknown_knobs
 from recipes.running.stages import Interrupted, Stages, raise_on_signals, say, skipped
 from reward.settings import DEFAULT_SETTINGS_FILE
 from tsc.errors import ConfigError, run_main
@@ -808,6 +808,8 @@ def main() -> int:
     if rest[:1] == ["--sft"]:
         end = rest.index("--")
         sft, rest = rest[1:end], rest[end + 1 :]
+    for remark in unknown_knobs(algorithm, os.environ):
+        print(f"note: {remark}", file=sys.stderr)
     try:
         run = _with_hardware(Run.from_environment(algorithm, os.environ))
         run.check_files()

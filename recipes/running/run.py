@@ -6,6 +6,7 @@ The launchers export the knobs of their config blocks. An empty knob has its def
 from __future__ import annotations
 
 import ast
+import difflib
 import os
 import re
 import shlex
@@ -194,6 +195,21 @@ class Run(BaseModel):
             folders.append(SMOLLM2_FOLDER)
         for folder in folders:
             check_writable(folder)
+
+
+def unknown_knobs(algorithm: str, environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that looks like a knob of a launcher, but is none of train_ALGORITHM.sh's."""
+    launchers = {file.stem.removeprefix("train_"): file for file in (REPO_ROOT / "scripts").glob("train_*.sh")}
+    knobs = {name: set(re.findall(r"^([A-Z_0-9]+)=\$\{", file.read_text(), re.M)) for name, file in launchers.items()}
+    own = knobs[algorithm]
+    elsewhere = set().union(*knobs.values()) - own
+    told = []
+    for name, value in sorted(environment.items()):
+        similar = difflib.get_close_matches(name, own, n=1, cutoff=0.85)
+        if value and name not in own and (name in elsewhere or similar):
+            meant = f": did you mean {similar[0]}?" if similar else " (--help lists them)"
+            told.append(f"{name}={value} is not a knob of {launchers[algorithm].name}{meant}")
+    return told
 
 
 def _data_name(word: str) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from tensordict import NonTensorStack, TensorDict
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from verl.utils import tensordict_utils
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
@@ -71,11 +72,23 @@ def right_aligned(rows: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
     return rows.gather(1, columns % rows.shape[1])
 
 
+def continue_schedule(optimizer: torch.optim.Optimizer, schedule: LambdaLR) -> None:
+    """Set the learning rate that the schedule has at its present step. A checkpoint holds that of its own schedule: 0
+    where a training had ended that now goes on for more steps, and the first of them would train nothing."""
+    for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * factor(schedule.last_epoch)
+
+
 @EngineRegistry.register(
     model_type="language_model", backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"], vendor=VENDOR
 )
 class AnswerEngine(FSDPEngineWithLMHead):  # type: ignore[misc]  # verl has no types
     """Log-probs of the answers alone, and of equal rows once."""
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super().load_checkpoint(*args, **kwargs)
+        if self.lr_scheduler is not None:
+            continue_schedule(self.optimizer, self.lr_scheduler)
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
         # What a row carries beside tensors (its messages, its ground truth) is not for the model, and costs a third of

@@ -14,6 +14,7 @@ from pathlib import Path
 import sumo
 
 from tsc.errors import ConfigError, ScenarioError
+from tsc.files import install_command
 from tsc.scenarios.sumocfg import SumoConfig, read_sumocfg
 from tsc.scenarios.sumocfg_scenario import SumocfgScenario, sumocfg_scenario
 from tsc.scenarios.traffic_scenario import ScenarioSettings
@@ -37,7 +38,6 @@ RESCO_LICENCES = {
 _RILSA = ("rilsa1", "rilsa2", "rilsa3", "rilsa4")
 _GAMES = ("a10kw", "corridor", "cross", "fkk_in", "grid6", "square")
 _SUMO_LICENCE = "EPL-2.0 or GPL-2.0-or-later (Eclipse SUMO)"
-_INSTALL_RESCO = "uv pip install --python .venv/bin/python --editable '.[resco]'"
 
 PACKAGED_WORDS = (
     *(RESCO_PREFIX + name for name in RESCO_LICENCES),
@@ -75,12 +75,12 @@ def _resco_sumocfg(name: str) -> Path:
     package = importlib.util.find_spec("sumo_rl")  # imports nothing
     if package is None or package.origin is None:
         raise ConfigError(
-            f"scenario resco:{name} is part of the package sumo-rl, which is not installed: {_INSTALL_RESCO}"
+            f"scenario resco:{name} is part of the package sumo-rl, which is not installed: {install_command('resco')}"
         )
     path = Path(package.origin).parent / "nets" / "RESCO" / name / f"{name}.sumocfg"
     if not path.is_file():
         raise ConfigError(
-            f"the installed sumo-rl does not have {path}: install the version that has it: {_INSTALL_RESCO}"
+            f"the installed sumo-rl does not have {path}: install the version that has it: {install_command('resco')}"
         )
     return path
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipes.preflight.compose import ALGORITHMS, compose
 from recipes.running.pipeline import Pipeline, Training
-from recipes.running.run import FILE, Run, check_writable
+from recipes.running.run import FILE, Run, check_writable, unknown_knobs
 from recipes.running.stages import Stages
 from tsc.errors import ConfigError
 from tsc.files import REPO_ROOT, folder_lock
@@ -98,6 +98,25 @@ def test_no_launcher_holds_a_default_and_every_knob_goes_somewhere(algorithm: st
     assert [line for line in assigned if not KNOB.match(line)] == []
     knobs = {line.partition("=")[0] for line in assigned}
     assert knobs == (knobs & {name.upper() for name in Run.model_fields}) | keys(algorithm).keys()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_help_lists_every_knob_and_starts_nothing(algorithm: str, tmp_path: Path) -> None:
+    script = REPO_ROOT / "scripts" / f"train_{algorithm}.sh"
+    done = subprocess.run(["bash", script, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=10)
+    assert done.returncode == 0 and done.stderr == ""
+    listed = set(re.findall(r"^  ([A-Z_]+)  ", done.stdout, re.MULTILINE))
+    assert listed == {match[1] for line in launcher(algorithm) if (match := KNOB.match(line))}
+
+
+def test_what_looks_like_a_knob_and_is_none_is_told() -> None:
+    usual = {"PATH": "/bin", "HOME": "/root", "STEPS": "3", "EPOCHS": "", "OMP_NUM_THREADS": "1"}
+    assert unknown_knobs("grpo", usual) == []
+    assert unknown_knobs("grpo", usual | {"STEP": "3"}) == [
+        "STEP=3 is not a knob of train_grpo.sh: did you mean STEPS?"
+    ]
+    (told,) = unknown_knobs("sft", {"SFT_EPOCHS": "3"})
+    assert told.startswith("SFT_EPOCHS=3 is not a knob of train_sft.sh")
 
 
 def test_each_default_stands_once() -> None:

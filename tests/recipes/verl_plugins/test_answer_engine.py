@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
+from verl.utils.torch_functional import get_cosine_schedule_with_warmup
 
-from recipes.verl_plugins.answer_engine import answer_positions, equal_rows
+from recipes.verl_plugins.answer_engine import answer_positions, continue_schedule, equal_rows
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +62,22 @@ def test_an_answer_is_predicted_from_the_token_before_each_of_its_tokens() -> No
     assert columns.tolist() == [2, 3, 1]
     # nothing predicts the first token
     assert answer_positions(torch.tensor([2]), [torch.tensor([1, 1])])[1].tolist() == [0]
+
+
+def test_a_training_that_goes_on_for_more_steps_begins_with_the_rate_of_its_new_schedule() -> None:
+    def built(steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        return optimizer, get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=0, num_training_steps=steps)
+
+    ended, its_schedule = built(4)
+    for _ in range(4):
+        ended.step()
+        its_schedule.step()
+    assert ended.param_groups[0]["lr"] == 0
+    optimizer, schedule = built(8)
+    # as verl's checkpoint manager does
+    optimizer.load_state_dict(ended.state_dict())
+    schedule.load_state_dict(its_schedule.state_dict())
+    assert optimizer.param_groups[0]["lr"] == 0
+    continue_schedule(optimizer, schedule)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
