@@ -391,9 +391,12 @@ def test_memory_grows_with_what_is_asked_for(grpo: RunSettings, half_a_billion: 
     assert update(replace(grpo, prompt_tokens=1024)) > base
     assert update(grpo.with_engines(lambda engine: replace(engine, gradient_checkpointing=False))) > base
     assert update(grpo.with_engines(lambda engine: replace(engine, lora_rank=0))) > base
-    assert update(grpo.with_engines(lambda engine: replace(engine, entropy=True))) > base
     assert update(grpo.with_engines(lambda engine: replace(engine, shards=4))) < base
-    assert update(grpo.with_engines(lambda engine: replace(engine, fused_log_probs=True))) < base
+    # of all tokens, logits are the largest part
+    all_tokens = grpo.with_engines(lambda engine: replace(engine, logit_tokens=None))
+    assert update(all_tokens) > base
+    assert update(all_tokens.with_engines(lambda engine: replace(engine, entropy=True))) > update(all_tokens)
+    assert update(all_tokens.with_engines(lambda engine: replace(engine, fused_log_probs=True))) < update(all_tokens)
 
 
 def test_a_critic_is_a_second_model_with_all_its_gradients(half_a_billion: ModelShape) -> None:

@@ -6,7 +6,6 @@ import re
 import shlex
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -174,40 +173,3 @@ def test_base_weights_in_bfloat16_are_not_told_where_the_gpu_lacks_it() -> None:
         settings = replace(settings, device=replace(settings.device, memory_bytes=24 * GIB))
         remedy = find_remedy(shape, settings)
         assert (remedy is not None and "hardware.model_dtype=bf16" in remedy.words) == told
-
-
-COLUMNS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "GRPO, GSPO (LoRA)": ("grpo", ()),
-    "PPO (LoRA, full critic)": ("ppo", ()),
-    "SFT, all weights": ("sft", ("model.lora_rank=0",)),
-    "SFT, LoRA": ("sft", ("model.lora_rank=32",)),
-    "DPO, LoRA": ("dpo", ()),
-}
-GPU_NAMES = {"A100 40 GB": "a100_40g", "A100 80 GB": "a100_80g"}
-
-
-def test_the_table_of_what_fits_is_what_the_plans_say(repo_root: Path) -> None:
-    section = (repo_root / "docs/hardware.md").read_text().split("## What fits on one GPU")[1].split("\n**")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| ")]
-    header, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert header[1:] == list(COLUMNS)
-    gpus = [[GPU_NAMES.get(name, name.lower()) for name in row[0].split(", ")] for row in rows]
-    assert sorted(name for names in gpus for name in names) == sorted(HARDWARE)
-    for names, row in zip(gpus, rows, strict=True):
-        for hardware in names:
-            for column, cell in zip(header[1:], row[1:], strict=True):
-                algorithm, overrides = COLUMNS[column]
-                settings = settings_of(algorithm, hardware, overrides)
-                fit = [model for model in SIZES if memory_plan(shape_of(model), settings).fits]
-                assert fit == told_to_fit(cell), f"{hardware}, {column}"
-                if ";" in cell:
-                    remedy = find_remedy(shape_of(SIZES[len(fit)]), settings)
-                    assert remedy is not None and f"`{' '.join(remedy.words)}`" in cell, f"{hardware}, {column}"
-
-
-def told_to_fit(cell: str) -> list[str]:
-    """`0.5B, 1.5B; 7B with …` and `to 3B`: those before the semicolon."""
-    sizes = [size.strip().lower() for size in cell.split(";")[0].removeprefix("to ").split(",")]
-    if cell.startswith("to "):
-        return list(SIZES[: SIZES.index(f"qwen2.5-{sizes[0]}") + 1])
-    return [f"qwen2.5-{size}" for size in sizes]

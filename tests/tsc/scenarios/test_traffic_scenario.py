@@ -293,7 +293,7 @@ def test_resco_without_its_package_tells_how_to_install_it(tmp_path: Path) -> No
         "by_word.traffic_scenarios(['resco:cologne1'], Path())\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "sumo-rl, which is not installed: uv pip install" in done.stderr
+    assert re.search(r"sumo-rl, which is not installed: (\.uv/bin/)?uv pip install", done.stderr)
 
 
 @pytest.mark.parametrize(
