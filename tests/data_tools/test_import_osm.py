@@ -109,7 +109,7 @@ def test_a_pbf_extract_gives_the_same_scenario(osm: Path, tmp_path: Path) -> Non
 def test_a_pbf_extract_without_osmium_names_the_package(osm: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "osmium", None)
     pbf = osm.rename(tmp_path / "map.osm.pbf")
-    with pytest.raises(ConfigError, match="osmium, which is not installed: uv pip install .*'.\\[osm\\]'"):
+    with pytest.raises(ConfigError, match=r"osmium, which is not installed: (\.uv/bin/)?uv pip install .*'.\[osm\]'"):
         imported(pbf, tmp_path / "out")
 
 
