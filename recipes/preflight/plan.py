@@ -137,12 +137,11 @@ def family_line(settings: RunSettings) -> str:
 
 def fits_table() -> str:
     """Markdown: the sizes of Qwen2.5 that fit on one GPU of each profile, with the launchers' own defaults."""
-    rank = LORA_RANK
     columns = {
         "GRPO, GSPO (LoRA)": ("grpo", []),
         "PPO (LoRA, full critic)": ("ppo", []),
         "SFT, all weights": ("sft", ["start=given_full", "model.lora_rank=0"]),
-        "SFT, LoRA": ("sft", [f"model.lora_rank={rank}"]),
+        "SFT, LoRA": ("sft", [f"model.lora_rank={LORA_RANK}"]),
         "DPO, LoRA": ("dpo", []),
     }
     lines = [f"| GPU | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
