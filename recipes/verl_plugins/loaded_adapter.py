@@ -16,6 +16,6 @@ def remember_loaded_adapter(engine: Any) -> None:
     async def list_loras() -> set[int]:
         if not loaded:
             loaded.update(await ask())
-        return loaded
+        return set(loaded)
 
     engine.list_loras = list_loras

@@ -35,7 +35,7 @@ def weights(folder: Path) -> dict[str, Any]:
 # Scores as verl's own examples do: a number, and nothing else.
 OWN_REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
-    return len(solution_str) / 100
+    return 7 + len(solution_str) / 1000
 """
 
 
@@ -50,7 +50,7 @@ def gspo(project: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_reward_function_of_the_users_own_scores_the_answers(gspo: Any) -> None:
     records = [record["data"] for record in gspo.records() if "critic/score/mean" in record["data"]]
     assert len(records) == 2
-    assert all(0.1 < data["critic/score/mean"] < 0.3 for data in records)
+    assert all(7 < data["critic/score/mean"] < 8 for data in records)
     assert not any("reward/traffic/mean" in data for data in records)
 
 
