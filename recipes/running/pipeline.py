@@ -304,7 +304,9 @@ class Pipeline:
     ) -> Training:
         folder = self.run.out / algorithm if number == 1 else self._round_folder(number)
         where = str((folder / "checkpoints").resolve())
-        placed = chosen_placement(algorithm, [*derived, *asked], model=self.planned_model, asked=asked)
+        placed = []
+        if config.hardware.device == "cuda":
+            placed = chosen_placement(algorithm, [*derived, *asked], model=self.planned_model, asked=asked)
         derived = [
             *derived,
             *placed,
@@ -580,8 +582,8 @@ class Pipeline:
     def _evaluated_models(self) -> dict[str, object]:
         """By name, as scripts/evaluate.py takes them.
 
-        On a GPU, an adapter is evaluated beside its base, as it was trained. Merged into weights of 16 bits, half of
-        what it has learned is rounded away. On a CPU the merged weights have 32 bits, and vLLM is faster with them.
+        On a GPU, an adapter is evaluated beside its base, as it was trained: merged into weights of 16 bits, small
+        changes are rounded away. On a CPU the merged weights have 32 bits, and vLLM is faster with them.
         """
         return {
             "sft" if self.sft else "start": self.main.start,

@@ -358,7 +358,7 @@ class Supervisor:
             for error in raised_errors(written):
                 print(f"       {error}", file=sys.stderr)
             if remedy := memory_remedy(written):
-                print(f"       {remedy}. The same command goes on from the last checkpoint.", file=sys.stderr)
+                print(f"       {remedy}. The command then continues from the last checkpoint.", file=sys.stderr)
             print(f"       the whole log: {arguments.log}", file=sys.stderr)
         return own_status if own_status is not None and own_status > 0 else 1
 

@@ -73,8 +73,11 @@ def right_aligned(rows: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
 
 
 def continue_schedule(optimizer: torch.optim.Optimizer, schedule: LambdaLR) -> None:
-    """Set the learning rate that the schedule has at its present step. A checkpoint holds that of its own schedule: 0
-    where a training had ended that now goes on for more steps, and the first of them would train nothing."""
+    """Set the learning rate that the schedule has at its present step.
+
+    A checkpoint brings the rate of the schedule that it was saved under. At the end of a training that is 0. If STEPS
+    is then raised, the first further step would train nothing.
+    """
     for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = base * factor(schedule.last_epoch)
 
