@@ -13,6 +13,7 @@ from recipes.serving.vllm_server import VllmServer, engine_environment
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(vllm_server, "is_cpu_build", lambda: False)
+    monkeypatch.setattr(vllm_server, "check_servable", lambda model, adapter: None)  # it has no weights
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 2048}')
     return tmp_path
 
