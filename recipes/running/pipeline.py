@@ -47,16 +47,18 @@ from recipes.preflight.hardware import (
 )
 from recipes.preflight.plan import chosen_placement
 from recipes.running.environment import WORKER_VARIABLES, log_environment, ray_token, run_environment
-from recipes.running.run import SMOLLM2, SMOLLM2_FOLDER, Run, unknown_knobs
+from recipes.running.run import SMOLLM2, SMOLLM2_FOLDER, Run, config_text, unknown_knobs
 from recipes.running.stages import Interrupted, Stages, raise_on_signals, say, skipped
 from reward.settings import DEFAULT_SETTINGS_FILE
 from tsc.errors import ConfigError, run_main
 from tsc.evaluation.reference import reference_candidates
 from tsc.evaluation.settings import load_evaluation_settings
-from tsc.files import REPO_ROOT, folder_lock
+from tsc.files import REPO_ROOT, folder_lock, write_atomically
 
 TITLES = {"grpo": "GRPO", "gspo": "GSPO", "ppo": "PPO", "sft": "SFT", "dpo": "DPO"}
 REWARD_FUNCTION = "reward.custom_reward_function"
+# the knobs of a training, as CONFIG takes them, in its folder
+CONFIG_FILE = "knobs.yaml"
 # A KV cache for a few answers of a given model at a time; the CPU profile's serves a tiny one.
 GIVEN_MODEL_KV_CACHE_BYTES = 1 << 30
 # The CPU profile's 64 sequences are for a tiny model; of one with 0.1 billion parameters, they take 45 GiB.
@@ -636,6 +638,7 @@ class Pipeline:
     def stages_in_order(self) -> None:
         """All stages. Raises ConfigError if another launch of this name and algorithm is running."""
         with folder_lock(self.main.folder, self.main.title):
+            write_atomically(self.main.folder / CONFIG_FILE, config_text(self.run.algorithm, os.environ).encode())
             self._stages_in_order()
 
     def _stages_in_order(self) -> None:

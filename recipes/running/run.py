@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -199,17 +199,31 @@ class Run(BaseModel):
 
 def unknown_knobs(algorithm: str, environment: Mapping[str, str]) -> list[str]:
     """A sentence for each variable that looks like a knob of a launcher, but is none of train_ALGORITHM.sh's."""
-    launchers = {file.stem.removeprefix("train_"): file for file in (REPO_ROOT / "scripts").glob("train_*.sh")}
-    knobs = {name: set(re.findall(r"^([A-Z_0-9]+)=\$\{", file.read_text(), re.M)) for name, file in launchers.items()}
-    own = knobs[algorithm]
-    elsewhere = set().union(*knobs.values()) - own
+    own = knobs_of(algorithm)
+    elsewhere = {knob for name in get_args(Algorithm) for knob in knobs_of(name)} - set(own)
     told = []
     for name, value in sorted(environment.items()):
         similar = difflib.get_close_matches(name, own, n=1, cutoff=0.85)
         if value and name not in own and (name in elsewhere or similar):
             meant = f": did you mean {similar[0]}?" if similar else " (--help lists them)"
-            told.append(f"{name}={value} is not a knob of {launchers[algorithm].name}{meant}")
+            told.append(f"{name}={value} is not a knob of train_{algorithm}.sh{meant}")
     return told
+
+
+def knobs_of(algorithm: str) -> list[str]:
+    """The knobs of train_ALGORITHM.sh, in its order."""
+    launcher = REPO_ROOT / "scripts" / f"train_{algorithm}.sh"
+    return re.findall(r"^([A-Z_0-9]+)=\$\{\1:-\}", launcher.read_text(), re.MULTILINE)
+
+
+def config_text(algorithm: str, environment: Mapping[str, str]) -> str:
+    """The knobs that are set, as a file that CONFIG takes."""
+    lines = [f"# CONFIG=THIS_FILE bash scripts/train_{algorithm}.sh trains with these knobs; other overrides: hydra/"]
+    for knob in knobs_of(algorithm):
+        if value := environment.get(knob):
+            quote = "'" if '"' in value else '"'
+            lines.append(f"{knob}: {quote}{value}{quote}")
+    return "\n".join(lines) + "\n"
 
 
 def _data_name(word: str) -> str:

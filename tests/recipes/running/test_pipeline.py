@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipes.preflight.compose import ALGORITHMS, compose
 from recipes.running.pipeline import Pipeline, Training
-from recipes.running.run import FILE, Run, check_writable, unknown_knobs
+from recipes.running.run import FILE, Run, check_writable, config_text, unknown_knobs
 from recipes.running.stages import Stages
 from tsc.errors import ConfigError
 from tsc.files import REPO_ROOT, folder_lock
@@ -107,6 +107,63 @@ def test_help_lists_every_knob_and_starts_nothing(algorithm: str, tmp_path: Path
     assert done.returncode == 0 and done.stderr == ""
     listed = set(re.findall(r"^  ([A-Z_]+)  ", done.stdout, re.MULTILINE))
     assert listed == {match[1] for line in launcher(algorithm) if (match := KNOB.match(line))}
+
+
+CONFIG = """\
+# mine
+STEPS: 40   # more
+SCENARIO: "my nets/a b.sumocfg"
+
+EVAL_CONTROLLERS: static actuated
+RUN_NAME: run#7
+KL:
+"""
+
+
+def dry_run(config: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The launcher until it has read the knobs, which it prints instead of running on."""
+    launcher = (REPO_ROOT / "scripts/train_grpo.sh").read_text().partition("# ----")[0]
+    launcher = launcher.replace("${BASH_SOURCE[0]##*/}", "train_grpo.sh")
+    launcher = (
+        launcher.replace('"$(dirname "${BASH_SOURCE[0]}")/.."', str(REPO_ROOT)) + 'for k; do echo "${!k:-}"; done'
+    )
+    command = ["bash", "-c", launcher, "train_grpo.sh", *words]
+    given = {"PATH": os.environ["PATH"], "CONFIG": str(config), **environment}
+    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=10)
+
+
+def test_knobs_come_from_a_file_and_the_environment_wins(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(CONFIG)
+    knobs = ("STEPS", "SCENARIO", "EVAL_CONTROLLERS", "RUN_NAME", "KL", "EPISODES")
+    done = dry_run(file, *knobs, RUN_NAME="other", EVAL_CONTROLLERS="")
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["40", "my nets/a b.sumocfg", "static actuated", "other", "", ""]
+
+
+def test_a_training_keeps_its_knobs_as_such_a_file(tmp_path: Path) -> None:
+    given = {"STEPS": "40", "SCENARIO": 'my "nets"/a b.sumocfg', "RUN_NAME": "run #7", "KL": "", "HOME": "/root"}
+    file = tmp_path / "knobs.yaml"
+    file.write_text(config_text("grpo", given))
+    done = dry_run(file, "STEPS", "SCENARIO", "RUN_NAME", "KL")
+    assert done.stdout.splitlines() == [given["STEPS"], given["SCENARIO"], given["RUN_NAME"], ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("STEPS: 4\nSTEP: 3\n", "line 2: STEP is not a knob of scripts/train_grpo.sh"),
+        ("STEPS 3", "line 1: STEPS 3: write `KNOB: value`"),
+        ("- STEPS: 3", "line 1: - STEPS: 3: write `KNOB: value`"),
+    ],
+)
+def test_a_wrong_line_of_a_config_is_named_before_anything_starts(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    done = dry_run(file, "STEPS")
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.startswith(f"error: CONFIG={file}, {told}")
+    missing = dry_run(tmp_path / "missing.yaml")
+    assert missing.returncode == 1 and "missing.yaml is not a file" in missing.stderr
 
 
 def test_what_looks_like_a_knob_and_is_none_is_told() -> None:
