@@ -9,7 +9,7 @@ Examples:
 A word of --scenarios is a scenario or family file, a .sumocfg file, resco:NAME (needs the package sumo-rl) or
 sumo:NAME. A language model is llm:NAME=FOLDER, llm:NAME=FOLDER+ADAPTER or llm:NAME=ADAPTER. vLLM serves it as long as
 it is needed. With --base-url, llm:NAME=MODEL is a model of that server (key from OPENAI_API_KEY). A student that
-scripts/fit_student.py has made is student:NAME=FILE.
+scripts/fit_student.py has made is student:NAME=FILE, a program of scripts/export_program.py program:NAME=FILE.
 On each scenario, the others are compared with the classical controller that is best on validation seeds, or with the
 controller that --reference names. --protocol resco runs resco: scenarios as RESCO does, and puts its published delays
 beside ours.
@@ -26,9 +26,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, NAME, STUDENT
+from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, NAME, PROGRAM, STUDENT
 from tsc.errors import ConfigError, did_you_mean, run_main
 from tsc.evaluation.reference import BEST_CLASSICAL, best_of, reference_candidates
 from tsc.files import REPO_ROOT, folder_lock, this_command
@@ -48,48 +48,56 @@ if TYPE_CHECKING:
 
 CONFIGS = REPO_ROOT / "configs"
 
+# What a controller is given: a language model, a student, the file of a program, or nothing.
+Chosen: TypeAlias = "ModelChoice | StudentFile | Path | None"
 
-def chosen_controllers(words: Sequence[str], base_url: str | None) -> dict[str, ModelChoice | StudentFile | None]:
-    """The language model or the student of each controller, in the order of the words; None for one without.
 
-    Raises ConfigError for an unknown controller, and for a model or a student that cannot be found.
+def chosen_controllers(words: Sequence[str], base_url: str | None) -> dict[str, Chosen]:
+    """What each controller is given, in the order of the words.
+
+    Raises ConfigError for an unknown controller, and for a model, a student or a program that cannot be found.
     """
     from recipes.serving.model_choice import checked, parse_model_choice
-    from tsc.rules.student import StudentFile, load_student
+    from tsc.programs.tl_logic import check_program_file
+    from tsc.rules.student import load_student
 
-    chosen: dict[str, ModelChoice | StudentFile | None] = {}
+    chosen: dict[str, Chosen] = {}
     for word in words:
         kind, _, given = word.partition(":")
-        model: ModelChoice | StudentFile | None = None
+        model: Chosen = None
         name = word
         if kind == LANGUAGE_MODEL:
             model = parse_model_choice(word, base_url)
             name = model.name
-        elif kind == STUDENT:
+        elif kind in (STUDENT, PROGRAM):
             name, _, file = given.partition("=")
             if not NAME.fullmatch(name) or not file:
                 raise ConfigError(
-                    f"controller {word!r}: write student:NAME=FILE, with a name of letters, digits and . _ -"
+                    f"controller {word!r}: write {kind}:NAME=FILE, with a name of letters, digits and . _ -"
                 )
-            model = load_student(Path(file))
+            model = load_student(Path(file)) if kind == STUDENT else check_program_file(Path(file).resolve())
         elif word not in CONTROLLERS:
             meant = did_you_mean(word, CONTROLLERS)
             raise ConfigError(
                 f"controller {word!r} is unknown: {meant}choose from {', '.join(CONTROLLERS)}, llm:NAME=FOLDER, "
-                "student:NAME=FILE"
+                "student:NAME=FILE, program:NAME=FILE"
             )
         if model is not None and name in (*CONTROLLERS, BEST_CLASSICAL):
             raise ConfigError(f"controller {word!r}: {name} stands for a controller without a model")
         if name in chosen:
             raise ConfigError(f"two controllers are named {name!r}: {' '.join(words)}")
         chosen[name] = model
-    return {
-        name: model if model is None or isinstance(model, StudentFile) else checked(model)
-        for name, model in chosen.items()
-    }
+    return {name: model if _is_file(model) else checked(model) for name, model in chosen.items()}
 
 
-def reported_controller(name: str, model: ModelChoice | StudentFile | None) -> ReportedController:
+def _is_file(model: Chosen) -> TypeGuard[StudentFile | Path | None]:
+    """Whether it is no language model."""
+    from tsc.rules.student import StudentFile
+
+    return model is None or isinstance(model, StudentFile | Path)
+
+
+def reported_controller(name: str, model: Chosen) -> ReportedController:
     """What the report says about a controller."""
     from tsc.evaluation.reported import ReportedController
     from tsc.rules.student import StudentFile
@@ -98,7 +106,11 @@ def reported_controller(name: str, model: ModelChoice | StudentFile | None) -> R
         kind, description, bounds = name, CONTROLLERS[name].description, CONTROLLERS[name].bounds
     else:
         bounds = CONTROLLERS["max_pressure"].bounds
-        if isinstance(model, StudentFile):
+        if isinstance(model, Path):
+            kind = PROGRAM
+            description = f"The signal program {model.name}, which SUMO runs by itself with its detectors."
+            bounds = CONTROLLERS["actuated"].bounds
+        elif isinstance(model, StudentFile):
             kind = STUDENT
             description = (
                 f"A small network (student) that copies {model.teacher}. On held-out episodes, it gives "
@@ -163,7 +175,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="NAME",
-        help=f"{', '.join(CONTROLLERS)}, llm:NAME=…, student:NAME=FILE",
+        help=f"{', '.join(CONTROLLERS)}, llm:NAME=…, student:NAME=FILE, program:NAME=FILE",
     )
     parser.add_argument(
         "--seeds", type=at_least(1), default=5, metavar="N", help="episodes of each (default: %(default)s)"
@@ -230,8 +242,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     prompt_maker(settings.llm.prompt)
     load_outcome_settings(arguments.reward)  # a wrong file is told before a net is built
     chosen = chosen_controllers(arguments.controllers, arguments.base_url)
-    students = {name: model for name, model in chosen.items() if isinstance(model, StudentFile)}
-    models = {name: model for name, model in chosen.items() if model is not None and name not in students}
+    models = {name: model for name, model in chosen.items() if not _is_file(model)}
     candidates = reference_candidates(settings.reference, list(chosen))
     out = arguments.out.resolve()
     scenarios = traffic_scenarios(arguments.scenarios, out / "scenarios", settings.of_scenarios)
@@ -250,7 +261,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
             name=each.name,
             kind=each.kind,
             model=models[each.name].identity() if each.name in models else None,
-            student=students.get(each.name),
+            student=given if isinstance(given := chosen[each.name], StudentFile) else None,
+            program_file=given if isinstance(given, Path) else None,
         )
         for each in controllers
     ]

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from tsc.cost.outcome import OutcomeSettings
     from tsc.rules.controller import Controller
 
-# Controllers of a kind that a user names and gives a model for, as llm:NAME=FOLDER and student:NAME=FILE.
+# Controllers of a kind that a user names and gives a model for, as llm:NAME=FOLDER, student:NAME=FILE and
+# program:NAME=FILE.
 LANGUAGE_MODEL = "llm"
 STUDENT = "student"
+PROGRAM = "program"
 # The name becomes part of file names.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tsc.controllers import registry
 from tsc.controllers.actuated import detector_plan
 from tsc.controllers.static_copy import is_plain_static, static_copy, with_yellow
 from tsc.controllers.webster import webster_plans
@@ -43,9 +44,16 @@ class PlannedSignals:
 
 
 def plan_signals(
-    kind_name: str, files: SumoFiles, settings: SignalSettings, end_s: float, folder: Path
+    kind_name: str,
+    files: SumoFiles,
+    settings: SignalSettings,
+    end_s: float,
+    folder: Path,
+    program_file: Path | None = None,
 ) -> PlannedSignals:
     """Write the programs for a controller of this kind into `folder`, if it needs any.
+
+    program_file: of the kind PROGRAM, the additional file with its programs and their detectors.
 
     None are needed for `static`, nor for a controller that holds greens if all running programs are static and have
     the same bounds. Opens a simulation of `files` to see which programs run; the next simulation closes it.
@@ -85,6 +93,9 @@ def plan_signals(
     match kind_name:
         case "actuated" | "delay_based":
             new = [detector_plan(plan, kind_name) for plan in plans.values()]
+        case registry.PROGRAM:
+            assert program_file is not None, "the kind PROGRAM needs a file"
+            return replace(planned, files=_with(files_without, program_file))
         case "webster":
             new = webster_plans(files, list(plans.values()), end_s, folder)
         case _:
@@ -101,7 +112,11 @@ def plan_signals(
     ElementTree.indent(additional, "    ")
     path = folder / f"{kind_name}.add.xml"
     write_atomically(path, ElementTree.tostring(additional))
-    return replace(planned, files=replace(files_without, additional_files=(*files_without.additional_files, path)))
+    return replace(planned, files=_with(files_without, path))
+
+
+def _with(files: SumoFiles, additional_file: Path) -> SumoFiles:
+    return replace(files, additional_files=(*files.additional_files, additional_file))
 
 
 def _without_timetables(files: SumoFiles, folder: Path) -> SumoFiles:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tsc.controllers.language_model import Ask, Conversation, LanguageModelController, Reply
-from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, STUDENT, rule_controller
+from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, PROGRAM, STUDENT, rule_controller
 from tsc.controllers.signal_plans import plan_signals
 from tsc.cost.continuation import outcomes_by_fork
 from tsc.cost.outcome import OutcomeSettings
@@ -38,8 +38,8 @@ from tsc.sumo.running import SumoFiles
 class EpisodeJob:
     """One episode of one controller.
 
-    controller: the name in the results. kind: a name of tsc.controllers.registry.CONTROLLERS, LANGUAGE_MODEL or
-    STUDENT. student: of a controller of this kind.
+    controller: the name in the results. kind: a name of tsc.controllers.registry.CONTROLLERS, LANGUAGE_MODEL, STUDENT
+    or PROGRAM. student, program_file: of a controller of this kind.
     prompt: the name of what makes a language model's prompts (tsc.junction.prompt).
     fingerprint: digest of everything that decides the result; it is stored in the record.
     trace_file: where to write the trace; None writes none.
@@ -58,6 +58,7 @@ class EpisodeJob:
     signals: SignalSettings
     lookahead: OutcomeSettings
     student: StudentFile | None = None
+    program_file: Path | None = None
     prompt: str = OWN_PROMPT
     trace_file: Path | None = None
     decisions_file: Path | None = None
@@ -89,7 +90,7 @@ def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
     decisions: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="tsc-plans-") as folder:
         try:
-            planned = plan_signals(job.kind, job.files, job.signals, job.end_s, Path(folder))
+            planned = plan_signals(job.kind, job.files, job.signals, job.end_s, Path(folder), job.program_file)
         except NotApplicable as error:
             return {**record, "not_applicable": str(error)}
         episode = run_episode(
@@ -119,7 +120,7 @@ def _controller(job: EpisodeJob, ask: Ask | None) -> Controller | None:
     if job.kind == STUDENT:
         assert job.student is not None, "a job of a student needs `student`"
         return Student(job.student)
-    if CONTROLLERS[job.kind].by_sumo:
+    if job.kind == PROGRAM or CONTROLLERS[job.kind].by_sumo:
         return None
     return rule_controller(job.kind, seed=job.seed, lookahead=job.lookahead)
 

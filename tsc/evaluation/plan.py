@@ -15,6 +15,7 @@ from tsc.episodes.runner import EpisodeJob
 from tsc.errors import ConfigError
 from tsc.evaluation.settings import EvaluationSettings
 from tsc.evaluation.traces import decisions_file, trace_file
+from tsc.files import sha256_of
 from tsc.junction.prompt import prompt_version
 from tsc.rules.student import StudentFile
 from tsc.scenarios.scenario import Split
@@ -29,15 +30,16 @@ RECORD_VERSION = 3
 class Contestant:
     """A controller that takes part in an evaluation.
 
-    kind: one of tsc.controllers.registry.CONTROLLERS, LANGUAGE_MODEL or STUDENT.
+    kind: one of tsc.controllers.registry.CONTROLLERS, LANGUAGE_MODEL, STUDENT or PROGRAM.
     model: what identifies a language model (the digest of its files, or its address and name).
-    student: of this kind.
+    student, program_file: of this kind.
     """
 
     name: str
     kind: str
     model: str | None = None
     student: StudentFile | None = None
+    program_file: Path | None = None
 
 
 def plan_jobs(
@@ -91,6 +93,8 @@ def plan_jobs(
                     what["compared"] = compared
                 if contestant.student is not None:
                     what["student"] = contestant.student.digest
+                if contestant.program_file is not None:
+                    what["program"] = sha256_of(contestant.program_file)
                 digest = hashlib.sha256(json.dumps([what, contestant.name], sort_keys=True).encode())
                 jobs.append(
                     EpisodeJob(
@@ -105,6 +109,7 @@ def plan_jobs(
                         signals=scenario.signals,
                         lookahead=lookahead[scenario.name],
                         student=contestant.student,
+                        program_file=contestant.program_file,
                         prompt=settings.llm.prompt,
                         trace_file=trace_file(out, *place) if split == "evaluation" else None,
                         decisions_file=decisions_file(out, *place) if compared else None,

@@ -134,7 +134,7 @@ class RunningSumo(ABC):
         ahead = deque([ApproachLane(lane=incoming_lane, distance_m=0.0)])
         while ahead:
             part = ahead.popleft()
-            begin_m = part.distance_m + float(self._sumo.lane.getLength(part.lane))
+            begin_m = part.distance_m + self.lane_length_m(part.lane)
             if begin_m < APPROACH_M:
                 before = [lane for lane in self._lanes_before.get(part.lane, ()) if lane not in seen]
                 seen.update(before)
@@ -233,6 +233,13 @@ class RunningSumo(ABC):
             room = int(self._sumo.lane.getLength(lane) // 7.5)
             free += max(0, room - self._sumo.lane.getLastStepVehicleNumber(lane))
         return free
+
+    def lane_length_m(self, lane: str) -> float:
+        return float(self._sumo.lane.getLength(lane))
+
+    def detected_veh(self, detector: str) -> int:
+        """Vehicles on a lane area detector, also those of which only a part is on it."""
+        return int(self._sumo.lanearea.getLastStepVehicleNumber(detector))
 
     def speed_limit_m_per_s(self, lane: str) -> float:
         return float(self._sumo.lane.getMaxSpeed(lane))
