@@ -117,5 +117,5 @@ def test_a_file_without_such_a_program_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the signal program"):
         check_program_file(file)
     file.write_text("<additional><tlLogic id='J' programID='0'/></additional>")
-    with pytest.raises(ConfigError, match=r"has no program 'tsc_program': make one with scripts/export_program\.py"):
+    with pytest.raises(ConfigError, match="has no program .tsc_program.: make one with"):
         check_program_file(file)
