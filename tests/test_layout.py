@@ -31,7 +31,8 @@ FORBIDDEN = {
 ROOMS = {
     "tsc": (
         "errors", "files", "processes", "yaml_file", "user_code",
-        "sumo", "junction", "rules", "cost", "scenarios", "replays", "controllers", "episodes", "evaluation",
+        "sumo", "junction", "rules", "cost", "scenarios", "replays", "controllers", "episodes", "player",
+        "evaluation",
     ),
     "reward": (
         "origin", "settings", "workers", "scoring", "ground_truth", "outcome_cache", "outcome_store", "outcome_source",
