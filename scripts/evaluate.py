@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,16 +31,17 @@ from typing import TYPE_CHECKING, Any
 from tsc.controllers.registry import CONTROLLERS
 from tsc.errors import ConfigError, run_main
 from tsc.evaluation.reference import BEST_CLASSICAL, best_of, reference_candidates
-from tsc.files import REPO_ROOT, folder_lock, this_command
+from tsc.files import REPO_ROOT, folder_lock, this_command, without_password
 from tsc.junction.prompt import PROMPT_HELP, prompt_maker
 from tsc.junction.signal_control import skipped_lines
-from tsc.scenarios.command_line import add_scenario_options, at_least, given_options
+from tsc.scenarios.command_line import add_scenario_options, at_least, given_options, words_of
 
 if TYPE_CHECKING:
     from recipes.serving.model_choice import ModelChoice
     from tsc.episodes.runner import EpisodeJob
     from tsc.evaluation.episodes_file import EpisodesFile
     from tsc.evaluation.settings import EvaluationSettings
+    from tsc.evaluation.watch_command import WatchCommand
 
 # Other modules are imported where they are used: every worker process imports this file, and needs little of it.
 
@@ -222,9 +223,33 @@ def evaluate(arguments: argparse.Namespace) -> None:
             command=this_command(),
             reference=settings.reference,
             protocol=protocol,
+            watch=None if protocol is not None else watch_command(arguments, [each.name for each in scenarios], chosen),
         )
     )
     print(f"\nreport: {arguments.out / 'report.html'}")
+
+
+def watch_command(
+    arguments: argparse.Namespace, scenarios: Sequence[str], controllers: Collection[str]
+) -> WatchCommand:
+    """scenarios, controllers: the names that the words of the arguments stand for, in their order."""
+    from tsc.evaluation.watch_command import WatchCommand
+
+    options = words_of(arguments)
+    for name, default in (("config", CONFIGS / "evaluation.yaml"), ("reward", CONFIGS / "reward.yaml")):
+        if getattr(arguments, name) != default:
+            options += [f"--{name}", str(getattr(arguments, name))]
+    if arguments.prompt is not None:
+        options += ["--prompt", arguments.prompt]
+    if arguments.base_url is not None:
+        options += ["--base-url", without_password(arguments.base_url)]
+    words = arguments.scenarios
+    return WatchCommand(
+        # a family is one word for many scenarios
+        scenarios=dict(zip(scenarios, words, strict=True)) if len(scenarios) == len(words) else {},
+        controllers=dict(zip(controllers, arguments.controllers, strict=True)),
+        options=options,
+    )
 
 
 if __name__ == "__main__":

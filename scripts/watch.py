@@ -7,8 +7,8 @@ Examples:
 The page is one file, which any browser shows without a network. At each decision of the junction, it also shows what
 both answers lead to: each is continued in a copy of the simulation, and judged as the reward judges it.
 
-A scenario or a controller is named as for scripts/evaluate.py. The first 10 minutes are shown; --warm-up moves their
-begin, and --duration or --end says where they end. docs/player.md explains the page.
+A scenario or a controller is named as for scripts/evaluate.py. Without options, the first 10 minutes are shown:
+--warm-up is what passes before, --shown how long it is. docs/player.md explains the page.
 """
 
 from __future__ import annotations
@@ -57,6 +57,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--reward", type=Path, default=CONFIGS / "reward.yaml", help="how decisions are judged")
     add_scenario_options(parser, source="--config's or the scenario's own")
     parser.add_argument("--warm-up", type=at_least(0), metavar="S", dest="warm_up_s", help="not shown, s")
+    parser.add_argument(
+        "--shown",
+        type=at_least(1),
+        metavar="S",
+        dest="shown_s",
+        help=f"show so long, s (default: {SHOWN_S}; with --duration or --end, all of it)",
+    )
     return parser.parse_args()
 
 
@@ -101,11 +108,14 @@ def watch(arguments: argparse.Namespace, scratch: Path) -> None:
         )
     (scenario,) = scenarios
     from_s = scenario.begin_s + settings.warm_up_s
-    to_s = scenario.end_s if {"duration_s", "end_s"} & changes.keys() else min(scenario.end_s, from_s + SHOWN_S)
+    shown_s = arguments.shown_s
+    if shown_s is None:
+        shown_s = scenario.duration_s if {"duration_s", "end_s"} & changes.keys() else SHOWN_S
+    to_s = min(scenario.end_s, from_s + shown_s)
     if not 0 < to_s - from_s <= MOST_SHOWN_S:
         raise ConfigError(
-            f"scenario {scenario.name} would be shown from {from_s} to {to_s} s: choose 1 to {MOST_SHOWN_S} s after the "
-            "warm-up (--warm-up, --duration, --end)"
+            f"scenario {scenario.name} would be shown from {from_s} to {to_s} s: choose 1 to {MOST_SHOWN_S} s after "
+            "the warm-up (--warm-up, --shown, --duration, --end)"
         )
     planned = opened(scenario, scratch / "signals")
     check_junction(arguments.junction, planned, scenario.name)

@@ -68,8 +68,8 @@ class RecordedDecision:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedEpisode:
-    """stage[T]: index of the green stage; -1 between stages. decisions: of the shown junction, in the order of time. There
-    are none if SUMO switches the signals."""
+    """stage[T]: index of the green stage; -1 between stages. decisions: of the shown junction, in the order of time. A
+    controller by which SUMO switches has none."""
 
     recording: Recording
     stage: NDArray[np.int8]

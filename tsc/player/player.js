@@ -301,7 +301,7 @@ class Strip {
     this.dearest = Math.max(1, ...episodes.flatMap(({ decisions }) => decisions.map(({ regret }) => regret)));
   }
 
-  get width() { return this.canvas.clientWidth - GUTTER - 10; }
+  get width() { return this.canvas.clientWidth - GUTTER - 26; }
   x(time) { return GUTTER + (time / this.seconds) * this.width; }
   time(x) { return Math.min(this.seconds, Math.max(0, ((x - GUTTER) / this.width) * this.seconds)); }
   rowTop(row) { return QUEUE_HEIGHT + 8 + row * ROW_HEIGHT; }
@@ -393,7 +393,7 @@ class Strip {
     for (let s = Math.ceil(this.fromS / step) * step; s <= this.fromS + this.seconds; s += step) {
       const x = this.x(s - this.fromS);
       context.fillRect(x, y - 12, 1, 4);
-      context.fillText(clockWords(s), Math.min(x, this.canvas.clientWidth - 18), y + 2);
+      context.fillText(clockWords(s), x, y + 2);
     }
   }
 
@@ -495,7 +495,11 @@ class DecisionView {
       `${decision.decision}, ${ANSWER_WORDS[decision.decision]} the green`;
     this.section.replaceChildren(
       close, element("h2", heading), ...this.facts(decision), places,
-      element("p", [this.toggle, ` Both answers from the same state, over ${this.cost.horizon_s} s. The queue:`]), this.chart,
+      element("p", [
+        this.toggle, ` Both from the same state, over ${this.cost.horizon_s} s. The queue after `,
+        element("span", "yes (solid)", "answer-yes"), " and ", element("span", "no (dashed)", "answer-no"), ":",
+      ]),
+      this.chart,
       ...this.words(decision),
     );
     this.section.hidden = false;
@@ -532,7 +536,7 @@ class DecisionView {
       element("p", `Stage ${decision.stage + 1}, green for ${number(decision.elapsed_green_s)} s. ${verdict}`),
       element("table", [element("thead", head), element("tbody", rows)]),
       element("p", `The cost is ${this.cost.measure} over ${this.cost.horizon_s} s (scope: ${this.cost.scope}); after the ` +
-        `decision, ${this.cost.tail} runs all junctions. So neither answer is continued as the panels above are.`, "soft"),
+        `decision, ${this.cost.tail} runs all junctions. So what follows here differs from the episode above.`, "soft"),
     ];
   }
 
@@ -546,7 +550,7 @@ class DecisionView {
   }
 
   chartTime(x) {
-    const width = this.chart.clientWidth - 70;
+    const width = this.chart.clientWidth - 80;
     return Math.min(this.cost.horizon_s, Math.max(0, ((x - 60) / width) * this.cost.horizon_s));
   }
 
@@ -567,17 +571,14 @@ class DecisionView {
   drawChart(time) {
     const context = fitted(this.chart);
     const { clientWidth: width, clientHeight: height } = this.chart;
-    const bottom = height - 22, x = (second) => 60 + (second / this.cost.horizon_s) * (width - 70);
+    const bottom = height - 22, x = (second) => 60 + (second / this.cost.horizon_s) * (width - 80);
     const queues = this.panels.map(({ panel }) => panel.recording.queue);
     const highest = Math.max(1, ...queues.flatMap((queue) => Array.from(queue)));
     context.clearRect(0, 0, width, height);
     context.font = FONT;
-    drawQueueAxis(context, highest, 60, width - 70, bottom, "[veh]");
+    drawQueueAxis(context, highest, 60, width - 80, bottom, "[veh]");
     this.panels.forEach(({ answer }, place) => {
       drawQueue(context, queues[place], highest, x, bottom, ANSWER_COLOURS[answer], place ? [6, 3] : []);
-      context.fillStyle = ANSWER_COLOURS[answer];
-      context.textAlign = "left";
-      context.fillText(place ? "- - no" : "— yes", 68 + 50 * place, 8);
     });
     context.fillStyle = COLOURS.soft;
     context.textAlign = "center";
@@ -642,7 +643,7 @@ class Player {
       const dear = decisions.map((decision, place) => ({ ...decision, place })).filter(({ regret }) => regret > 0);
       const total = dear.reduce((sum, { regret }) => sum + regret, 0);
       const words = decisions.length
-        ? `${decisions.length} decisions; ${dear.length} cost more than the other answer, ${number(total)} ${unit} together.`
+        ? `${decisions.length} decisions; ${dear.length} cost more than the other answer, ${number(total / Math.max(1, dear.length), 1)} ${unit} each on average.`
         : "SUMO switches by a program: there are no decisions.";
       const head = element("tr", ["time", "decision", `regret [${unit}]`].map((text, i) => element("th", text, i > 1 ? "number" : "")));
       const rows = dear.sort((a, b) => b.regret - a.regret).slice(0, 5).map(({ time_s, decision, regret, place }) => {
