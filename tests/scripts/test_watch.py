@@ -16,7 +16,7 @@ from tests.tsc.player.test_page import array, unpacked
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FROM_S = 30
-WORDS = ("--controllers", "static", "max_pressure", "--warm-up", str(FROM_S), "--duration", "150")
+WORDS = ("--controllers", "static", "max_pressure", "--warm-up", str(FROM_S), "--shown", "120", "--junction", "A0")
 
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, which shows the page, is installed")
 
