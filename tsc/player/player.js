@@ -690,8 +690,9 @@ class Player {
 
   onKey(event) {
     const { key, shiftKey, target, altKey, ctrlKey, metaKey } = event;
-    if (altKey || ctrlKey || metaKey || ["SELECT", "INPUT"].includes(target.tagName)) return;
+    if (altKey || ctrlKey || metaKey || target.tagName === "SELECT") return;
     if (key === " " && target.tagName === "BUTTON") return;
+    if (target.tagName === "INPUT" && /^(Arrow|Home|End)/.test(key)) return;  // move the slider
     const speed = this.byId("speed");
     const change = (by) => {
       speed.selectedIndex = Math.min(speed.length - 1, Math.max(0, speed.selectedIndex + by));
