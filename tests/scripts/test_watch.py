@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 
 from tests.tsc.player.test_page import array, unpacked
+from tests.tsc.sumo_process import in_new_process
+from tsc.junction.signal_control import read_signals
+from tsc.scenarios.by_word import traffic_scenarios
+from tsc.sumo.simulation import Simulation
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FROM_S = 30
@@ -61,6 +65,28 @@ def test_the_same_command_gives_the_same_page(
     again = tmp_path / "again.html"
     assert watch(repo_root, short_scenario, again, *WORDS).returncode == 0
     assert again.read_bytes() == page.read_bytes()
+
+
+def _queues_veh_s(scenario: Path, folder: Path) -> dict[str, int]:
+    """By junction, under the net's own plan, read in a simulation of its own."""
+    (arterial,) = traffic_scenarios([str(scenario)], folder)
+    simulation = Simulation(arterial.files(1001))
+    programs = read_signals(simulation, switched_by_sumo=True).programs
+    found = dict.fromkeys(programs, 0)
+    for _ in range(120):
+        simulation.step()
+        for name, program in programs.items():
+            found[name] += simulation.queue_veh(program.approach_lanes)
+    return found
+
+
+def test_of_several_junctions_the_one_with_the_longest_queue_is_shown(repo_root: Path, tmp_path: Path) -> None:
+    scenario, out = repo_root / "configs/scenarios/arterial.yaml", tmp_path / "page.html"
+    done = watch(repo_root, scenario, out, "--controllers", "static", "--shown", "20", "--warm-up", "100")
+    assert done.returncode == 0, done.stderr
+    queues_veh_s = in_new_process(_queues_veh_s, scenario, tmp_path)
+    assert unpacked(out.read_text())[0]["junction"] == max(queues_veh_s, key=queues_veh_s.__getitem__)
+    assert len(set(queues_veh_s.values())) > 1
 
 
 def browse(page: Path, fragment: str, *words: str) -> str:
