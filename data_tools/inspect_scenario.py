@@ -25,7 +25,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm import tqdm
 
-from data_tools.inspection import RUNS, Facts, Run, inspect, quick_runs, read_net, signal_links
+from data_tools.inspection import RUNS, Facts, Run, inspect, quick_runs
 from data_tools.junction_pictures import Ground, queue_picture, stages_picture
 from tsc.controllers.opening import opened
 from tsc.controllers.signal_plans import PlannedSignals
@@ -38,6 +38,7 @@ from tsc.scenarios.network_file import is_network_file, load_network_file
 from tsc.scenarios.packaged import PACKAGED_WORDS
 from tsc.scenarios.sumocfg_scenario import SumocfgScenario
 from tsc.scenarios.traffic_scenario import TrafficScenario
+from tsc.sumo.signal_links import read_net, signal_links
 
 _MAX_NAME = 80  # characters of a picture's file name
 

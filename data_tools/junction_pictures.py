@@ -19,7 +19,8 @@ from matplotlib.patches import FancyArrowPatch, Patch
 from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 
-from data_tools.inspection import Facts, Link
+from data_tools.inspection import Facts
+from tsc.sumo.signal_links import Link
 from tsc.sumo.signal_program import SignalPlan
 
 Points = NDArray[np.float64]

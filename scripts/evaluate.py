@@ -23,106 +23,29 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any
 
-from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, NAME, PROGRAM, STUDENT
-from tsc.errors import ConfigError, did_you_mean, run_main
+from tsc.controllers.registry import CONTROLLERS
+from tsc.errors import ConfigError, run_main
 from tsc.evaluation.reference import BEST_CLASSICAL, best_of, reference_candidates
-from tsc.files import REPO_ROOT, folder_lock, this_command
+from tsc.files import REPO_ROOT, folder_lock, this_command, without_password
 from tsc.junction.prompt import PROMPT_HELP, prompt_maker
 from tsc.junction.signal_control import skipped_lines
-from tsc.scenarios.command_line import add_scenario_options, at_least, given_options
+from tsc.scenarios.command_line import add_scenario_options, at_least, given_options, words_of
 
 if TYPE_CHECKING:
     from recipes.serving.model_choice import ModelChoice
     from tsc.episodes.runner import EpisodeJob
     from tsc.evaluation.episodes_file import EpisodesFile
-    from tsc.evaluation.reported import ReportedController
     from tsc.evaluation.settings import EvaluationSettings
-    from tsc.rules.student import StudentFile
+    from tsc.evaluation.watch_command import WatchCommand
 
 # Other modules are imported where they are used: every worker process imports this file, and needs little of it.
 
 CONFIGS = REPO_ROOT / "configs"
-
-# What a controller is given: a language model, a student, the file of a program, or nothing.
-Chosen: TypeAlias = "ModelChoice | StudentFile | Path | None"
-
-
-def chosen_controllers(words: Sequence[str], base_url: str | None) -> dict[str, Chosen]:
-    """What each controller is given, in the order of the words.
-
-    Raises ConfigError for an unknown controller, and for a model, a student or a program that cannot be found.
-    """
-    from recipes.serving.model_choice import checked, parse_model_choice
-    from tsc.programs.tl_logic import check_program_file
-    from tsc.rules.student import load_student
-
-    chosen: dict[str, Chosen] = {}
-    for word in words:
-        kind, _, given = word.partition(":")
-        model: Chosen = None
-        name = word
-        if kind == LANGUAGE_MODEL:
-            model = parse_model_choice(word, base_url)
-            name = model.name
-        elif kind in (STUDENT, PROGRAM):
-            name, _, file = given.partition("=")
-            if not NAME.fullmatch(name) or not file:
-                raise ConfigError(
-                    f"controller {word!r}: write {kind}:NAME=FILE, with a name of letters, digits and . _ -"
-                )
-            model = load_student(Path(file)) if kind == STUDENT else check_program_file(Path(file).resolve())
-        elif word not in CONTROLLERS:
-            meant = did_you_mean(word, CONTROLLERS)
-            raise ConfigError(
-                f"controller {word!r} is unknown: {meant}choose from {', '.join(CONTROLLERS)}, llm:NAME=FOLDER, "
-                "student:NAME=FILE, program:NAME=FILE"
-            )
-        if model is not None and name in (*CONTROLLERS, BEST_CLASSICAL):
-            raise ConfigError(f"controller {word!r}: {name} stands for a controller without a model")
-        if name in chosen:
-            raise ConfigError(f"two controllers are named {name!r}: {' '.join(words)}")
-        chosen[name] = model
-    return {name: model if _is_file(model) else checked(model) for name, model in chosen.items()}
-
-
-def _is_file(model: Chosen) -> TypeGuard[StudentFile | Path | None]:
-    """Whether it is no language model."""
-    from tsc.rules.student import StudentFile
-
-    return model is None or isinstance(model, StudentFile | Path)
-
-
-def reported_controller(name: str, model: Chosen) -> ReportedController:
-    """What the report says about a controller."""
-    from tsc.evaluation.reported import ReportedController
-    from tsc.rules.student import StudentFile
-
-    if model is None:
-        kind, description, bounds = name, CONTROLLERS[name].description, CONTROLLERS[name].bounds
-    else:
-        bounds = CONTROLLERS["max_pressure"].bounds
-        if isinstance(model, Path):
-            kind = PROGRAM
-            description = f"The signal program {model.name}, which SUMO runs by itself with its detectors."
-            bounds = CONTROLLERS["actuated"].bounds
-        elif isinstance(model, StudentFile):
-            kind = STUDENT
-            description = (
-                f"A small network (student) that copies {model.teacher}. On held-out episodes, it gives "
-                f"{model.agreement:.1%} of its teacher's answers."
-            )
-        else:
-            kind = LANGUAGE_MODEL
-            description = (
-                f"The language model {model.where}, at temperature 0. If its answer cannot be read or comes too late, "
-                "the green times of the net's own plan decide."
-            )
-    return ReportedController(name=name, kind=kind, description=description, bounds=bounds)
 
 
 def run_missing(
@@ -135,36 +58,19 @@ def run_missing(
     workers: int,
     out: Path,
 ) -> None:
-    """Run the episodes that `file` does not have. Controllers without a language model come first, then one model after
-    the other. A model is served only while it is asked. what: names the episodes in what is printed."""
+    """Run the episodes that `file` does not have. what: names the episodes in what is printed."""
     from tqdm import tqdm
 
-    from recipes.serving.model_choice import answering
-    from tsc.episodes.runner import run_jobs
+    from recipes.serving.controllers import run_with_models
 
     done = {record["fingerprint"] for record in file.episodes}
     missing = [job for job in jobs if job.fingerprint not in done]
     if done:
         print(f"{len(done)} of {len(jobs)} {what} are there already", flush=True)
-    # lookahead takes longest: if it began last, one worker would still run when the others are done
-    rules = sorted((job for job in missing if job.controller not in models), key=lambda job: job.kind != "lookahead")
     with tqdm(total=len(missing), unit=f" {what}", disable=None) as bar:
-        for record in run_jobs(rules, workers):
+        for record in run_with_models(missing, models, settings.llm, workers=workers, log_file=out / "vllm.log"):
             file.append(record)
             bar.update()
-        for name, model in models.items():
-            asking = [job for job in missing if job.controller == name]
-            if not asking:
-                continue
-            with answering(
-                model,
-                max_answer_tokens=settings.llm.max_answer_tokens,
-                time_limit_s=settings.llm.decision_time_limit_s,
-                log_file=out / "vllm.log",
-            ) as endpoint:
-                for record in run_jobs(asking, settings.llm.concurrent_episodes, endpoint.ask):
-                    file.append(record)
-                    bar.update()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -210,6 +116,8 @@ def main() -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Run what is missing in `arguments.out`, whose lock the caller holds, and write the results."""
+    from recipes.serving.controllers import chosen_controllers, reported_controller
+    from recipes.serving.model_choice import ModelChoice
     from tsc.controllers.opening import opened
     from tsc.cost.outcome import load_outcome_settings
     from tsc.evaluation.episodes_file import EpisodesFile
@@ -242,7 +150,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     prompt_maker(settings.llm.prompt)
     load_outcome_settings(arguments.reward)  # a wrong file is told before a net is built
     chosen = chosen_controllers(arguments.controllers, arguments.base_url)
-    models = {name: model for name, model in chosen.items() if not _is_file(model)}
+    models = {name: model for name, model in chosen.items() if isinstance(model, ModelChoice)}
     candidates = reference_candidates(settings.reference, list(chosen))
     out = arguments.out.resolve()
     scenarios = traffic_scenarios(arguments.scenarios, out / "scenarios", settings.of_scenarios)
@@ -316,9 +224,33 @@ def evaluate(arguments: argparse.Namespace) -> None:
             command=this_command(),
             reference=settings.reference,
             protocol=protocol,
+            watch=None if protocol is not None else watch_command(arguments, [each.name for each in scenarios], chosen),
         )
     )
     print(f"\nreport: {arguments.out / 'report.html'}")
+
+
+def watch_command(
+    arguments: argparse.Namespace, scenarios: Sequence[str], controllers: Collection[str]
+) -> WatchCommand:
+    """scenarios, controllers: the names that the words of the arguments stand for, in their order."""
+    from tsc.evaluation.watch_command import WatchCommand
+
+    options = words_of(arguments)
+    for name, default in (("config", CONFIGS / "evaluation.yaml"), ("reward", CONFIGS / "reward.yaml")):
+        if getattr(arguments, name) != default:
+            options += [f"--{name}", str(getattr(arguments, name))]
+    if arguments.prompt is not None:
+        options += ["--prompt", arguments.prompt]
+    if arguments.base_url is not None:
+        options += ["--base-url", without_password(arguments.base_url)]
+    words = arguments.scenarios
+    return WatchCommand(
+        # a family is one word for many scenarios
+        scenarios=dict(zip(scenarios, words, strict=True)) if len(scenarios) == len(words) else {},
+        controllers=dict(zip(controllers, arguments.controllers, strict=True)),
+        options=options,
+    )
 
 
 if __name__ == "__main__":

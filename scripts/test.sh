@@ -31,6 +31,9 @@ check_shell_scripts() {
     shellcheck -x "${scripts[@]}"
 }
 
+if ! command -v chromium chromium-browser google-chrome >/dev/null; then
+    printf 'test: no chromium: the tests that open a page in a browser are skipped (Debian, Ubuntu: apt-get install chromium)\n'
+fi
 stage 'lint' ruff check --quiet
 stage 'formatting' ruff format --check --quiet
 stage 'shell scripts' check_shell_scripts

@@ -32,7 +32,7 @@ ROOMS = {
     "tsc": (
         "errors", "files", "processes", "yaml_file", "user_code",
         "sumo", "junction", "rules", "programs", "cost", "scenarios", "replays", "controllers", "episodes",
-        "evaluation",
+        "player", "evaluation",
     ),
     "reward": (
         "origin", "settings", "workers", "scoring", "ground_truth", "outcome_cache", "outcome_store", "outcome_source",

@@ -5,9 +5,10 @@ The same function continues the forked simulation and the replayed state, so tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from tsc.cost.measures import Scene, measure_named
 from tsc.cost.outcome import Outcomes, OutcomeSettings, import_measures
@@ -17,6 +18,8 @@ from tsc.junction.signal_control import SignalControl
 from tsc.rules.tail import Tail
 from tsc.sumo.fork import ForkedCall
 from tsc.sumo.simulation import detach_outputs_of_fork
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +66,17 @@ def check_decision_point(control: SignalControl, junction_id: str) -> None:
 
 
 def continue_with(
-    control: SignalControl, junction_id: str, decision: Decision, settings: OutcomeSettings
+    control: SignalControl,
+    junction_id: str,
+    decision: Decision,
+    settings: OutcomeSettings,
+    *,
+    on_second: Callable[[], None] | None = None,
 ) -> Continuation:
     """Apply `decision` to the due junction. The tail controller decides everything else and everything after. The
     simulation moves on by horizon_s.
 
+    on_second: is called after each simulated second.
     Raises ReplayError if the junction is not at a decision point, and ConfigError for a measure that cannot be
     imported or a tail_step_s that does not fit.
     """
@@ -78,6 +87,8 @@ def continue_with(
     for second in range(settings.horizon_s):
         control.advance(tail.decide() if second else decisions)
         meter.read()
+        if on_second is not None:
+            on_second()
     return Continuation(costs=meter.costs, end=control.simulation.traffic_digest())
 
 
@@ -90,12 +101,18 @@ def continuations_by_fork(
     threads. Raises ReplayError, and ConfigError for a measure that cannot be imported.
     """
     import_measures(settings)
+    return in_two_forks(lambda decision: continue_with(control, junction_id, decision, settings))
 
-    def continuation(decision: Decision) -> Continuation:
+
+def in_two_forks(function: Callable[[Decision], Result]) -> dict[Decision, Result]:
+    """Call the function with each decision, each time in a forked copy of the running simulation. See
+    continuations_by_fork."""
+
+    def call(decision: Decision) -> Result:
         detach_outputs_of_fork()
-        return continue_with(control, junction_id, decision, settings)
+        return function(decision)
 
-    calls = {decision: ForkedCall(partial(continuation, decision)) for decision in Decision}
+    calls = {decision: ForkedCall(partial(call, decision)) for decision in Decision}
     return {decision: call.result() for decision, call in calls.items()}
 
 

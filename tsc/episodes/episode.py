@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from tsc.cost.measures import edge_of
 from tsc.episodes.trace import Trace, TraceRecorder, greens
+from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl, read_signals
 from tsc.junction.signal_settings import SignalSettings
 from tsc.rules.controller import Controller
@@ -21,8 +22,10 @@ from tsc.sumo.running import SumoFiles
 from tsc.sumo.signal_program import SignalProgram
 from tsc.sumo.simulation import Simulation
 
-# Called after each round of decisions, before they are applied.
-OnRound = Callable[[SignalControl, Sequence[str]], None]
+# Called after each round of decisions, before they are applied: with the decision of each due junction.
+OnRound = Callable[[SignalControl, Mapping[str, Decision]], None]
+# Called before the first second and after every second.
+OnSecond = Callable[[Simulation], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ def run_episode(
     controller: Controller | None,
     warm_up_s: int = 0,
     on_round: OnRound | None = None,
+    on_second: OnSecond | None = None,
 ) -> Episode:
     """Simulate from files.begin_s to end_s. Of the metrics, only `decisions` counts the first warm_up_s seconds.
 
@@ -66,6 +70,8 @@ def run_episode(
             control.start()
         recorder = TraceRecorder(simulation, programs, begin_s)
         decisions = teleports = 0
+        if on_second is not None:
+            on_second(simulation)
         for second in range(begin_s, end_s):
             if control is None or controller is None:
                 simulation.step()
@@ -73,10 +79,12 @@ def run_episode(
                 due = control.due_junctions()
                 answers = controller.decide(control, due) if due else {}
                 if due and on_round is not None:
-                    on_round(control, due)
+                    on_round(control, answers)
                 control.advance(answers)
                 decisions += len(due)
             recorder.record()
+            if on_second is not None:
+                on_second(simulation)
             if second >= begin_s + warm_up_s:
                 teleports += simulation.teleports_veh()
         simulation.close()

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -23,8 +23,10 @@ from tsc.controllers.signal_plans import plan_signals
 from tsc.cost.continuation import outcomes_by_fork
 from tsc.cost.outcome import OutcomeSettings
 from tsc.episodes.episode import OnRound, run_episode
+from tsc.episodes.recording import EpisodeRecorder, View, decision_values
 from tsc.errors import NotApplicable, ReplayError, TscError
 from tsc.files import write_atomically
+from tsc.junction.decision import Decision
 from tsc.junction.prompt import OWN_PROMPT
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.signal_settings import SignalSettings
@@ -45,6 +47,7 @@ class EpisodeJob:
     trace_file: where to write the trace; None writes none.
     decisions_file: where to write the decisions of a language model, each with the costs that lookahead finds for both
     answers in forks of the simulation; None writes none.
+    view: what to record; the record then has a RecordedEpisode in `recorded`. Not together with decisions_file.
     """
 
     scenario: str
@@ -62,6 +65,7 @@ class EpisodeJob:
     prompt: str = OWN_PROMPT
     trace_file: Path | None = None
     decisions_file: Path | None = None
+    view: View | None = None
 
     @property
     def title(self) -> str:
@@ -88,6 +92,8 @@ def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
     controller = _controller(job, ask)
     model = controller if isinstance(controller, LanguageModelController) else None
     decisions: list[dict[str, Any]] = []
+    compare = _compare_with_lookahead(model, job.lookahead, decisions) if model and job.decisions_file else None
+    recorder = EpisodeRecorder(job.view, job.lookahead.without_terms(), model) if job.view else None
     with tempfile.TemporaryDirectory(prefix="tsc-plans-") as folder:
         try:
             planned = plan_signals(job.kind, job.files, job.signals, job.end_s, Path(folder), job.program_file)
@@ -103,13 +109,16 @@ def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
             ),
             controller=controller,
             warm_up_s=job.warm_up_s,
-            on_round=_compare_with_lookahead(model, job.lookahead, decisions) if model and job.decisions_file else None,
+            on_round=recorder.on_round if recorder else compare,
+            on_second=recorder.on_second if recorder else None,
         )
     if job.trace_file is not None:
         episode.trace.write(job.trace_file)
     if job.decisions_file is not None and model is not None:
         job.decisions_file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(job.decisions_file, "".join(json.dumps(each) + "\n" for each in decisions).encode())
+    if recorder is not None:
+        record["recorded"] = recorder.recorded(episode.trace)
     return {**record, **episode.metrics, **_asking(model), "wall_s": round(time.monotonic() - begin, 2)}
 
 
@@ -130,26 +139,10 @@ def _compare_with_lookahead(
 ) -> OnRound:
     """An OnRound that appends every decision, with the costs of both answers, to `decisions`."""
 
-    def on_round(control: SignalControl, junction_ids: Sequence[str]) -> None:
+    def on_round(control: SignalControl, answers: Mapping[str, Decision]) -> None:
         for asked in model.last_round:
-            clock = control.clocks[asked.junction_id]
             outcomes = outcomes_by_fork(control, asked.junction_id, settings.without_terms())
-            decisions.append(
-                {
-                    "time_s": control.simulation.time_s,
-                    "junction_id": asked.junction_id,
-                    "stage": clock.stage,
-                    "elapsed_green_s": clock.elapsed_green_s,
-                    "prompt": asked.prompt,
-                    "answer": asked.reply.text,
-                    "decision": asked.decision.value,
-                    "fallback": asked.fallback,
-                    "latency_s": asked.reply.latency_s,
-                    "prompt_tokens": asked.reply.prompt_tokens,
-                    "completion_tokens": asked.reply.completion_tokens,
-                    "outcomes": outcomes.as_dict(),
-                }
-            )
+            decisions.append(decision_values(control, asked.junction_id, asked.decision, asked, outcomes))
 
     return on_round
 

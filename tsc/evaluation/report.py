@@ -33,6 +33,7 @@ from tsc.evaluation.statistics import (
     write_summary,
 )
 from tsc.evaluation.traces import decisions_file, load_decisions, trace_file
+from tsc.evaluation.watch_command import WatchCommand
 from tsc.evaluation.wording import (
     MISSING,
     Row,
@@ -97,20 +98,28 @@ def write_results(
     command: str,
     reference: str,
     protocol: Protocol | None = None,
+    watch: WatchCommand | None = None,
 ) -> str:
     """Write OUT/summary.csv, results.json, figures/SCENARIO-NAME.png and report.html. Returns the console's tables.
 
     episodes: the records, in any order: the same records give the same bytes. A record with `not_applicable` counts as
     not run. Traces and decisions are read from OUT; the report leaves out figures and sections whose files are missing.
     reference: that of all scenarios together (tsc.evaluation.statistics.summarise).
-    protocol: the benchmark whose published results stand beside ours.
+    protocol: the benchmark whose published results stand beside ours. watch: how to show a decision.
     """
     ran = _in_order(episodes, scenarios, controllers)
     frame = pd.DataFrame(ran, columns=None if ran else ["scenario", "controller", "seed", *METRICS])
     references = {scenario.name: scenario.reference.name for scenario in scenarios} | {ALL_SCENARIOS: reference}
     rows = summarise(frame, references)
     write_summary(rows, out)
-    results = _Results(out=out, ran=ran, summary=Summary(records(rows)), controllers=controllers, references=references)
+    results = _Results(
+        out=out,
+        ran=ran,
+        summary=Summary(records(rows)),
+        controllers=controllers,
+        references=references,
+        watch=watch,
+    )
     sections = [results.section(scenario) for scenario in scenarios]
     for section in sections:
         for picture in section["pictures"]:
@@ -170,6 +179,7 @@ class _Results:
     summary: Summary
     controllers: Sequence[ReportedController]
     references: Mapping[str, str]
+    watch: WatchCommand | None
 
     def seeds(self, scenario: str, controller: str | None = None) -> list[int]:
         return sorted(
@@ -182,7 +192,7 @@ class _Results:
 
     def section(self, scenario: ReportedScenario) -> dict[str, Any]:
         """What the template shows of a scenario."""
-        models = [self._model_section(scenario.name, each.name) for each in self.controllers if each.is_language_model]
+        models = [self._model_section(scenario, each.name) for each in self.controllers if each.is_language_model]
         return {
             "facts": scenario,
             "seeds": seed_numbers(self.seeds(scenario.name)),
@@ -330,23 +340,25 @@ class _Results:
 
     # Language models
 
-    def _model_section(self, scenario: str, controller: str) -> dict[str, Any] | None:
+    def _model_section(self, scenario: ReportedScenario, controller: str) -> dict[str, Any] | None:
         """What the template shows of a language model's decisions, on the seeds on which they were compared with
         lookahead.
 
         shared_prompt: the messages with which the prompts of all the costliest decisions begin. invalid: the first
-        decisions whose answer could not be read.
+        decisions whose answer could not be read. watch: the command that shows the costliest decision, or None.
         """
         by_seed = {
-            seed: load_decisions(decisions_file(self.out, scenario, controller, seed))
-            for seed in self.seeds(scenario, controller)
+            seed: load_decisions(decisions_file(self.out, scenario.name, controller, seed))
+            for seed in self.seeds(scenario.name, controller)
         }
         decisions = [{**record, "seed": seed} for seed, of_seed in by_seed.items() for record in of_seed]
         compared = compare_with_lookahead(decisions)
         if compared is None:
             return None
+        costliest = compared.costliest[0] if compared.costliest else None
         return {
             "controller": controller,
+            "watch": self.watch.of(scenario, controller, costliest) if self.watch and costliest else None,
             "seeds": seed_numbers([seed for seed, of_seed in by_seed.items() if of_seed]),
             "compared": compared,
             "shared_prompt": _shared_beginning([record["prompt"] for record in compared.costliest]),

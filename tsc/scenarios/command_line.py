@@ -50,6 +50,16 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
+def words_of(arguments: argparse.Namespace) -> list[str]:
+    """The options that were given, as they are typed."""
+    words = []
+    for name, value in given_options(arguments).items():
+        option = {"time_to_teleport_s": "teleport"}.get(name, name.removesuffix("_s").replace("_", "-"))
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        words += [f"--{option}", *map(str, values)]
+    return words
+
+
 def settings_of(arguments: argparse.Namespace) -> ScenarioSettings:
     """What the options ask of every scenario. For programs that do not read a file of settings."""
     options = given_options(arguments)

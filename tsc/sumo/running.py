@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tsc.sumo.signal_program import (
     APPROACH_M,
@@ -72,6 +72,20 @@ class Approaching:
     waiting_time_s: float
 
 
+class Pose(NamedTuple):
+    """Where a vehicle is: the middle of its front bumper in m, its angle (degrees, clockwise from north), its speed."""
+
+    name: str
+    x_m: float
+    y_m: float
+    angle_deg: float
+    speed_m_per_s: float
+
+
+Box = tuple[float, float, float, float]
+"""The west, south, east and north end of a part of the net, in m."""
+
+
 class RunningSumo(ABC):
     """A running simulation. `sumo` is the module libsumo or a TraCI connection: both offer the same calls."""
 
@@ -104,6 +118,21 @@ class RunningSumo(ABC):
             for name in vehicle.getIDList()
         )
         return hashlib.sha256(repr(traffic).encode()).hexdigest()[:16]
+
+    def poses(self, box: Box) -> list[Pose]:
+        """The vehicles whose front is in a part of the net, in SUMO's order."""
+        west, south, east, north = box
+        vehicle = self._sumo.vehicle
+        found = []
+        for name in vehicle.getIDList():
+            x_m, y_m = vehicle.getPosition(name)
+            if west <= x_m <= east and south <= y_m <= north:
+                found.append(Pose(name, x_m, y_m, vehicle.getAngle(name), vehicle.getSpeed(name)))
+        return found
+
+    def size_m(self, vehicle: str) -> tuple[float, float]:
+        """The length and the width of a vehicle, in m."""
+        return float(self._sumo.vehicle.getLength(vehicle)), float(self._sumo.vehicle.getWidth(vehicle))
 
     # Signals
 
@@ -199,6 +228,10 @@ class RunningSumo(ABC):
 
     def phase_indices(self, junction_ids: Sequence[str]) -> list[int]:
         return list(map(self._sumo.trafficlight.getPhase, junction_ids))
+
+    def signal_state(self, junction_id: str) -> str:
+        """The letter of each link (G, g, y, r, …) in the last second."""
+        return str(self._sumo.trafficlight.getRedYellowGreenState(junction_id))
 
     def phase_remaining_s(self, junction_id: str) -> float:
         return float(self._sumo.trafficlight.getNextSwitch(junction_id)) - self.time_s

@@ -25,6 +25,7 @@ from tsc.evaluation.reference import Reference
 from tsc.evaluation.report import write_results
 from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.traces import decisions_file, trace_file
+from tsc.evaluation.watch_command import WatchCommand
 from tsc.junction.signal_settings import SignalSettings
 from tsc.junction.timing import Timing
 from tsc.sumo.running import SumoFiles
@@ -210,6 +211,16 @@ def test_disagreements_are_counted_and_told_with_prompt_and_answer(written: tupl
     # the costliest first; the beginning that the prompts share once
     assert text.index("1. 70 veh·s") < text.index("At 80.0") < text.index("2. 10 veh·s") < text.index("At 70.0")
     assert text.count("You run a signal.") == 1
+
+
+def test_the_costliest_decision_comes_with_the_command_that_shows_it(
+    written: tuple[Path, str], out: Path, finished: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    assert "scripts/watch.sh" not in page_of(written[0]).text
+    watch = WatchCommand(scenarios={"four_way": "mine.yaml"}, controllers={"model": "llm:model=a b"}, options=[])
+    write(out, finished[1], watch=watch)
+    command = "bash scripts/watch.sh --scenario mine.yaml --controllers 'llm:model=a b' --seed "
+    assert f"{command}{SEEDS[0]} --junction A0" in page_of(out).text
 
 
 def test_the_same_episodes_give_the_same_bytes(
