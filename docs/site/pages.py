@@ -1,4 +1,4 @@
-"""mkdocs calls this hook (mkdocs.yml). It makes the pages of the site that are not files of docs/, and mends their links.
+"""A hook of mkdocs (mkdocs.yml): makes the pages of the site that are not files of docs/, and mends all links.
 
 In the repository, links lead to files, as GitHub shows them. The site only has pages: README.md and its like become
 pages, a settings file is a section of a reference page, and any other file or folder gets a page with its text.

@@ -1,4 +1,4 @@
-"""The reference pages of the site, from the launchers' blocks of knobs and from the settings files with their comments."""
+"""The reference pages of the site: the knobs of all launchers, and the settings files with their comments."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ KNOBS_INTRO = """# Knobs
     CONFIG=mine.yaml bash scripts/train_grpo.sh       # or in a file: a line such as `STEPS: 40` each
 
 A knob in the environment wins over the file `CONFIG`. An empty knob has its default. Of two defaults, the first is the
-tiny model's. Any key of verl's configuration can follow the command: `bash scripts/train_grpo.sh trainer.resume_mode=disable`.
-This page is made from the scripts, so it has what `--help` prints.
+tiny model's. Any key of a [recipe](recipes.md) or of verl can follow the command, as in `bash scripts/train_grpo.sh
+data.seed=2`. This page is made from the scripts, so it has what `--help` prints.
 """
 
 # Each page: its first lines, and the settings files that it shows.
@@ -49,7 +49,7 @@ def heading_anchor(heading: str) -> str:
 
 
 def knobs_page(repo_root: Path) -> str:
-    """A table for each section of the launchers' blocks. A section of several launchers says which of them have a knob."""
+    """A table for each section of the launchers' blocks. The last column names the launchers that have a knob."""
     sections: dict[str, dict[tuple[str, str, str], list[str]]] = {}
     for algorithm in ALGORITHMS:
         section = ""
@@ -63,7 +63,8 @@ def knobs_page(repo_root: Path) -> str:
     for section, rows in sections.items():
         parts.append(f"## {section[0].upper()}{section[1:]}\n")
         parts.append("| knob | default | meaning | script |\n|---|---|---|---|")
-        order = list(dict.fromkeys(knob for knob, *_ in rows))  # a knob that two launchers explain differently: together
+        # what two launchers say differently of a knob stands together
+        order = list(dict.fromkeys(knob for knob, *_ in rows))
         parts += [_row(*row, rows[row]) for row in sorted(rows, key=lambda row: order.index(row[0]))]
         parts.append("")
     return "\n".join(parts)
