@@ -21,6 +21,7 @@ REPO_ROOT = Path(__file__).resolve().parents[2]
 # Files outside of docs/ that are pages of the site.
 PAGES = {
     "README.md": "index.md",
+    "README.zh-CN.md": "index.zh.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
