@@ -15,9 +15,9 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from reference import REFERENCE_PAGES, SETTINGS_PAGES, heading_anchor, knobs_page, settings_page
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
+from reference_pages import REPO_ROOT, SETTINGS_PAGES, heading_anchor, knobs_page, settings_files, settings_page
+
 # Files outside of docs/ that are pages of the site.
 PAGES = {
     "README.md": "index.md",
@@ -27,19 +27,20 @@ PAGES = {
     "SECURITY.md": "security.md",
 }
 SOURCES = {page: source for source, page in PAGES.items()}
-# What a browser shows by itself, or loads as a file.
-SHOWN_AS_IT_IS = {".md", ".png", ".svg", ".json"}
+# Of what lies in docs/: folders and texts that a browser would not show.
+SHOWN_AS_A_PAGE = {"", ".sh", ".sbatch", ".yaml"}
 LINK = re.compile(r"\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the pages that are not files of docs/."""
     texts = {page: _read(source) for source, page in PAGES.items()}
-    texts["reference/knobs.md"] = knobs_page(REPO_ROOT)
-    texts |= {page: settings_page(REPO_ROOT, page) for page in REFERENCE_PAGES}
+    texts["reference/knobs.md"] = knobs_page()
+    texts |= {page: settings_page(page) for page in SETTINGS_PAGES}
     own = {file.src_uri: file.content_string for file in files.documentation_pages()}
     for target in {target for page, text in (own | texts).items() for target in _targets(page, text)}:
-        if (uri := _uri(target)).startswith("files/"):
+        uri = _uri(target)
+        if uri.startswith("files/"):
             texts[uri] = _text_page(target)
     for uri, text in sorted(texts.items()):
         files.append(File.generated(config, uri, content=text))
@@ -81,10 +82,10 @@ def _uri(target: str) -> str:
     """Where the site shows a path of the repository, with #section where that is a part of a page."""
     if target in PAGES:
         return PAGES[target]
-    for page, settings in SETTINGS_PAGES.items():
-        if target in settings:
+    for page in SETTINGS_PAGES:
+        if target in settings_files(page):
             return f"{page}#{heading_anchor(target)}"
-    if target.startswith("docs/") and Path(target).suffix in SHOWN_AS_IT_IS:
+    if target.startswith("docs/") and Path(target).suffix not in SHOWN_AS_A_PAGE:
         return target.removeprefix("docs/")
     return f"files/{target}.md"
 

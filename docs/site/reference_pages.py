@@ -6,7 +6,9 @@ import html
 import re
 from pathlib import Path
 
+REPO_ROOT = Path(__file__).resolve().parents[2]
 ALGORITHMS = ("grpo", "gspo", "ppo", "sft", "dpo")
+# In a launcher: the title of a section, and a knob with its default, if it has one, and its meaning.
 SECTION = re.compile(r"# ---- (.+)")
 KNOB = re.compile(r"([A-Z_0-9]+)=\$\{\1:-\} +# (?:\[(.*?)\] ?)?(.*)")
 
@@ -20,11 +22,11 @@ tiny model's. Any key of a [recipe](recipes.md) or of verl can follow the comman
 data.seed=2`. This page is made from the scripts, so it has what `--help` prints.
 """
 
-# Each page: its first lines, and the settings files that it shows.
-REFERENCE_PAGES = {
+# The first lines of a page, and the settings files that it shows.
+SETTINGS_PAGES = {
     "reference/settings.md": (
-        "# Settings files\n\nThe files of `configs/` with their comments. They hold every setting that is not a [knob]"
-        "(knobs.md) of a training.\n",
+        "# Settings files\n\nThe files of `configs/` with their comments: scenarios, reward, evaluation and hardware. "
+        "What a launch can change of a training is a [knob](knobs.md).\n",
         ("configs/*.yaml", "configs/scenarios/*.yaml", "configs/protocols/*.yaml", "configs/hardware/*.yaml"),
     ),
     "reference/recipes.md": (
@@ -35,25 +37,12 @@ REFERENCE_PAGES = {
 }
 
 
-def settings_files(repo_root: Path, page: str) -> list[str]:
-    _, patterns = REFERENCE_PAGES[page]
-    return [str(path.relative_to(repo_root)) for pattern in patterns for path in sorted(repo_root.glob(pattern))]
-
-
-SETTINGS_PAGES = {page: settings_files(Path(__file__).resolve().parents[2], page) for page in REFERENCE_PAGES}
-
-
-def heading_anchor(heading: str) -> str:
-    """The name by which a link reaches a heading, as GitHub makes it."""
-    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-
-
-def knobs_page(repo_root: Path) -> str:
+def knobs_page() -> str:
     """A table for each section of the launchers' blocks. The last column names the launchers that have a knob."""
     sections: dict[str, dict[tuple[str, str, str], list[str]]] = {}
     for algorithm in ALGORITHMS:
         section = ""
-        for line in (repo_root / "scripts" / f"train_{algorithm}.sh").read_text(encoding="utf-8").splitlines():
+        for line in (REPO_ROOT / f"scripts/train_{algorithm}.sh").read_text(encoding="utf-8").splitlines():
             if match := SECTION.fullmatch(line):
                 section = match[1]
             elif match := KNOB.match(line):
@@ -77,11 +66,21 @@ def _row(knob: str, default: str, meaning: str, algorithms: list[str]) -> str:
     return f"| `{knob}` | {f'`{default}`' if default else ''} | {text} | {scripts} |"
 
 
-def settings_page(repo_root: Path, page: str) -> str:
+def settings_files(page: str) -> list[str]:
+    """The settings files of a page, by their paths in the repository."""
+    _, patterns = SETTINGS_PAGES[page]
+    return [str(path.relative_to(REPO_ROOT)) for pattern in patterns for path in sorted(REPO_ROOT.glob(pattern))]
+
+
+def settings_page(page: str) -> str:
     """The page's first lines, then each settings file as it is."""
-    first, _ = REFERENCE_PAGES[page]
-    parts = [first]
-    for name in settings_files(repo_root, page):
-        text = (repo_root / name).read_text(encoding="utf-8").rstrip()
+    parts = [SETTINGS_PAGES[page][0]]
+    for name in settings_files(page):
+        text = (REPO_ROOT / name).read_text(encoding="utf-8").rstrip()
         parts.append(f"## {name}\n\n~~~~yaml\n{text}\n~~~~\n")
     return "\n".join(parts)
+
+
+def heading_anchor(heading: str) -> str:
+    """The name by which a link reaches a heading, as GitHub makes it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
