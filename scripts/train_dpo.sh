@@ -23,7 +23,7 @@ MODEL_PATH=${MODEL_PATH:-}              # folder in Hugging Face format, or OWNE
 DATA=${DATA:-}                          # dataset (JSON file or folder) or folder with train.parquet; empty: made from SCENARIO
 SCENARIO=${SCENARIO:-}                  # [configs/scenarios/four_way.yaml] .sumocfg, .yaml, resco:NAME, sumo:NAME, or several; for the data where DATA is empty, and for the evaluation
 EPISODES=${EPISODES:-}                  # [16] simulated hours to draw training data from, where DATA is empty
-PROMPT=${PROMPT:-}                      # [tsc] what makes the prompts of data and evaluation; yours as pkg://module:function (docs/networks.md)
+PROMPT=${PROMPT:-}                      # [tsc] what makes the prompts of data and evaluation; tsc_zh: the same in Chinese; yours as pkg://module:function (docs/networks.md)
 CALIBRATE=${CALIBRATE:-}                # [auto] search reward settings for each network before its data are made: yes, no; auto: for SUMO's own files with at most 4 signals
 # ---- where it runs
 HARDWARE=${HARDWARE:-}                  # [auto] from nvidia-smi, or the name of a file in configs/hardware: cpu, t4, a100_80g, h100, …

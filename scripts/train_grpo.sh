@@ -23,7 +23,7 @@ DATA=${DATA:-}                          # dataset (JSON file or folder) or folde
 SCENARIO=${SCENARIO:-}                  # [configs/scenarios/four_way.yaml] .sumocfg, .yaml, resco:NAME, sumo:NAME, or several; for the data where DATA is empty, and for the evaluation
 EPISODES=${EPISODES:-}                  # [16] simulated hours to draw training data from, where DATA is empty
 ROUNDS=${ROUNDS:-}                      # [1] rounds of data and training; from the second on, the data are states that the policy leads to (docs/rounds.md)
-PROMPT=${PROMPT:-}                      # [tsc] what makes the prompts of data and evaluation; yours as pkg://module:function (docs/networks.md)
+PROMPT=${PROMPT:-}                      # [tsc] what makes the prompts of data and evaluation; tsc_zh: the same in Chinese; yours as pkg://module:function (docs/networks.md)
 CALIBRATE=${CALIBRATE:-}                # [auto] search reward settings for each network before its data are made: yes, no; auto: for SUMO's own files with at most 4 signals
 REWARD=${REWARD:-}                      # FILE.py:FUNCTION, a function of your own that scores an answer (docs/reward.md); empty: replays of SUMO
 # ---- where it runs

@@ -22,7 +22,7 @@ MODEL_PATH=${MODEL_PATH:-}              # folder in Hugging Face format, or OWNE
 DATA=${DATA:-}                          # dataset (JSON file or folder) or folder with train.parquet; empty: made from SCENARIO
 SCENARIO=${SCENARIO:-}                  # [configs/scenarios/four_way.yaml] .sumocfg, .yaml, resco:NAME, sumo:NAME, or several; for the data where DATA is empty, and for the evaluation
 EPISODES=${EPISODES:-}                  # [16] simulated hours to draw training data from, where DATA is empty
-PROMPT=${PROMPT:-}                      # [tsc] what makes the prompts of data and evaluation; yours as pkg://module:function (docs/networks.md)
+PROMPT=${PROMPT:-}                      # [tsc] what makes the prompts of data and evaluation; tsc_zh: the same in Chinese; yours as pkg://module:function (docs/networks.md)
 CALIBRATE=${CALIBRATE:-}                # [auto] search reward settings for each network before its data are made: yes, no; auto: for SUMO's own files with at most 4 signals
 REWARD=${REWARD:-}                      # FILE.py:FUNCTION, a function of your own that scores an answer (docs/reward.md); empty: replays of SUMO
 # ---- where it runs

@@ -21,9 +21,9 @@ METRIC_OR_DATA_SOURCE = re.compile(r"(tsc|reward)(/\w+)+")
 MODULE_NAME = re.compile(
     r"(?<![\w./-])(?:tsc|reward|data_tools|recipes|benchmarks)(?:\.[A-Za-z_]\w*)+(?::\w+)?(?![\w*<{$\[])"
 )
-# Other names that begin with "reward.": files, keys of verl's configuration, and settings of the reward.
+# Pages, and other names that begin with "reward.": files, keys of verl's configuration, and settings of the reward.
 NOT_MODULES = re.compile(
-    r"reward\.(md|yaml|custom_reward_function|num_workers|reward_model|format|weights|normalisation|\w+_veh_s)\b"
+    r"\w+\.md\b|reward\.(yaml|custom_reward_function|num_workers|reward_model|format|weights|normalisation|\w+_veh_s)\b"
 )
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")

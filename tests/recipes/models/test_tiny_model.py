@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import random
@@ -10,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.models.tiny_model import TinyModelSize, build_tiny_model
+from recipes.models.tiny_model import TinyModelSize, build_tiny_model, train_tokenizer
 from tsc.errors import ConfigError
 from tsc.files import REPO_ROOT
+from tsc.junction.observation import Observation, StageObservation
+from tsc.junction.prompt import prompt_maker
 
 SYSTEM = (
     "You control the traffic signal of one junction. Decide whether the current green is extended. "
@@ -147,6 +150,37 @@ def test_prompt_is_little_more_than_its_numbers(tokenizer):
     prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
     num_numbers = len(re.findall(r"\d+", prompt))
     assert len(tokenizer(prompt).input_ids) < 4 * num_numbers
+
+
+def chats_of_the_project(prompt: str) -> list[list[dict[str, str]]]:
+    rng = random.Random(1)
+    counts = [field.name for field in dataclasses.fields(StageObservation) if field.name != "stage"]
+    drawn = [
+        Observation(
+            junction_id="J",
+            elapsed_green_s=rng.randrange(10, 60, 5),
+            min_green_s=10,
+            max_green_s=60,
+            green_extension_s=5,
+            stages=tuple(
+                StageObservation(stage=stage, **{key: rng.randrange(100) for key in counts}) for stage in (0, 1)
+            ),
+        )
+        for _ in range(300)
+    ]
+    answers = [{"role": "assistant", "content": f'{{"extend": "{word}"}}'} for word in ("yes", "no")]
+    return [[*prompt_maker(prompt)(seen), rng.choice(answers)] for seen in drawn]
+
+
+def test_the_chinese_prompt_takes_as_many_tokens_as_the_english_one():
+    def tokens(prompt: str) -> list[int]:
+        chats = chats_of_the_project(prompt)
+        tokenizer = train_tokenizer(chats, TinyModelSize.vocab_size)
+        texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats[:20]]
+        assert [tokenizer.decode(tokenizer(text).input_ids) for text in texts] == texts
+        return [len(tokenizer(text).input_ids) for text in texts]
+
+    assert tokens("tsc_zh") == tokens("tsc")
 
 
 def test_canonical_answer_is_several_tokens_and_the_decision_one_of_them(tokenizer):

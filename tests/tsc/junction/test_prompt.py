@@ -6,7 +6,7 @@ import pytest
 
 from tsc.errors import ConfigError
 from tsc.junction.observation import Observation, StageObservation
-from tsc.junction.prompt import SYSTEM_MESSAGE, messages, prompt_maker, prompt_version, user_message
+from tsc.junction.prompt import CHINESE, SYSTEM_MESSAGE, messages, prompt_maker, prompt_version, user_message
 
 
 def observation(num_stages: int, space_veh: int = 99) -> Observation:
@@ -55,6 +55,22 @@ def test_the_system_message_shows_both_answers() -> None:
     assert '{"extend": "yes"}' in SYSTEM_MESSAGE and '{"extend": "no"}' in SYSTEM_MESSAGE
 
 
+def test_the_chinese_prompt_has_the_numbers_and_the_answers_of_the_english_one() -> None:
+    english, chinese = messages(observation(4)), prompt_maker("tsc_zh")(observation(4))
+    assert [each["role"] for each in chinese] == [each["role"] for each in english]
+    for ours, theirs in zip(english, chinese, strict=True):
+        assert re.findall(r"\d+|\{.*?\}|\n", theirs["content"]) == re.findall(r"\d+|\{.*?\}|\n", ours["content"])
+    rest = re.sub(r"\{.*?\}", "", "".join(each["content"] for each in chinese))
+    assert not re.search("[A-Za-z]", rest)
+
+
+def test_the_chinese_stages_are_named_in_order() -> None:
+    lines = user_message(observation(3), CHINESE).splitlines()
+    assert lines[0] == "绿灯已亮 55 秒（10 至 60 秒）。是否延长 5 秒？车辆数："
+    assert [line.split("：")[0] for line in lines[1:]] == ["绿灯", "下一个", "红灯"]
+    assert lines[2] == "下一个：排队 25 行驶 近 12 中 13 远 25 等待 138 秒 空位 99"
+
+
 def test_much_room_downstream_is_cut_to_two_digits() -> None:
     assert user_message(observation(2, space_veh=368)) == user_message(observation(2, space_veh=99))
 
@@ -85,11 +101,11 @@ def test_the_version_of_a_prompt_changes_with_its_text(own_prompts: Path) -> Non
     before = prompt_version("pkg://prompts_of_a_user:chinese")
     own_prompts.write_text(own_prompts.read_text() + "# changed\n")
     assert before.startswith("pkg://") and prompt_version("pkg://prompts_of_a_user:chinese") != before
-    assert prompt_version("tsc") == "1"
+    assert prompt_version("tsc") == "1" and prompt_version("tsc_zh") == "tsc_zh 1"
 
 
 def test_a_prompt_that_cannot_be_made_is_an_error(own_prompts: Path) -> None:
-    with pytest.raises(ConfigError, match="'zh' is unknown: choose tsc, or a function of your own"):
+    with pytest.raises(ConfigError, match="'zh' is unknown: choose tsc, tsc_zh .* or a function of your own"):
         prompt_maker("zh")
     with pytest.raises(ConfigError, match="has no function 'gone': choose of chinese, chat, wrong"):
         prompt_maker("pkg://prompts_of_a_user:gone")
