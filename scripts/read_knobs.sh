@@ -5,7 +5,7 @@
 known=$(sed -nE 's/^([A-Z_0-9]+)=\$\{\1:-\}.*/\1/p' "$1")
 if [[ ! -f $2 ]]; then
     echo "error: CONFIG=$2 is not a file: write one with a line such as \`STEPS: 40\` for each knob" >&2
-    exit 1
+    exit 2
 fi
 number=0
 while IFS= read -r line || [[ -n $line ]]; do
@@ -14,12 +14,12 @@ while IFS= read -r line || [[ -n $line ]]; do
     [[ ! $line =~ ^[[:space:]]*(#.*)?$ ]] || continue
     if [[ ! $line =~ ^([A-Za-z_0-9]+):([[:space:]]+(.*))?$ ]]; then
         echo "error: CONFIG=$2, line $number: $line: write \`KNOB: value\`" >&2
-        exit 1
+        exit 2
     fi
     knob=${BASH_REMATCH[1]} value=${BASH_REMATCH[3]}
     if ! grep -qx -- "$knob" <<<"$known"; then
         echo "error: CONFIG=$2, line $number: $knob is not a knob of $1 (--help lists them)" >&2
-        exit 1
+        exit 2
     fi
     case $value in
     \"*\"*) value=${value#?} value=${value%%\"*} ;;

@@ -161,9 +161,9 @@ def test_a_wrong_line_of_a_config_is_named_before_anything_starts(text: str, tol
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     done = dry_run(file, "STEPS")
-    assert done.returncode == 1 and done.stdout == "" and done.stderr.startswith(f"error: CONFIG={file}, {told}")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith(f"error: CONFIG={file}, {told}")
     missing = dry_run(tmp_path / "missing.yaml")
-    assert missing.returncode == 1 and "missing.yaml is not a file" in missing.stderr
+    assert missing.returncode == 2 and "missing.yaml is not a file" in missing.stderr
 
 
 def test_what_looks_like_a_knob_and_is_none_is_told() -> None:
