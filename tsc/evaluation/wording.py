@@ -159,6 +159,53 @@ def findings(summary: Summary, scenario: str, controllers: Sequence[ReportedCont
     return sentences
 
 
+def for_a_city(summary: Summary, scenario: str, controllers: Sequence[ReportedController], reference: str) -> list[str]:
+    """What else a city asks: the controls that it may have today, stops, CO2, the worst approach, and whether the
+    answers come in time. Plain means, without a claim."""
+    about, are_models = subjects(summary, scenario, controllers, reference)
+    sentences = []
+    for name in about:
+        asked = {
+            "its own plan (static)": "static",
+            "SUMO's actuated control": "actuated",
+        }
+        today = [
+            f"{control} {delay_s:.1f} s"
+            for control, other in asked.items()
+            if other not in (name, reference) and (delay_s := summary.mean(scenario, other, "delay_s")) is not None
+        ]
+        own_s = summary.mean(scenario, name, "delay_s")
+        if today and own_s is not None:
+            sentences.append(f"Delay under {name}: {own_s:.1f} s; under {', '.join(today)}.")
+        parts = []
+        for key, text, decimals in _BESIDES:
+            mean = summary.mean(scenario, name, key)
+            if mean is not None:
+                of_reference = summary.mean(scenario, reference, key) if name != reference else None
+                beside = "" if of_reference is None else f" ({reference}: {number(of_reference, decimals)})"
+                parts.append(f"{text.format(number(mean, decimals))}{beside}")
+        if parts:
+            sentences.append(f"Under {name}, {'; '.join(parts)}.")
+        latency_s = summary.mean(scenario, name, "latency_p95_s") if are_models else None
+        if latency_s is not None:
+            counts = [
+                summary.mean(scenario, name, key) or 0.0 for key in ("decisions", "invalid_answers", "late_answers")
+            ]
+            sentences.append(
+                f"{name} answers 95 % of its questions within {number(latency_s, 2)} s. Of {counts[0]:.0f} answers an "
+                f"episode, {counts[1]:.1f} could not be read and {counts[2]:.1f} came too late."
+            )
+    return sentences
+
+
+# metric, its words and its decimals
+_BESIDES = (
+    ("stops", "a vehicle stops {} times", 2),
+    ("co2_g_per_km", "it emits {} g of CO2 a km", 0),
+    ("worst_approach_wait_s", "on the worst approach it stands for {} s", 1),
+)
+
+
 def _against_reference(row: Row, of_reference: Row | None, reference: str) -> str:
     name = row["controller"]
     mean = f"{name} had a mean queue of {row['mean']:.2f} vehicles"

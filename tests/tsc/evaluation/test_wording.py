@@ -8,7 +8,7 @@ import pytest
 from tsc.evaluation.reference import Reference
 from tsc.evaluation.reported import ReportedController, ReportedScenario
 from tsc.evaluation.statistics import ALL_SCENARIOS, QUEUE, records, summarise
-from tsc.evaluation.wording import Summary, findings, printable, seed_numbers, signed, text_tables
+from tsc.evaluation.wording import Summary, findings, for_a_city, printable, seed_numbers, signed, text_tables
 from tsc.junction.timing import Timing
 
 SCENARIO = ReportedScenario(
@@ -51,6 +51,31 @@ def test_a_shorter_queue_is_told_with_its_interval_and_the_share_of_the_gap() ->
     assert "95 % interval −0.5" in text
     assert "It closes 50 % (95 % interval 50 to 50 %) of the gap between max_pressure and lookahead" in text
     assert "Its delay is 6.2 s per vehicle, shorter than 8.3 s (95 % interval −" in text
+
+
+def test_a_city_reads_what_it_has_today_and_what_else_changes() -> None:
+    values = {
+        "static": {QUEUE: 8.0, "delay_s": 31.1, "stops": 0.9, "co2_g_per_km": 400.0, "worst_approach_wait_s": 50.0},
+        "actuated": {QUEUE: 5.0, "delay_s": 23.5, "stops": 0.8, "co2_g_per_km": 380.0, "worst_approach_wait_s": 30.0},
+        "mine": {
+            QUEUE: 3.0, "delay_s": 19.4, "stops": 0.74, "co2_g_per_km": 351.4, "worst_approach_wait_s": 19.4,
+            "decisions": 444.0, "invalid_answers": 0.0, "late_answers": 0.5, "latency_p95_s": 0.054,
+        },
+    }  # fmt: skip
+    rows = [{"scenario": "four_way", "controller": name, "seed": 1, **metrics} for name, metrics in values.items()]
+    summary = Summary(records(summarise(pd.DataFrame(rows), {"four_way": "actuated"})))
+    kinds = {"mine": "llm"}
+    controllers = [
+        ReportedController(name=name, kind=kinds.get(name, name), description="", bounds="") for name in values
+    ]
+    assert for_a_city(summary, "four_way", controllers, "actuated") == [
+        "Delay under mine: 19.4 s; under its own plan (static) 31.1 s.",
+        "Under mine, a vehicle stops 0.74 times (actuated: 0.80); it emits 351 g of CO2 a km (actuated: 380); on the "
+        "worst approach it stands for 19.4 s (actuated: 30.0).",
+        "mine answers 95 % of its questions within 0.05 s. Of 444 answers an episode, 0.0 could not be read and 0.5 "
+        "came too late.",
+    ]
+    assert for_a_city(summary, "elsewhere", controllers, "actuated") == []
 
 
 def test_no_difference_is_claimed_where_the_interval_holds_0() -> None:
