@@ -166,7 +166,7 @@ def for_a_city(summary: Summary, scenario: str, controllers: Sequence[ReportedCo
     sentences = []
     for name in about:
         asked = {
-            "its own plan (static)": "static",
+            "the net's own plan": "static",
             "SUMO's actuated control": "actuated",
         }
         today = [

@@ -69,7 +69,7 @@ def test_a_city_reads_what_it_has_today_and_what_else_changes() -> None:
         ReportedController(name=name, kind=kinds.get(name, name), description="", bounds="") for name in values
     ]
     assert for_a_city(summary, "four_way", controllers, "actuated") == [
-        "Delay under mine: 19.4 s; under its own plan (static) 31.1 s.",
+        "Delay under mine: 19.4 s; under the net's own plan 31.1 s.",
         "Under mine, a vehicle stops 0.74 times (actuated: 0.80); it emits 351 g of CO2 a km (actuated: 380); on the "
         "worst approach it stands for 19.4 s (actuated: 30.0).",
         "mine answers 95 % of its questions within 0.05 s. Of 444 answers an episode, 0.0 could not be read and 0.5 "
