@@ -17,17 +17,19 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from recipes.models.model_card import CARD_FILE, read_card
 from recipes.models.model_folder import (
     check_adapter_folder,
     check_model_folder,
     no_progress_bars_in_logs,
     read_json_object,
 )
-from recipes.serving.chat_endpoint import ChatEndpoint
+from recipes.serving.chat_endpoint import GREEDY, ChatEndpoint, Sampling
 from recipes.serving.vllm_server import VllmServer, check_servable, is_cpu_build
 from tsc.controllers.registry import LANGUAGE_MODEL, NAME
 from tsc.errors import ConfigError
 from tsc.files import without_password
+from tsc.junction.seen_decisions import SeenDecisions
 
 FORMS = "llm:NAME=MODEL, llm:NAME=MODEL+ADAPTER or llm:NAME=ADAPTER (folders)"
 FORMS_OF_SERVER = "llm:NAME=MODEL, or llm for the only model of the server"
@@ -53,10 +55,14 @@ class LocalModelChoice:
         digest = hashlib.sha256()
         for folder in (self.model, self.adapter):
             for path in sorted(folder.iterdir()) if folder else ():
-                if path.suffix in DIGESTED_SUFFIXES:
+                if path.suffix in DIGESTED_SUFFIXES and path.name != CARD_FILE:
                     with path.open("rb") as file:
                         digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
+
+    def seen(self) -> SeenDecisions | None:
+        """The decisions that the model was trained on, if its folder says it. Raises ConfigError for a broken card."""
+        return read_card(self.model, self.adapter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,9 @@ class ServedModelChoice:
     def identity(self) -> str:
         """The server's address and the model's name there, which may be shown and kept."""
         return f"{without_password(self.base_url).rstrip('/')} {self.model_id}"
+
+    def seen(self) -> None:
+        """A server does not say what its model was trained on."""
 
     @property
     def where(self) -> str:
@@ -129,16 +138,29 @@ def checked(choice: ModelChoice) -> ModelChoice:
 
 @contextmanager
 def answering(
-    choice: ModelChoice, *, max_answer_tokens: int, time_limit_s: float | None, log_file: Path
+    choice: ModelChoice,
+    *,
+    max_answer_tokens: int,
+    time_limit_s: float | None,
+    log_file: Path,
+    sampling: Sampling = GREEDY,
+    probabilities: bool = False,
 ) -> Iterator[ChatEndpoint]:
     """The model's endpoint; its `ask` is an Ask of tsc.controllers.language_model.
+
+    probabilities: whether the replies have those of the two answers.
 
     A local model is served by vLLM, which writes to log_file and ends with the block. Raises ConfigError and
     EndpointError.
     """
     if isinstance(choice, ServedModelChoice):
         with ChatEndpoint(
-            choice.base_url, choice.model_id, max_answer_tokens=max_answer_tokens, time_limit_s=time_limit_s
+            choice.base_url,
+            choice.model_id,
+            max_answer_tokens=max_answer_tokens,
+            time_limit_s=time_limit_s,
+            sampling=sampling,
+            probabilities=probabilities,
         ) as endpoint:
             endpoint.check()
             yield endpoint
@@ -157,6 +179,8 @@ def answering(
             log_file=log_file,
             max_answer_tokens=max_answer_tokens,
             time_limit_s=time_limit_s,
+            sampling=sampling,
+            probabilities=probabilities,
         ) as endpoint:
             yield endpoint
 
