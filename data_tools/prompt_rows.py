@@ -70,8 +70,10 @@ class _PlainRow(BaseModel):
     @field_validator("prompt", mode="before")
     @classmethod
     def _text_as_messages(cls, value: Any) -> Any:
-        if not isinstance(value, str) or not value.strip():
+        if isinstance(value, list) and value:
             return value
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{value!r} is not a prompt: must be a text, or chat messages with role and content")
         if value.lstrip().startswith("[{"):
             try:
                 return json.loads(value)
