@@ -157,9 +157,9 @@ def _row(number: int, values: dict[str, Any], folder: Path) -> PromptRow:
     _check_columns(values)
     plain = _PlainRow.model_validate(values)
     prompt = [message.model_dump(include={"role", "content"}) for message in plain.prompt]
-    reward = values.get("reward_model")
-    if isinstance(reward, dict) and isinstance(reward.get("ground_truth"), str):
-        return _of_ground_truth(number, prompt, reward["ground_truth"])
+    scored = values.get("reward_model")
+    if isinstance(scored, dict) and isinstance(scored.get("ground_truth"), str):
+        return _of_ground_truth(number, prompt, scored["ground_truth"])
     name = values.get("id")
     return PromptRow(
         number=number,

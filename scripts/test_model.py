@@ -230,22 +230,27 @@ def row_of_flags(options: argparse.Namespace, samples: Sequence[PromptRow]) -> P
     return None
 
 
-def rows_of_terminal(samples: Sequence[PromptRow], prompt: str) -> Iterator[PromptRow]:
+def typed_rows(
+    samples: Sequence[PromptRow], prompt: str, finder: OutcomeFinder
+) -> Iterator[tuple[PromptRow, Outcomes | None]]:
     """The decisions that a user types, until an empty line. A wrong one is told, and the next one asked for."""
     of_data = f"sample (0–{len(samples) - 1}), JUNCTION SECOND, " if samples else ""
     question = f"\n{of_data}file with a prompt (.txt) or an observation (.json); Enter ends: "
     while words := _typed(question).split():
         try:
             if words[0].isdecimal() and len(words) == 1 and samples:
-                yield row_of_sample(samples, int(words[0]))
+                row = row_of_sample(samples, int(words[0]))
             elif len(words) == 2 and samples and _is_number(words[1]):
-                yield row_at(samples, words[0], float(words[1]))
+                row = row_at(samples, words[0], float(words[1]))
             elif words[0].endswith(".json"):
-                yield row_of_observation(Path(words[0]), prompt)
+                row = row_of_observation(Path(words[0]), prompt)
             else:
-                yield row_of_prompt(Path(" ".join(words)))
-        except SampleError as error:
-            print(f"error: {error}")
+                row = row_of_prompt(Path(" ".join(words)))
+            outcomes = finder.find(row)
+        except TscError as error:
+            print(f"error: {error}", flush=True)
+            continue
+        yield row, outcomes
 
 
 def _typed(question: str) -> str:
@@ -289,20 +294,14 @@ def single(options: argparse.Namespace, model: ModelChoice, serve: Callable[[], 
             "--observation FILE or --prompt-file FILE, or call it in a terminal"
         )
     with closing(OutcomeFinder(options.data)) as finder:
-        outcomes = finder.find(chosen) if chosen else None  # a fault of the data is told before the model is loaded
+        # looked up here, so that a fault of the data is told before the model is loaded
+        given = [] if chosen is None else [(chosen, finder.find(chosen))]
         with serve() as ask:
-            for row in [chosen] if chosen else rows_of_terminal(samples, options.prompt):
-                try:
-                    found = outcomes if chosen else finder.find(row)
-                except TscError as error:
-                    if chosen:
-                        raise
-                    print(f"error: {error}")
-                    continue
+            for row, outcomes in given or typed_rows(samples, options.prompt, finder):
                 if line := unseen(model, [row]):
                     print(line, file=sys.stderr, flush=True)
                 (reply,) = ask([row.prompt])
-                print(report(AnsweredRow(row=row, reply=reply, outcomes=found)), flush=True)
+                print(report(AnsweredRow(row=row, reply=reply, outcomes=outcomes)), flush=True)
 
 
 # ------------------------------------------------------------------------------------------ many decisions

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from recipes.models.model_card import CARD_FILE, read_card
 from recipes.models.model_folder import (
@@ -188,19 +189,25 @@ def answering(
 def merge_adapter(model: Path, adapter: Path, out: Path) -> None:
     """Write the model with the adapter merged into its weights, in fp32, to the folder `out`. Raises ConfigError."""
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     with no_progress_bars_in_logs():
         base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        try:
-            merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-        except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"the adapter {adapter} does not fit the model {model}: {error}") from error
-        merged.save_pretrained(out)
+        with_adapter(base, model, adapter).save_pretrained(out)
     for path in model.iterdir():
         if path.is_file() and not any(path.match(pattern) for pattern in WEIGHT_FILES):
             shutil.copy(path, out)
+
+
+def with_adapter(base: Any, model: Path, adapter: Path) -> Any:
+    """The loaded model of the folder `model` with the adapter merged into its weights. Raises ConfigError if it does
+    not fit."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"the adapter {adapter} does not fit the model {model}: {error}") from error
 
 
 def _is_adapter_alone(folder: Path) -> bool:

@@ -8,16 +8,14 @@ from __future__ import annotations
 import time
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from recipes.models.model_folder import no_progress_bars_in_logs
 from recipes.serving.answer_probabilities import NUM_TOKENS, answer_probabilities
 from recipes.serving.chat_endpoint import GREEDY, Sampling
-from recipes.serving.model_choice import LocalModelChoice
+from recipes.serving.model_choice import LocalModelChoice, with_adapter
 from recipes.serving.vllm_server import num_threads
 from tsc.controllers.language_model import Conversation, Reply
-from tsc.errors import ConfigError
 
 
 class TransformersModel:
@@ -38,12 +36,7 @@ class TransformersModel:
                 choice.model, dtype="auto" if self._on == "cuda" else torch.float32
             )
             if choice.adapter is not None:
-                try:
-                    model = PeftModel.from_pretrained(model, choice.adapter).merge_and_unload()
-                except (RuntimeError, ValueError) as error:
-                    raise ConfigError(
-                        f"the adapter {choice.adapter} does not fit the model {choice.model}: {error}"
-                    ) from error
+                model = with_adapter(model, choice.model, choice.adapter)
         self._model = model.to(self._on).eval()
         # Without the folder's own generation_config.json, which may set a repetition penalty that training does not
         # use.
