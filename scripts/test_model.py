@@ -72,8 +72,8 @@ def chosen_model(options: argparse.Namespace) -> ModelChoice:
         return checked(ServedModelChoice(name=NAME, base_url=options.base_url, model_id=options.model_path))
     if options.base_url:
         raise ConfigError(f"--base-url is for --backend openai, but the backend is {options.backend}: leave one out")
-    if not options.model_path:
-        raise ConfigError("--model-path is missing: give the model's folder, or MODEL+ADAPTER (folders)")
+    if "" in (options.model_path or "").split("+", 1):
+        raise ConfigError(f"--model-path is {options.model_path}: give FOLDER, FOLDER+ADAPTER or ADAPTER")
     try:
         choice = local_model(NAME, options.model_path)
     except ConfigError as error:
@@ -105,11 +105,7 @@ def answering_model(model: ModelChoice, backend: str, *, max_answer_tokens: int,
 class OutcomeFinder:
     """What the answers lead to: by the sample itself, or by a replay of its state."""
 
-    def __init__(self, data: Path | None) -> None:
-        """data: the dataset, which may have reward settings of its own beside it."""
-        folder = data if data is None or data.is_dir() else data.parent
-        own = folder / "reward.yaml" if folder else DEFAULT_SETTINGS_FILE
-        self._reward_file = own if own.is_file() else DEFAULT_SETTINGS_FILE
+    def __init__(self) -> None:
         self._pool: ReplayPool | None = None
 
     def find(self, row: PromptRow) -> Outcomes | None:
@@ -118,7 +114,8 @@ class OutcomeFinder:
             return row.outcomes
         if self._pool is None:
             self._pool = ReplayPool(ReplaySection())
-        settings = load_outcome_settings(self._reward_file, row.scenario or "")
+        beside = Path(row.request.dataset_dir, "reward.yaml")
+        settings = load_outcome_settings(beside if beside.is_file() else DEFAULT_SETTINGS_FILE, row.scenario or "")
         return self._pool.replay(row.request, settings).outcomes
 
     def close(self) -> None:
@@ -293,7 +290,7 @@ def single(options: argparse.Namespace, model: ModelChoice, serve: Callable[[], 
             "--single does not say which decision: give --data with --sample or with --junction and --time, "
             "--observation FILE or --prompt-file FILE, or call it in a terminal"
         )
-    with closing(OutcomeFinder(options.data)) as finder:
+    with closing(OutcomeFinder()) as finder:
         # looked up here, so that a fault of the data is told before the model is loaded
         given = [] if chosen is None else [(chosen, finder.find(chosen))]
         with serve() as ask:
@@ -313,7 +310,7 @@ def batch(options: argparse.Namespace, model: ModelChoice, serve: Callable[[], A
     if not options.output_file.absolute().parent.is_dir():
         raise ConfigError(f"--output-file {options.output_file}: its folder does not exist: make it, or choose another")
     rows = read_prompt_rows(options.input_file)
-    with closing(OutcomeFinder(options.input_file)) as finder:
+    with closing(OutcomeFinder()) as finder:
         num_replays = sum(row.outcomes is None and row.request is not None for row in rows)
         show = None if num_replays else True
         outcomes = [finder.find(row) for row in tqdm(rows, unit=" rows", desc="replaying", disable=show)]

@@ -225,6 +225,7 @@ def test_a_running_server_is_asked_with_the_key_and_the_sampling_that_the_user_g
         (["--single", "--data", "DATA", "--top-p", "0"], "--top-p is 0: choose more than 0, at most 1"),
         (["--single", "--data", "DATA", "--max-tokens", "0"], "--max-tokens is 0: choose at least 1"),
         (["--single", "--data", "DATA", "--model-path", "nowhere"], "--model-path nowhere: the model folder nowhere"),
+        (["--single", "--data", "DATA", "--model-path", "m+"], "--model-path is m+: give FOLDER, FOLDER+ADAPTER or"),
         (["--single", "--base-url", "http://x/v1"], "--base-url is for --backend openai, but the backend is tr"),
         (["--single", "--backend", "openai"], "--backend openai needs the server's address: give --base-url"),
         (["--batch", "--input-file", "DATA"], "--batch needs --input-file and --output-file"),
