@@ -73,7 +73,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 1] + "…"
 
 
-def _messages(error: ValidationError) -> Iterator[str]:
+def fault_messages(error: ValidationError) -> Iterator[str]:
+    """For each wrong field its name, its value and what is allowed."""
     for detail in error.errors():
         field = ".".join(str(part) for part in detail["loc"])
         message = detail["msg"].removeprefix("Value error, ")
@@ -264,7 +265,7 @@ class DatasetChecker:
         try:
             sample = Sample.model_validate(raw)
         except ValidationError as error:
-            self.faults.extend(Fault(path, message, index, sample_id) for message in _messages(error))
+            self.faults.extend(Fault(path, message, index, sample_id) for message in fault_messages(error))
             return None
 
         own: list[str] = []

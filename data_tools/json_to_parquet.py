@@ -47,6 +47,8 @@ from data_tools.state_causes import CAUSES
 from tsc.errors import ConfigError, SampleError, run_main
 from tsc.files import folder_lock, write_atomically
 from tsc.junction.decision import Decision
+from tsc.junction.seen_decisions import SeenDecisions
+from tsc.junction.timing import Timing
 from tsc.replays.embedded_files import MAX_SCENARIO_BYTES, FileEmbedder
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import find_dataset_files
@@ -88,6 +90,10 @@ class Row(Placed):
     answer: Decision | None  # the better one; None on a tie, or if the outcomes are unknown
     is_tie: bool
     is_faithful: bool | None  # the mark of verify_states; None for a sample without a mark
+    junction_id: str
+    prompt_version: str | None
+    num_stages: int | None  # of the junction; None for a sample without an observation
+    timing: Timing
 
     def grpo(self, index: int, side: str, embedder: FileEmbedder | None) -> dict[str, Any]:
         """With an embedder, the row gets the files that its replay needs. Raises SampleError if one cannot be read."""
@@ -136,6 +142,10 @@ def row_of(checked: CheckedSample) -> Row:
         answer=sample.expert_decision or better,
         is_tie=outcomes is not None and better is None,
         is_faithful=sample.replay.is_faithful if sample.replay is not None else None,
+        junction_id=sample.junction_id,
+        prompt_version=sample.prompt_version,
+        num_stages=len(stages) if sample.observation and (stages := sample.observation.get("stages")) else None,
+        timing=sample.timing,
     )
 
 
@@ -290,7 +300,21 @@ def summarise(
         "unfaithful_left_out": num_unfaithful,
         "faulty_left_out": num_faulty,
         "prompt_tokens": {**quantiles(lengths), "exact": tokenizer is not None},
+        "trained_on": seen_decisions([conversion.rows[i] for i in conversion.files["train.parquet"]]),
     }
+
+
+def seen_decisions(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """What the card of a model says that is trained on these rows (recipes/models/model_card.py)."""
+    if not rows:
+        return None
+    seen = SeenDecisions.of(
+        {(row.scenario, row.junction_id) for row in rows},
+        prompt_versions=[row.prompt_version for row in rows if row.prompt_version is not None],
+        num_stages={row.num_stages for row in rows if row.num_stages is not None},
+        timings={row.timing for row in rows},
+    )
+    return seen.model_dump(mode="json")
 
 
 def print_summary(summary: dict[str, Any], folder: Path, tokenizer: Any | None) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -32,20 +33,47 @@ from tsc.controllers.registry import CONTROLLERS
 from tsc.errors import ConfigError, run_main
 from tsc.evaluation.reference import BEST_CLASSICAL, best_of, reference_candidates
 from tsc.files import REPO_ROOT, folder_lock, this_command, without_password
-from tsc.junction.prompt import PROMPT_HELP, prompt_maker
+from tsc.junction.prompt import PROMPT_HELP, prompt_maker, prompt_version
 from tsc.junction.signal_control import skipped_lines
 from tsc.scenarios.command_line import add_scenario_options, at_least, given_options, words_of
 
 if TYPE_CHECKING:
     from recipes.serving.model_choice import ModelChoice
+    from tsc.controllers.signal_plans import PlannedSignals
     from tsc.episodes.runner import EpisodeJob
     from tsc.evaluation.episodes_file import EpisodesFile
     from tsc.evaluation.settings import EvaluationSettings
     from tsc.evaluation.watch_command import WatchCommand
+    from tsc.scenarios.traffic_scenario import TrafficScenario
 
 # Other modules are imported where they are used: every worker process imports this file, and needs little of it.
 
 CONFIGS = REPO_ROOT / "configs"
+
+
+def warnings_of(
+    model: ModelChoice, scenarios: Sequence[TrafficScenario], signals: Mapping[str, PlannedSignals], prompt: str
+) -> list[str]:
+    """What the scenarios ask that the model was not trained on, if its card says that; one line for equal differences.
+
+    prompt: the name of the prompt maker. Raises ConfigError for a broken card.
+    """
+    from recipes.models.model_card import warning
+
+    seen = model.seen()
+    if seen is None:
+        return []
+    asked_by: dict[tuple[str, ...], list[str]] = {}
+    for scenario in scenarios:
+        plans = signals[scenario.name].plans.values()
+        differences = seen.differences(
+            prompt_version=prompt_version(prompt),
+            num_stages=[len(plan.held_phases) for plan in plans],
+            timings=[scenario.timing.within(bounds) for plan in plans for bounds in plan.green_bounds or (None,)],
+        )
+        if differences:
+            asked_by.setdefault(tuple(differences), []).append(scenario.name)
+    return [warning(model.name, ", ".join(names), differences) for differences, names in asked_by.items()]
 
 
 def run_missing(
@@ -162,6 +190,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     for name, planned in signals.items():
         for line in skipped_lines(planned.skipped):
             print(f"{name}: {line}", flush=True)
+
+    for model in models.values():
+        for line in warnings_of(model, scenarios, signals, settings.llm.prompt):
+            print(line, file=sys.stderr, flush=True)
 
     controllers = [reported_controller(name, model) for name, model in chosen.items()]
     contestants = [

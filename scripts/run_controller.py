@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -40,9 +41,10 @@ from tsc.errors import (
 from tsc.evaluation.settings import LanguageModelSettings, load_evaluation_settings
 from tsc.files import REPO_ROOT
 from tsc.junction.decision import Decision
-from tsc.junction.prompt import PROMPT_HELP
+from tsc.junction.prompt import PROMPT_HELP, prompt_version
 from tsc.junction.signal_control import SignalControl, nothing_to_control, read_signals, skipped_lines
 from tsc.junction.signal_settings import SignalSettings
+from tsc.junction.timing import Timing
 from tsc.rules.controller import Controller
 from tsc.sumo.attached import AttachedSimulation
 from tsc.sumo.signal_program import SignalProgram
@@ -164,6 +166,25 @@ def signals_to_run(simulation: AttachedSimulation, settings: SignalSettings) -> 
     return SignalsToRun(programs=programs, skipped=skipped, replaced=replaced)
 
 
+def card_warning(model: ModelChoice, signals: SignalsToRun, timing: Timing, prompt: str) -> str | None:
+    """What the signals ask that the model was not trained on. None if its card names no difference, or there is none.
+
+    Raises ConfigError for a broken card.
+    """
+    from recipes.models.model_card import warning
+
+    seen = model.seen()
+    if seen is None:
+        return None
+    programs = signals.programs.values()
+    differences = seen.differences(
+        prompt_version=prompt_version(prompt),
+        num_stages=[len(program.stages) for program in programs],
+        timings=[timing.within(stage.green_bounds) for program in programs for stage in program.stages],
+    )
+    return warning(model.name, "the net", differences) if differences else None
+
+
 def drive(
     control: SignalControl, simulation: AttachedSimulation, controller: Controller, stop: Event, *, verbose: bool
 ) -> None:
@@ -258,6 +279,8 @@ def main() -> None:
         print(
             f"{simulation.sumo_version} on {where} at {simulation.time_s:g} s, {simulation.files.net_file}", flush=True
         )
+        if model is not None and (line := card_warning(model, signals, timing, settings.llm.prompt)):
+            print(line, file=sys.stderr, flush=True)
         with controller_for(arguments.controller, model, settings.llm) as controller:
             name = model.name if model else arguments.controller
             num_signals = len(simulation.junction_ids())

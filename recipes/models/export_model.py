@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.models.checkpoints import SHARD, latest_step
+from recipes.models.model_card import seen_in, write_card
 from recipes.models.quantisation import quantised_base
 from tsc.errors import ConfigError
 from tsc.files import folder_lock, write_atomically
@@ -114,15 +115,17 @@ def save_trl_model(checkpoint: Path, base: Path, adapter_out: Path, merged_out: 
     AutoTokenizer.from_pretrained(base).save_pretrained(merged_out)
 
 
-def export(checkpoints: Path, part: str, base: Path, out: Path) -> int:
+def export(checkpoints: Path, part: str, base: Path, out: Path, data: Path | None = None) -> int:
     """Export the latest checkpoint to `out`, and return its step.
 
     part: the folder inside a checkpoint of verl, such as `actor`. TRL's checkpoints do not have such a folder.
+    data: the folder of json_to_parquet that the model was trained on, for its card; without it there is no card.
     Raises ConfigError if there is no complete checkpoint, or another process exports to `out`.
     """
     step = latest_step(checkpoints)
     if step is None:
         raise ConfigError(f"{checkpoints} does not have a complete checkpoint: train first")
+    seen = seen_in(data) if data else None
     shards = checkpoints / f"global_step_{step}" / part
     save = save_model
     if (checkpoints / f"checkpoint-{step}").is_dir():
@@ -137,6 +140,10 @@ def export(checkpoints: Path, part: str, base: Path, out: Path) -> int:
         with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as scratch:
             adapter, merged = Path(scratch, "adapter"), Path(scratch, "merged")
             save(shards, base, adapter, merged)
+            if seen is not None:
+                for folder in (adapter, merged):
+                    if folder.is_dir():
+                        write_card(folder, seen)
             if adapter.is_dir():
                 _replace(adapter, out / "adapter")
             _replace(merged, out / "merged")

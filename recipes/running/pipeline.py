@@ -706,7 +706,7 @@ class Pipeline:
     def _export(self, training: Training, part: str) -> None:
         self.stages.python(
             "scripts/export_model.py", "--checkpoints", training.checkpoints, "--part", part,
-            "--base", training.start, "--out", training.folder,
+            "--base", training.start, "--data", self._parquet_of(training.number), "--out", training.folder,
         )  # fmt: skip
 
     def _remove_older_checkpoints(self, training: Training) -> None:

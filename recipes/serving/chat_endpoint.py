@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -13,7 +14,9 @@ from urllib.parse import urlsplit
 
 import openai
 from openai.types.chat import ChatCompletion
+from openai.types.chat.chat_completion import Choice
 
+from recipes.serving.answer_probabilities import NUM_TOKENS, Positions, answer_probabilities
 from tsc.controllers.language_model import Conversation, Reply
 from tsc.errors import ConfigError, EndpointError, did_you_mean
 from tsc.files import without_password
@@ -32,19 +35,43 @@ MAX_CONCURRENT_REQUESTS = 64
 MAX_NAMES_SHOWN = 20
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a model chooses its tokens. temperature 0: always the most likely one. top_p: only among the most likely
+    tokens that together have this probability. seed: the same seed gives the same answers; None: others every time."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def as_dict(self) -> dict[str, float | int]:
+        """The parameters of a request; those that change nothing are left out."""
+        values: dict[str, float | int] = {"temperature": self.temperature}
+        if self.top_p != 1.0:
+            values["top_p"] = self.top_p
+        if self.seed is not None:
+            values["seed"] = self.seed
+        return values
+
+
+GREEDY = Sampling()
+
+
 class ChatEndpoint:
     """A model on the server at `base_url`, which usually ends with /v1. The attribute base_url has no password.
 
-    Requests set temperature 0 and max_answer_tokens, and no other parameter. The server uses the model's own chat
-    template, as in training.
+    Requests set temperature 0 and max_answer_tokens, and no other parameter unless it is asked for here. The server
+    uses the model's own chat template, as in training.
 
     model: None for the only model that the server serves.
+    probabilities: also ask for the probabilities of the two answers. The replies of a server that does not tell
+    log-probabilities have none.
     api_key: without it, the key is taken from the environment (OPENAI_API_KEY).
     time_limit_s: real time for one decision; a conversation without an answer by then is given up.
     own_vllm_log: the log of a vLLM that we started (recipes.serving.vllm_server), to name in errors. Such a server is
     reached without a proxy, and gets all conversations of a call in one request, which takes half as long as separate
     requests. With a time limit, each conversation has its own request, so that it does not wait for the others'
-    answers.
+    answers; and so with probabilities, because each then has a latency of its own.
     """
 
     def __init__(
@@ -54,6 +81,8 @@ class ChatEndpoint:
         *,
         max_answer_tokens: int = 16,
         time_limit_s: float | None = None,
+        sampling: Sampling = GREEDY,
+        probabilities: bool = False,
         api_key: str | None = None,
         own_vllm_log: Path | None = None,
     ) -> None:
@@ -73,7 +102,9 @@ class ChatEndpoint:
         self.model = model
         self._max_answer_tokens = max_answer_tokens
         self._time_limit_s = time_limit_s
-        self._in_one_request = own_vllm_log is not None and time_limit_s is None
+        self._sampling = sampling
+        self._probabilities = probabilities
+        self._in_one_request = own_vllm_log is not None and time_limit_s is None and not probabilities
         self._remedy = f"its log {own_vllm_log} may say why" if own_vllm_log else "check that it runs"
         self._client = openai.AsyncOpenAI(
             base_url=base_url.rstrip("/"),
@@ -168,17 +199,22 @@ class ChatEndpoint:
             begin_s = time.monotonic()
             try:
                 async with asyncio.timeout(self._time_limit_s):
-                    completion = await self._complete("/chat/completions", conversation)
+                    completion = await self._complete("/chat/completions", conversation, **self._asked_tokens())
             except TimeoutError:
                 return Reply(None, time.monotonic() - begin_s)
             latency_s = time.monotonic() - begin_s
         usage = completion.usage
+        choice = completion.choices[0]
         return Reply(
-            completion.choices[0].message.content or "",
+            choice.message.content or "",
             latency_s,
             usage.prompt_tokens if usage else None,
             usage.completion_tokens if usage else None,
+            answer_probabilities(_positions(choice)),
         )
+
+    def _asked_tokens(self) -> dict[str, object]:
+        return {"logprobs": True, "top_logprobs": NUM_TOKENS} if self._probabilities else {}
 
     async def _together(self, conversations: list[Conversation]) -> list[Reply]:
         begin_s = time.monotonic()
@@ -197,7 +233,7 @@ class ChatEndpoint:
         body = {
             "model": self.model,
             "messages": messages,
-            "temperature": 0,
+            **self._sampling.as_dict(),
             "max_tokens": self._max_answer_tokens,
             **more,
         }
@@ -221,6 +257,17 @@ class ChatEndpoint:
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
         return self._runner.run(work)
+
+
+def _positions(choice: Choice) -> Positions:
+    """Empty if the server does not tell log-probabilities."""
+    positions = []
+    before = ""
+    for token in (choice.logprobs and choice.logprobs.content) or ():
+        others = [other for other in token.top_logprobs if other.token != token.token]
+        positions.append([(before + each.token, each.logprob) for each in (token, *others)])
+        before += token.token
+    return positions
 
 
 def _listed(names: list[str]) -> str:

@@ -16,18 +16,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from recipes.models.model_card import CARD_FILE, read_card
 from recipes.models.model_folder import (
     check_adapter_folder,
     check_model_folder,
     no_progress_bars_in_logs,
     read_json_object,
 )
-from recipes.serving.chat_endpoint import ChatEndpoint
+from recipes.serving.chat_endpoint import GREEDY, ChatEndpoint, Sampling
 from recipes.serving.vllm_server import VllmServer, check_servable, is_cpu_build
 from tsc.controllers.registry import LANGUAGE_MODEL, NAME
 from tsc.errors import ConfigError
 from tsc.files import without_password
+from tsc.junction.seen_decisions import SeenDecisions
 
 FORMS = "llm:NAME=MODEL, llm:NAME=MODEL+ADAPTER or llm:NAME=ADAPTER (folders)"
 FORMS_OF_SERVER = "llm:NAME=MODEL, or llm for the only model of the server"
@@ -53,10 +56,14 @@ class LocalModelChoice:
         digest = hashlib.sha256()
         for folder in (self.model, self.adapter):
             for path in sorted(folder.iterdir()) if folder else ():
-                if path.suffix in DIGESTED_SUFFIXES:
+                if path.suffix in DIGESTED_SUFFIXES and path.name != CARD_FILE:
                     with path.open("rb") as file:
                         digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
+
+    def seen(self) -> SeenDecisions | None:
+        """The decisions that the model was trained on, if its folder says it. Raises ConfigError for a broken card."""
+        return read_card(self.model, self.adapter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +77,9 @@ class ServedModelChoice:
     def identity(self) -> str:
         """The server's address and the model's name there, which may be shown and kept."""
         return f"{without_password(self.base_url).rstrip('/')} {self.model_id}"
+
+    def seen(self) -> None:
+        """A server does not say what its model was trained on."""
 
     @property
     def where(self) -> str:
@@ -129,16 +139,29 @@ def checked(choice: ModelChoice) -> ModelChoice:
 
 @contextmanager
 def answering(
-    choice: ModelChoice, *, max_answer_tokens: int, time_limit_s: float | None, log_file: Path
+    choice: ModelChoice,
+    *,
+    max_answer_tokens: int,
+    time_limit_s: float | None,
+    log_file: Path,
+    sampling: Sampling = GREEDY,
+    probabilities: bool = False,
 ) -> Iterator[ChatEndpoint]:
     """The model's endpoint; its `ask` is an Ask of tsc.controllers.language_model.
+
+    probabilities: whether the replies have those of the two answers.
 
     A local model is served by vLLM, which writes to log_file and ends with the block. Raises ConfigError and
     EndpointError.
     """
     if isinstance(choice, ServedModelChoice):
         with ChatEndpoint(
-            choice.base_url, choice.model_id, max_answer_tokens=max_answer_tokens, time_limit_s=time_limit_s
+            choice.base_url,
+            choice.model_id,
+            max_answer_tokens=max_answer_tokens,
+            time_limit_s=time_limit_s,
+            sampling=sampling,
+            probabilities=probabilities,
         ) as endpoint:
             endpoint.check()
             yield endpoint
@@ -157,6 +180,8 @@ def answering(
             log_file=log_file,
             max_answer_tokens=max_answer_tokens,
             time_limit_s=time_limit_s,
+            sampling=sampling,
+            probabilities=probabilities,
         ) as endpoint:
             yield endpoint
 
@@ -164,19 +189,25 @@ def answering(
 def merge_adapter(model: Path, adapter: Path, out: Path) -> None:
     """Write the model with the adapter merged into its weights, in fp32, to the folder `out`. Raises ConfigError."""
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     with no_progress_bars_in_logs():
         base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        try:
-            merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-        except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"the adapter {adapter} does not fit the model {model}: {error}") from error
-        merged.save_pretrained(out)
+        with_adapter(base, model, adapter).save_pretrained(out)
     for path in model.iterdir():
         if path.is_file() and not any(path.match(pattern) for pattern in WEIGHT_FILES):
             shutil.copy(path, out)
+
+
+def with_adapter(base: Any, model: Path, adapter: Path) -> Any:
+    """The loaded model of the folder `model` with the adapter merged into its weights. Raises ConfigError if it does
+    not fit."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"the adapter {adapter} does not fit the model {model}: {error}") from error
 
 
 def _is_adapter_alone(folder: Path) -> bool:

@@ -25,7 +25,7 @@ from recipes.models.model_folder import check_adapter_folder, check_model_folder
 from recipes.preflight.hardware import BF16_CAPABILITY, compute_capability
 from recipes.running.environment import cpu_environment
 from recipes.running.supervise import TERMINATION_S, raised_errors
-from recipes.serving.chat_endpoint import ChatEndpoint
+from recipes.serving.chat_endpoint import GREEDY, ChatEndpoint, Sampling
 from tsc.errors import ConfigError, EndpointError
 from tsc.files import REPO_ROOT
 
@@ -73,6 +73,8 @@ class VllmServer:
         log_file: Path,
         max_answer_tokens: int = 16,
         time_limit_s: float | None = None,
+        sampling: Sampling = GREEDY,
+        probabilities: bool = False,
     ) -> None:
         check_servable(model, adapter)
         self._model = model
@@ -81,6 +83,8 @@ class VllmServer:
         self._log_file = log_file
         self._max_answer_tokens = max_answer_tokens
         self._time_limit_s = time_limit_s
+        self._sampling = sampling
+        self._probabilities = probabilities
         self._process: subprocess.Popen[bytes] | None = None
         self._endpoint: ChatEndpoint | None = None
 
@@ -108,6 +112,8 @@ class VllmServer:
                 self._name,
                 max_answer_tokens=self._max_answer_tokens,
                 time_limit_s=self._time_limit_s,
+                sampling=self._sampling,
+                probabilities=self._probabilities,
                 api_key=key,
                 own_vllm_log=self._log_file,
             )
@@ -213,7 +219,7 @@ def engine_environment(model: Path) -> dict[str, str]:
         "TRANSFORMERS_OFFLINE": "1",
     }
     if is_cpu_build():
-        environment |= cpu_environment(_num_threads(model)) | {
+        environment |= cpu_environment(num_threads(model)) | {
             # No third process between the server and the model: the start takes a third less time, and less is sent.
             # vLLM only uses that process to set up threads, which the variables above already do.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -257,7 +263,8 @@ def _longest_text(model: Path) -> int:
     return int(config.get("max_position_embeddings") or MAX_MODEL_TOKENS)
 
 
-def _num_threads(model: Path) -> int:
+def num_threads(model: Path) -> int:
+    """With how many CPU threads a model computes fastest."""
     weights = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in model.glob(pattern))
     few = weights < BYTES_PER_PARAMETER * ONE_THREAD_MAX_PARAMETERS
     return 1 if few else len(os.sched_getaffinity(0))

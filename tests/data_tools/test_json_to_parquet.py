@@ -501,6 +501,25 @@ def test_the_summary_is_for_people_and_adds_up(write_dataset, out, capsys):
         assert part in printed
 
 
+def test_the_summary_says_what_a_model_is_trained_on(write_dataset, out):
+    def change(samples):
+        for sample in samples[::2]:
+            sample["observation"] = {"stages": [{}] * 2}
+        for number, sample in enumerate(samples):
+            sample["max_green"] = 60.0 + number % 4
+
+    convert(write_dataset(change=change), out)
+    assert json.loads((out / "summary.json").read_text())["trained_on"] == {
+        "scenarios": ["demo"],
+        "prompt_versions": ["1"],
+        "num_junctions": 1,
+        "num_stages": [2, 2],
+        "min_green_s": [10, 10],
+        "max_green_s": [60, 63],
+        "green_extension_s": [5, 5],
+    }
+
+
 # -- datasets of other generators --------------------------------------------------------------------------------------
 
 FOREIGN_FIELDS = ("prompt", "state_file", "current_green_elapsed", "min_green", "max_green", "junction_id")

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,6 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+
+from recipes.models.model_card import CARD_FILE
+from recipes.serving.model_choice import LocalModelChoice
+from tsc.controllers.opening import opened
+from tsc.junction.prompt import OWN_PROMPT
+from tsc.scenarios.by_word import traffic_scenarios
 
 
 def command(repo_root: Path, scenario: Path | str, out: Path, *words: str) -> list[str]:
@@ -230,3 +237,24 @@ def test_a_net_without_signals_fails_before_any_episode(repo_root: Path, short_s
     done = evaluate(repo_root, scenario, tmp_path / "out", "--controllers", "max_pressure")
     assert done.returncode == 2 and "has no signal" in done.stderr
     assert not (tmp_path / "out" / "episodes.jsonl").exists()
+
+
+def test_a_model_is_warned_of_networks_that_it_was_not_trained_on(repo_root: Path, tmp_path: Path) -> None:
+    scenarios = traffic_scenarios(["sumo:rilsa1", "sumo:rilsa3"], tmp_path / "scenarios")
+    signals = {scenario.name: opened(scenario, tmp_path / scenario.name) for scenario in scenarios}
+    seen = {"scenarios": ["rilsa1"], "prompt_versions": ["1"], "num_junctions": 1, "num_stages": [2, 2]}
+    seen |= {name: [1, 999] for name in ("min_green_s", "max_green_s", "green_extension_s")}
+    (tmp_path / CARD_FILE).write_text(json.dumps(seen))
+    warnings_of = runpy.run_path(str(repo_root / "scripts/evaluate.py"))["warnings_of"]
+    model = LocalModelChoice(name="mine", model=tmp_path)
+    (line,) = warnings_of(model, scenarios, signals, OWN_PROMPT)
+    assert line.startswith(
+        "warning: rilsa3 asks mine about decisions that it was not trained on: a junction with 3 stages (trained on 2)."
+    )
+    (tmp_path / CARD_FILE).write_text(json.dumps(seen | {"num_stages": [2, 3]}))
+    assert warnings_of(model, scenarios, signals, OWN_PROMPT) == []
+    (tmp_path / CARD_FILE).write_text(json.dumps(seen | {"num_stages": None, "max_green_s": [61, 70]}))
+    lines = warnings_of(model, scenarios, signals, OWN_PROMPT)
+    assert lines and all("a maximum green of" in line for line in lines)
+    (tmp_path / CARD_FILE).unlink()
+    assert warnings_of(model, scenarios, signals, OWN_PROMPT) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import runpy
 import signal
 import socket
 import subprocess
@@ -21,14 +22,19 @@ from typing import Any
 import pytest
 from traci.main import connect
 
+from recipes.models.model_card import CARD_FILE
+from recipes.serving.model_choice import LocalModelChoice
 from tests.tsc.sumo_process import in_new_process
 from tsc.errors import ConfigError, ScenarioError
+from tsc.junction.prompt import OWN_PROMPT
+from tsc.junction.seen_decisions import SeenDecisions
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
 from tsc.rules.max_pressure import MaxPressure
 from tsc.sumo.attached import AttachedSimulation
 from tsc.sumo.binaries import sumo_binary
 from tsc.sumo.running import SumoFiles
+from tsc.sumo.signal_program import SignalProgram
 from tsc.sumo.simulation import Simulation
 
 JUNCTION = "A0"
@@ -304,6 +310,27 @@ def test_a_port_on_which_no_program_listens_gives_an_error_with_the_remedy() -> 
         port = taken.getsockname()[1]
         with pytest.raises(ScenarioError, match=f"no program listens on localhost:{port} .*start SUMO with --rem"):
             AttachedSimulation(port)
+
+
+def _bounded_program(files: SumoFiles, bounds: tuple[int, int]) -> SignalProgram:
+    program = Simulation(files).program(JUNCTION)
+    return program.bounded([bounds] * len(program.stages))
+
+
+def test_a_model_is_warned_of_signals_that_it_was_not_trained_on(
+    repo_root: Path, files: SumoFiles, tmp_path: Path
+) -> None:
+    program = in_new_process(_bounded_program, files, (5, 40))
+    script = runpy.run_path(str(repo_root / "scripts/run_controller.py"))
+    signals = script["SignalsToRun"](programs={JUNCTION: program}, skipped={}, replaced={})
+    model = LocalModelChoice(name="mine", model=tmp_path)
+    assert script["card_warning"](model, signals, Timing(), OWN_PROMPT) is None  # no card
+    seen = SeenDecisions.of({("a", "b")}, prompt_versions=["0"], num_stages={2}, timings={Timing(max_green_s=40)})
+    (tmp_path / CARD_FILE).write_text(seen.model_dump_json())
+    assert script["card_warning"](model, signals, Timing(), OWN_PROMPT).startswith(
+        "warning: the net asks mine about decisions that it was not trained on: prompts of version 1 (trained on 0); a "
+        "minimum green of 5 s (trained on 10 s)."
+    )
 
 
 def test_clients_without_an_order_are_told_to_have_one(start_sumo: StartSumo, start_controller: Any) -> None:

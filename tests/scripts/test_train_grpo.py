@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recipes.models.checkpoints import latest_step
+from recipes.models.model_card import read_card
 from tests.hand_made_student import write_longest_queue_student
 from tests.scripts.exported import check_exported
 
@@ -55,6 +56,8 @@ def test_checkpoint_adapter_and_merged_model_are_kept(project: Any) -> None:
 
 def test_training_changed_the_weights_and_the_merged_model_equals_base_and_adapter(project: Any) -> None:
     check_exported(project.run / "grpo", project.run / "sft/merged", least_change=1e-3)
+    cards = [read_card(project.run / folder) for folder in ("sft/merged", "grpo/merged", "grpo/adapter")]
+    assert {(card.scenarios, card.num_stages) if card else None for card in cards} == {(("four_way",), (2, 2))}
 
 
 def test_the_stages_say_what_they_did_and_where_it_lies(project: Any) -> None:

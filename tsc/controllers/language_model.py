@@ -16,6 +16,14 @@ from tsc.rules.static import Static
 Conversation = list[dict[str, str]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Probabilities:
+    """Of the two answers, each from 0 to 1."""
+
+    yes: float
+    no: float
+
+
 @dataclass(frozen=True)
 class Reply:
     """A model's answer to one conversation.
@@ -24,12 +32,14 @@ class Reply:
     latency_s: from sending the conversation to the end of its answer, or to the time limit.
     prompt_tokens, completion_tokens: None if the model does not count them. If it counts several conversations
     together, prompt_tokens is their mean.
+    probabilities: of the two answers; None if the model was not asked for them or does not tell them.
     """
 
     text: str | None
     latency_s: float
     prompt_tokens: float | None = None
     completion_tokens: int | None = None
+    probabilities: Probabilities | None = None
 
 
 # Sends all conversations to a model; the replies have the order of the conversations.

@@ -58,12 +58,15 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object_without_duplicates)
 
 
 def parse_answer(text: str) -> Answer:
-    """Read a model's answer, in a time that the last 4096 characters bound. Never raises: what a model says is data.
+    """Read a model's answer, in a time that the last 4096 characters bound. No text raises: what a model says is data.
+    Anything but a text is a fault of the caller and raises TypeError.
 
     Only the text after the last `</think>` counts. Exactly one JSON object with the one key `extend` and the value
     "yes" or "no" is EXACT; the same with other text around it, which must not open another object, is EMBEDDED;
     everything else is INVALID.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"the answer is of type {type(text).__name__}: must be the decoded text")
     answer_text = text.rpartition("</think>")[2].strip()
     read_text = answer_text[-_MAX_CHARS_READ:]
     start = read_text.find("{")

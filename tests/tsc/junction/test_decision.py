@@ -135,3 +135,9 @@ def test_any_text_can_be_read(text: str) -> None:
 def test_text_without_braces_around_an_answer_leaves_its_decision(text: str) -> None:
     if "</think>" not in text:
         assert parse_answer(f"{text}{Decision.NO.answer}").decision is Decision.NO
+
+
+@pytest.mark.parametrize("text", [None, b"{}", 1.0])
+def test_an_answer_that_is_not_text_is_a_fault_of_the_caller(text: object) -> None:
+    with pytest.raises(TypeError, match=f"the answer is of type {type(text).__name__}: must be the decoded text"):
+        parse_answer(text)  # type: ignore[arg-type]
