@@ -48,6 +48,7 @@ from recipes.preflight.hardware import (
 from recipes.preflight.plan import chosen_placement
 from recipes.running.environment import WORKER_VARIABLES, log_environment, ray_token, run_environment
 from recipes.running.run import SMOLLM2, SMOLLM2_FOLDER, Run, unknown_knobs
+from recipes.running.run_record import run_record, write_record
 from recipes.running.stages import Interrupted, Stages, raise_on_signals, say, skipped
 from reward.settings import DEFAULT_SETTINGS_FILE
 from tsc.errors import ConfigError, run_main
@@ -498,6 +499,7 @@ class Pipeline:
         alone = folder_lock(sft.folder, "SFT") if sft is not self.main else nullcontext()
         with alone, self.stages.stage(title, f"model in {sft.folder / 'merged'}"):
             if sft.done_steps < steps:  # else it was stopped while it was exported
+                now += self._record(sft, file, steps)
                 self._torchrun(sft, ["verl.trainer.sft_trainer", *_recipe("sft")], now, last)
             self._remove_older_checkpoints(sft)
             self._export(sft, "")
@@ -530,6 +532,7 @@ class Pipeline:
                     now.append(f"{WORKER}.model.path={_hydra(str(main.start.resolve()))}")
             command = [*driver, "-u", "-m", "verl.trainer.main_ppo", *_recipe(main.algorithm)]
             now += self._reward_settings()
+            now += self._record(main, train, main.steps)
             command += main.overrides(*now, *ray)
             self.stages.run(
                 command,
@@ -566,7 +569,7 @@ class Pipeline:
             f"(log: {main.folder / 'train.log'})"
         )
         with self.stages.stage(title, f"checkpoints in {main.checkpoints}"):
-            self._torchrun(main, ["recipes.dpo.train_dpo"])
+            self._torchrun(main, ["recipes.dpo.train_dpo"], self._record(main, pairs / "train.parquet", main.steps))
 
     def merge(self, main: Training) -> None:
         """Adapter and merged model of the last checkpoint."""
@@ -672,6 +675,15 @@ class Pipeline:
             # with two.
             found["OMP_NUM_THREADS"] = "1"
         return found
+
+    def _record(self, training: Training, data: Path, steps: int) -> list[str]:
+        """Note what the training is made of. The overrides tell its trackers the same."""
+        record = run_record(
+            run=self.run.run_name, algorithm=training.name, model=training.start, data=data, steps=steps
+        )
+        write_record(training.folder, record)
+        told = ("dataset_sha256", "code_sha256", "commit")
+        return [f"+run.{name}={_quoted(record[name])}" for name in told if record[name]]
 
     def _reward_settings(self) -> list[str]:
         """The reward file of the data, unless the user names another one, or another reward function."""

@@ -9,6 +9,8 @@ it the run ends.
 
 verl gives algorithm.filter_groups to its own replay buffer only; for a custom one the key would silently do nothing. So
 recipes/policy_gradient.yaml hands it on in sampler_kwargs. Its bound, which verl's V1 trainer ignores, holds here.
+
+It is also the place where all answers of a step pass by with their scores, so it keeps some of them (samples_file.py).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import transfer_queue
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
+from recipes.verl_plugins.samples_file import SamplesFile
 from tsc.errors import ReplayError
 
 # Events that should be rare are counted; everything else is averaged over the batch.
@@ -61,9 +64,10 @@ def is_one_sided(parts_by_answer: Iterable[Mapping[str, float]]) -> bool:
 class FastReplayBuffer(ReplayBuffer):
     """Polls every 0.1 s instead of verl's 2 s, which is longer than a whole step of a small model.
 
-    sampler_kwargs: `filter_groups` and `train_batch_size`, as algorithm.filter_groups and data.train_batch_size. With
-    filter_groups.enable, groups whose answers all have the same filter_groups.metric are replaced, as in DAPO. A step
-    that has thrown away filter_groups.max_num_gen_batches batches of them (0: no bound) raises ReplayError.
+    sampler_kwargs: `filter_groups` and `train_batch_size`, as algorithm.filter_groups and data.train_batch_size, and
+    `samples`, the arguments of SamplesFile. With filter_groups.enable, groups whose answers all have the same
+    filter_groups.metric are replaced, as in DAPO. A step that has thrown away filter_groups.max_num_gen_batches batches
+    of them (0: no bound) raises ReplayError.
 
     It reports the parts of the reward and `reward/one_sided_steps`: how many steps in a row, including this one, were
     one-sided. The count starts again with the process.
@@ -86,6 +90,7 @@ class FastReplayBuffer(ReplayBuffer):
         self._most_filtered = filter_groups["max_num_gen_batches"] * sampler_kwargs["train_batch_size"]
         self._num_filtered = 0
         self._one_sided_steps = 0
+        self._samples = SamplesFile(**sampler_kwargs["samples"]) if sampler_kwargs["samples"]["num_prompts"] else None
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         super()._sync_metadata_from_transfer_queue()
@@ -113,6 +118,8 @@ class FastReplayBuffer(ReplayBuffer):
         batch.reorder(sorted(range(len(batch.keys)), key=batch.keys.__getitem__))
         if partition_id == "train":
             metrics.update(self._reward_metrics(_reward_parts(batch)))
+        if self._samples is not None:
+            self._samples.add(global_steps, partition_id, batch)
         return batch, metrics
 
     def _reward_metrics(self, parts_by_answer: Sequence[Mapping[str, float]]) -> dict[str, float]:
