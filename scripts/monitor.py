@@ -17,6 +17,8 @@ from pathlib import Path
 
 from tsc.errors import ConfigError, run_main
 
+# The curves that come first, as trackio takes their names.
+PLOT_ORDER = "reward/score,reward/traffic,reward/answer_yes,reward/answer_no,reward/*,train/*"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -39,7 +41,7 @@ def main() -> None:
         token = os.environ.get("TSC_MONITOR_TOKEN") or secrets.token_urlsafe(24)
     with tempfile.TemporaryDirectory(prefix="tsc-monitor-") as folder:
         # trackio reads these when it is imported. The folder ends with this process.
-        os.environ |= {"TRACKIO_DIR": folder, "TRACKIO_PLOT_ORDER": "reward/*", "HF_HUB_OFFLINE": "1"}
+        os.environ |= {"TRACKIO_DIR": folder, "TRACKIO_PLOT_ORDER": PLOT_ORDER, "HF_HUB_OFFLINE": "1"}
         import uvicorn
 
         from recipes.monitor.board import Board

@@ -18,6 +18,7 @@ from recipes.monitor.samples import Samples
 
 LOOK_EVERY_S = 3.0
 MEASURE_EVERY_S = 10.0
+SHOWN_OF_MACHINE = ("cpu/utilization", "memory/used", "memory/total")
 # Of all curves that are drawn at once, together.
 POINTS_IN_ALL = 4000
 
@@ -74,9 +75,7 @@ class Watched:
             state=state,
             step=self.curves.step,
             steps=training.record().get("steps"),
-            score=next(
-                (last[name] for name in ("reward/score/mean", "critic/score/mean", "train/loss") if name in last), None
-            ),
+            score=next((last[name] for name in ("reward/score", "critic/score", "train/loss") if name in last), None),
             step_s=last.get("timing_s/step"),
             changed=_ago(now_s - changed_s) if changed_s else "",
             faults=tuple(faults),
@@ -129,7 +128,8 @@ class Board:
         running = [each.training for each in self._watched.values() if each.training.state() == "running"]
         if not running:
             return
-        measured = collect_cpu_metrics(include_static=False) | collect_gpu_metrics(all_gpus=True)
+        of_machine = collect_cpu_metrics(include_static=False)
+        measured = {name: of_machine[name] for name in SHOWN_OF_MACHINE} | collect_gpu_metrics(all_gpus=True)
         for training in running:
             SQLiteStorage.bulk_log_system(
                 training.algorithm, training.run, [measured], timestamps=[datetime.now(UTC).isoformat()]

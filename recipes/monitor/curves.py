@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sqlite3
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ NUM_POINTS = 1000
 NUM_DRAWN = 20
 # Those of verl's hundred metrics that no panel shows: extremes beside means, and the same numbers once more.
 UNSHOWN = re.compile(r"/(max|min)$|^(timing_per_token_ms|global_seqlen|response_length_non_aborted|training/off_pol)")
+# Looked at for the newest value of every metric: the last line may be broken, or have a validation alone.
+NEWEST_LINES = 5
 # verl's lines are longer, so a short first one is broken and says nothing about the others.
 SHORT_LINE_BYTES = 500
 
@@ -87,13 +90,13 @@ class Curves:
         size, changed_s = file.stat().st_size, file.stat().st_mtime
         started_s = max(self._read_s, _start_s(file) or changed_s) if is_new else self._read_s
         rows: list[_Row] = []
-        newest = b""
+        newest: deque[bytes] = deque(maxlen=NEWEST_LINES)
         for start, line in lines.new():
             if start == 0:
                 # about as many lines are to come; the others are not even parsed
                 while size / max(len(line), SHORT_LINE_BYTES) / self._stride > self._num_points:
                     self._stride *= 2
-            newest = line
+            newest.append(line)
             # verl reports validations in the line of their step, and there are few
             always = start == 0 or b'"val' in line
             if always or self._num_lines % self._stride == 0:
@@ -105,9 +108,10 @@ class Curves:
             self._num_lines += 1
         if not newest:
             return
-        if (record := self._parsed(newest, count=False)) is not None:
-            self.step, newest_metrics = record
-            self.last |= newest_metrics
+        for line in newest:
+            if (record := self._parsed(line, count=False)) is not None:
+                self.step, metrics = record
+                self.last |= metrics
         self._read_s = changed_s
         if rows:
             if is_new:
@@ -175,9 +179,9 @@ class Curves:
 
 
 def numbers_in(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Of a record's values those that can be drawn."""
+    """Of a record's values those that can be drawn. A mean has the short name: reward/score, not reward/score/mean."""
     return {
-        name: value
+        re.sub(r"(/\w+)/mean$", r"\1", name): value
         for name, value in metrics.items()
         if type(value) in (int, float) and math.isfinite(value) and _is_shown(name)
     }

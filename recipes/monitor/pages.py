@@ -38,16 +38,16 @@ ALL_RUNS = "-all"
 # The groups of curves: their title, and a pattern of the metrics' names (empty: all of them).
 _POLICY_PANELS = {
     "all curves": "",
-    "reward": r"^reward/(score|traffic|term_.*|format|tie)/|^critic/(score|advantages)/mean",
+    "reward": r"^reward/(score|traffic|term_.*|format|tie)$|^critic/(score|advantages)$",
     "answers": r"^reward/(answer_.*|format_.*|one_sided_steps)",
     "KL and gradient": r"kl|grad_norm|pg_loss|entropy|clipfrac|actor/lr",
-    "lengths": r"^(response_length|prompt_length|num_turns)/",
+    "lengths": r"^(response_length|prompt_length|num_turns)",
     "time of a step": r"^timing_s/|^perf/(time|throughput|mfu)",
-    "memory": r"memory",
+    "memory of the workers": r"memory",
     "replays": r"^reward/(outcome_from_.*|audit.*|failed)",
     "validation": r"^val",
 }
-_LOSS_PANELS = {"all curves": "", "loss": r"loss|grad|/lr|rewards/", "memory": r"memory"}
+_LOSS_PANELS = {"all curves": "", "loss": r"loss|grad|/lr|rewards/", "memory of the workers": r"memory"}
 
 Page = Callable[[Request], Awaitable[Response]]
 

@@ -38,14 +38,22 @@ def test_new_steps_are_added_and_half_a_line_waits_for_its_end(tmp_path: Path) -
 
 
 def test_broken_lines_are_counted_and_left_out(tmp_path: Path) -> None:
-    lines = [record(1), "{oops\n", '{"step": "x", "data": {}}\n', "[]\n", record(2, **{"critic/vf": float("nan")})]
+    lines = [
+        record(1),
+        "{oops\n",
+        '{"step": "x", "data": {}}\n',
+        "[]\n",
+        record(2).replace("0.02", "null"),
+        "{half\n",
+    ]
     make_run(tmp_path, "damaged", lines, state="crashed", algorithm="broken")
     curves = curves_of(tmp_path)
     curves.update()
     drawn = logs_of("broken", "damaged")
     assert [log["step"] for log in drawn] == [1, 2]
-    assert "critic/vf" not in drawn[1]
-    assert curves.num_broken == 3
+    assert "actor/kl_loss" not in drawn[1]  # verl writes null for a number that is not finite
+    assert curves.num_broken == 4
+    assert curves.step == 2
 
 
 def test_a_resumed_run_replaces_the_steps_after_its_checkpoint(tmp_path: Path) -> None:
