@@ -22,7 +22,11 @@ import transfer_queue
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from recipes.verl_plugins.samples_file import SamplesFile
+from recipes.verl_plugins.wandb_extras import end_wandb_with_the_training, log_samples
 from tsc.errors import ReplayError
+
+# this module is loaded where the trainer and its trackers are
+end_wandb_with_the_training()
 
 # Events that should be rare are counted; everything else is averaged over the batch.
 COUNTED_PARTS = ("audited", "audit_disagreed", "failed")
@@ -119,7 +123,9 @@ class FastReplayBuffer(ReplayBuffer):
         if partition_id == "train":
             metrics.update(self._reward_metrics(_reward_parts(batch)))
         if self._samples is not None:
-            self._samples.add(global_steps, partition_id, batch)
+            samples = self._samples.add(global_steps, partition_id, batch)
+            if partition_id == "val":
+                log_samples(global_steps, samples)
         return batch, metrics
 
     def _reward_metrics(self, parts_by_answer: Sequence[Mapping[str, float]]) -> dict[str, float]:
