@@ -620,6 +620,14 @@ class Pipeline:
                 "--controllers", *run.eval_controllers.split(), *models,
             )  # fmt: skip
             shutil.copyfile(run.out / "eval" / "results.json", results)
+            if "wandb" in run.trackers:
+                last = self.rounds[-1]
+                self.stages.run(
+                    [sys.executable, "recipes/running/log_evaluation.py", "--eval", run.out / "eval",
+                     "--project", last.config.trainer.project_name],
+                    name="the log of the evaluation in wandb",
+                    environment=self._environment_of(last),
+                )  # fmt: skip
 
     def say_where(self) -> None:
         main, run = self.rounds[-1], self.run
@@ -665,7 +673,14 @@ class Pipeline:
     # ------------------------------------------------------------------------------------------ parts of stages
 
     def _environment_of(self, training: Training) -> dict[str, str]:
-        found = log_environment(training.folder, f"{self.run.run_name}-{training.name}", self.run.wandb)
+        run = self.run
+        found = log_environment(
+            training.folder,
+            f"{run.run_name}-{training.name}",
+            run.wandb if "wandb" in run.trackers else "off",
+            group=run.run_name,
+            tags=[training.algorithm, Path(run.model_path).name or "tiny", run.hardware],
+        )
         if training.algorithm == "ppo":
             # Every process of the run has to know the critic's loader.
             modules = self.stages.environment.get("VERL_USE_EXTERNAL_MODULES")
@@ -695,7 +710,7 @@ class Pipeline:
         return [f"+{REWARD_FUNCTION}.reward_kwargs.settings_file={_hydra(str(file))}"]
 
     def _loggers(self) -> str:
-        return f"trainer.logger=[console,file,tensorboard{'' if self.run.wandb == 'off' else ',wandb'}]"
+        return f"trainer.logger=[{','.join(self.run.trackers)}]"
 
     def _torchrun(
         self, training: Training, program: Sequence[str], now: Sequence[str] = (), last: Sequence[str] = ()
