@@ -68,6 +68,8 @@ class Watched:
             faults.append(f"{num_broken} lines of the metrics or samples are broken and were left out")
         if state == "crashed":
             faults += training.errors()
+        if state == "running" and (waits := training.awaited()):
+            faults.append(waits)
         changed_s = training.changed_s()
         return Row(
             run=training.run,

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from recipes.running.run_record import RECORD_FILE
-from recipes.running.supervise import raised_errors
+from recipes.running.supervise import awaited, raised_errors
 from tsc.files import LOCK_FILE
 
 # A run on another machine counts as running for so long after it last wrote something.
@@ -82,14 +82,20 @@ class TrainingFolder:
 
     def errors(self) -> list[str]:
         """The last errors in the log, without those that say that somebody ended the training."""
+        found = raised_errors(self._end_of_log())
+        return [] if any(map(ENDED_BY_USER.search, found)) else found
+
+    def awaited(self) -> str | None:
+        """What a step that takes long waits for."""
+        return awaited(self._end_of_log())
+
+    def _end_of_log(self) -> str:
         log = self._own("train.log")
         if log is None:
-            return []
+            return ""
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-        found = raised_errors(text)
-        return [] if any(map(ENDED_BY_USER.search, found)) else found
+            return file.read().decode(errors="replace")
 
     def _own(self, name: str) -> Path | None:
         """What has this name in the folder; None if it is not there."""

@@ -94,6 +94,7 @@ class FastReplayBuffer(ReplayBuffer):
         self._most_filtered = filter_groups["max_num_gen_batches"] * sampler_kwargs["train_batch_size"]
         self._num_filtered = 0
         self._one_sided_steps = 0
+        self._said = ""
         self._samples = SamplesFile(**sampler_kwargs["samples"]) if sampler_kwargs["samples"]["num_prompts"] else None
 
     def _sync_metadata_from_transfer_queue(self) -> None:
@@ -127,6 +128,23 @@ class FastReplayBuffer(ReplayBuffer):
             if partition_id == "val":
                 log_samples(global_steps, samples)
         return batch, metrics
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        """Once a minute, say what a step still waits for; nothing where nothing has changed, so that the launch ends a
+        run that hangs (recipes/running/supervise.py)."""
+        looked_s: float = super()._wait_for_next_poll(partition_id, last_debug_time)
+        if looked_s != last_debug_time:
+            not_begun, begun, done = (
+                len(keys[partition_id]) for keys in (self.pending_keys, self.running_keys, self.finished_keys)
+            )
+            text = (
+                f"waiting for the answers to {not_begun + begun} of {not_begun + begun + done} prompts: {begun} are "
+                f"being answered or replayed, {not_begun} have not begun"
+            )
+            if text != self._said:
+                print(text, flush=True)
+                self._said = text
+        return looked_s
 
     def _reward_metrics(self, parts_by_answer: Sequence[Mapping[str, float]]) -> dict[str, float]:
         self._one_sided_steps = self._one_sided_steps + 1 if is_one_sided(parts_by_answer) else 0

@@ -46,6 +46,15 @@ def test_a_training_that_somebody_ended_did_not_crash(tmp_path: Path) -> None:
     assert training.state() == "stopped"
 
 
+def test_a_step_that_takes_long_says_what_it_waits_for(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "mine", [record(1)], state="running")
+    [training] = trainings_in(tmp_path)
+    assert training.awaited() is None
+    with (folder / "train.log").open("a") as log:
+        log.write("\x1b[36m(TaskRunner pid=7)\x1b[0m waiting for the answers to 3 of 32 prompts\n")
+    assert training.awaited() == "waiting for the answers to 3 of 32 prompts"
+
+
 def test_a_finished_training_that_goes_on_runs(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "mine", [record(1)], state="finished")
     os.utime(folder / "exported_step", (0, 0))

@@ -142,10 +142,13 @@ def test_a_process_that_a_worker_starts_may_end(repo_root: Path, tmp_path: Path,
 
 
 def test_a_command_without_output_for_too_long_is_ended(repo_root: Path, tmp_path: Path) -> None:
-    supervisor = start(repo_root, "--log", str(tmp_path / "log"), "--stall", "1", command=["sleep", "300"])
+    waiting = "(TaskRunner pid=7) waiting for the answers to 3 of 32 prompts: 3 are being answered or replayed"
+    command = ["bash", "-c", f"echo '{waiting}'; sleep 300"]
+    supervisor = start(repo_root, "--log", str(tmp_path / "log"), "--stall", "1", command=command)
     _, errors = supervisor.communicate(timeout=30)
     assert supervisor.returncode == 1
     assert "nothing was written" in errors
+    assert "it was waiting for the answers to 3 of 32 prompts" in errors
 
 
 def test_a_command_that_does_not_exist_is_an_error(repo_root: Path) -> None:
