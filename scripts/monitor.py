@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import socket
 import tempfile
 from pathlib import Path
 
@@ -47,14 +48,23 @@ def main() -> None:
         from recipes.monitor.board import Board
         from recipes.monitor.pages import application
 
+        listening = _listening(options.host, options.port)
         board = Board(runs)
         board.start()
         name = f"[{options.host}]" if ":" in options.host else options.host
-        print(
-            f"{runs} on http://{name}:{options.port}/{f'?token={token}' if token else ''}   (Ctrl-C ends it)",
-            flush=True,
-        )
-        uvicorn.run(application(board, token=token), host=options.host, port=options.port, log_level="warning")
+        address = f"http://{name}:{options.port}/{f'?token={token}' if token else ''}"
+        print(f"{runs} on {address}   (Ctrl-C ends it)", flush=True)
+        server = uvicorn.Server(uvicorn.Config(application(board, token=token), log_level="warning"))
+        server.run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Raises ConfigError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}, port {port}: {error.strerror}: choose another --port") from error
 
 
 if __name__ == "__main__":

@@ -112,9 +112,14 @@ def test_another_address_takes_a_token(repo_root: Path, tmp_path: Path) -> None:
         assert "token" not in page.url
 
 
-def test_a_missing_folder_is_named(repo_root: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "scripts/monitor.py", "--runs", str(tmp_path / "none")],
-        cwd=repo_root, capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr.startswith("error: --runs")) == (2, True)
+def test_a_missing_folder_and_a_port_in_use_are_named(repo_root: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for options, message in (
+            (["--runs", str(tmp_path / "none")], "error: --runs"),
+            (["--runs", str(tmp_path), "--port", port], f"error: cannot listen on 127.0.0.1, port {port}"),
+        ):
+            done = subprocess.run(
+                [sys.executable, "scripts/monitor.py", *options], cwd=repo_root, capture_output=True, text=True
+            )
+            assert (done.returncode, done.stderr.startswith(message)) == (2, True)
