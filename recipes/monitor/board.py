@@ -20,7 +20,7 @@ LOOK_EVERY_S = 3.0
 MEASURE_EVERY_S = 10.0
 SHOWN_OF_MACHINE = ("cpu/utilization", "memory/used", "memory/total")
 # Of all curves that are drawn at once, together.
-POINTS_IN_ALL = 4000
+POINTS_IN_ALL = 2000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,7 +98,8 @@ def test_a_hundred_runs_and_a_run_of_50000_steps_are_there_at_once(repo_root: Pa
         start_s = time.monotonic()
         page.goto(f"{address}metrics?project=grpo&metrics=reward/score")
         page.locator("canvas, svg.marks").first.wait_for(timeout=20_000)
-        assert time.monotonic() - start_s < 3 * max(1.0, os.getloadavg()[0] / 2)
+        # on a machine that has nothing else to do
+        assert time.monotonic() - start_s < 3 * max(1.0, os.getloadavg()[0])
 
 
 def test_another_address_takes_a_token(repo_root: Path, tmp_path: Path) -> None:
