@@ -24,7 +24,7 @@ WORKER_VARIABLES = (
     "VERL_PLATFORM", "VERL_ENGINE_VENDOR", "VERL_USE_EXTERNAL_MODULES", "VERL_FILE_LOGGER_PATH", "TENSORBOARD_DIR",
     "TQ_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "VLLM_CPU_OMP_THREADS_BIND", "TORCH_COMPILE_DISABLE",
     "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_MODE", "WANDB_RUN_ID",
-    "WANDB_RESUME", "WANDB_DIR", "WANDB_SILENT", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_TAGS",
+    "WANDB_RESUME", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_SILENT", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_TAGS",
 )  # fmt: skip
 CPU_PLATFORM = "recipes.verl_plugins.cpu"
 
@@ -103,6 +103,8 @@ def log_environment(
         "WANDB_RUN_ID": id_file.read_text().strip(),
         "WANDB_RESUME": "allow",
         "WANDB_DIR": str(folder),
+        # artifacts wait here until they are sent, not in the user's home
+        "WANDB_DATA_DIR": str(folder / "wandb"),
         "WANDB_SILENT": "true",
     }
 
