@@ -14,15 +14,13 @@ from typing import Any
 import psutil
 
 from recipes.running.run_record import RECORD_FILE
-from recipes.running.supervise import awaited, raised_errors
+from recipes.running.supervise import STOPPED, awaited, raised_errors
 from tsc.files import LOCK_FILE
 
 # A run on another machine counts as running for so long after it last wrote something.
 SILENT_S = 600.0
 # The end of train.log in which the cause of a crash is looked for.
 LOG_TAIL_BYTES = 50_000
-# A line in the log about how the training was ended from outside.
-ENDED_BY_USER = re.compile(r"KeyboardInterrupt|SystemExit|SIGTERM|SIGINT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +79,9 @@ class TrainingFolder:
         return "crashed" if self.errors() else "stopped"
 
     def errors(self) -> list[str]:
-        """The last errors in the log, without those that say that somebody ended the training."""
-        found = raised_errors(self._end_of_log())
-        return [] if any(map(ENDED_BY_USER.search, found)) else found
+        """The last errors in the log; none where somebody ended the training."""
+        text = self._end_of_log()
+        return [] if text.rstrip().rpartition("\n")[2].startswith(STOPPED) else raised_errors(text)
 
     def awaited(self) -> str | None:
         """What a step that takes long waits for."""
@@ -114,7 +112,7 @@ class TrainingFolder:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             if holder and holder[2] == socket.gethostname():
-                return psutil.pid_exists(int(holder[1]))
+                return bool(psutil.pid_exists(int(holder[1])))
             return time.time() - self.changed_s() < SILENT_S
         return False
 

@@ -56,6 +56,8 @@ RAISED = re.compile(
     r"^(?:\(.*?\) )?(?!Error executing job)((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception|Killed|Interrupt|Died)\b.*)$"
 )
 
+# begins the last line of a log after somebody ended the command; the lines before may be errors that this caused
+STOPPED = "the launch was stopped by"
 WAITING = re.compile(r"waiting for the answers to .*")
 
 # What torch, vLLM and Ray write when memory runs out, and what helps.
@@ -349,6 +351,9 @@ class Supervisor:
         own_status = self._status
         self._end_all()
         if self._signal is not None:
+            if log:
+                log.write(f"\n{STOPPED} {signal.Signals(self._signal).name}\n".encode())
+                log.close()
             return 128 + self._signal
         if cause is None and own_status == 0:
             return 0

@@ -41,7 +41,7 @@ def test_a_killed_launch_does_not_run_although_its_lock_file_is_there(tmp_path: 
 def test_a_training_that_somebody_ended_did_not_crash(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "mine", [record(1)], state="crashed")
     with (folder / "train.log").open("a") as log:
-        log.write("KeyboardInterrupt: \n")
+        log.write("\nthe launch was stopped by SIGTERM\n")
     [training] = trainings_in(tmp_path)
     assert training.state() == "stopped"
 
