@@ -27,9 +27,10 @@ done
 echo "requirements/cpu.txt"
 # torch itself stays in requirements/cpu-torch.txt, which says why.
 uv pip compile pyproject.toml --extra figures --extra llm --extra excel requirements/cpu.in "${common[@]}" "${cpu_torch[@]}" \
-    --override requirements/overrides.txt --no-emit-package torch --output-file requirements/cpu.txt "$@"
+    --override requirements/overrides.txt --override requirements/overrides_of_both.txt --no-emit-package torch --output-file requirements/cpu.txt "$@"
 echo "requirements/gpu.txt"
-uv pip compile pyproject.toml --extra figures --extra llm --extra excel requirements/gpu.in "${common[@]}" --output-file requirements/gpu.txt "$@"
+uv pip compile pyproject.toml --extra figures --extra llm --extra excel requirements/gpu.in "${common[@]}" \
+    --override requirements/overrides_of_both.txt --output-file requirements/gpu.txt "$@"
 echo "requirements/dev.txt"
 uv pip compile requirements/dev.in "${common[@]}" --constraint requirements/cpu.txt --constraint requirements/gpu.txt \
     --output-file requirements/dev.txt "$@"

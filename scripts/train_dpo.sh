@@ -55,6 +55,7 @@ EVAL_CONTROLLERS=${EVAL_CONTROLLERS:-}  # [static actuated delay_based gap_out m
 RUN_NAME=${RUN_NAME:-}                  # [demo] $RUNS/$RUN_NAME; algorithms of one name share the model of the SFT
 RUNS=${RUNS:-}                          # [runs] folder of all runs
 WORKERS=${WORKERS:-}                    # processes for simulation (data and evaluation); empty: one a core
+LOGGERS=${LOGGERS:-}                    # [console file tensorboard wandb] which of these get the metrics, also trackio, mlflow, swanlab (docs/monitor.md)
 WANDB=${WANDB:-}                        # [auto] online where a key is present; online, offline, off
 WANDB_PROJECT=${WANDB_PROJECT:-}        # [tsc-grpo]
 set +a

@@ -70,8 +70,9 @@ def test_requirement_files_hold_no_address_and_no_folder(path: Path) -> None:
     assert re.findall(r"\w+://\S*|--(?:\w+-)*index\S*|--find-links.*|(?<![\w.])/[\w/]+", path.read_text("utf-8")) == []
 
 
-def test_every_override_has_its_reason() -> None:
-    blocks = (REQUIREMENTS / "overrides.txt").read_text(encoding="utf-8").strip().split("\n\n")
+@pytest.mark.parametrize("name", ["overrides.txt", "overrides_of_both.txt"])
+def test_every_override_has_its_reason(name: str) -> None:
+    blocks = (REQUIREMENTS / name).read_text(encoding="utf-8").strip().split("\n\n")
     overrides = [block for block in blocks if not all(line.startswith("#") for line in block.splitlines())]
     assert overrides
     assert [block for block in overrides if not block.startswith("# ")] == []

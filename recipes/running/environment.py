@@ -10,7 +10,7 @@ import argparse
 import os
 import random
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -24,7 +24,7 @@ WORKER_VARIABLES = (
     "VERL_PLATFORM", "VERL_ENGINE_VENDOR", "VERL_USE_EXTERNAL_MODULES", "VERL_FILE_LOGGER_PATH", "TENSORBOARD_DIR",
     "TQ_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "VLLM_CPU_OMP_THREADS_BIND", "TORCH_COMPILE_DISABLE",
     "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_MODE", "WANDB_RUN_ID",
-    "WANDB_RESUME", "WANDB_DIR", "WANDB_SILENT",
+    "WANDB_RESUME", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_SILENT", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_TAGS",
 )  # fmt: skip
 CPU_PLATFORM = "recipes.verl_plugins.cpu"
 
@@ -68,11 +68,19 @@ def ray_token(given: Mapping[str, str]) -> dict[str, str]:
     return {}
 
 
-def log_environment(stage: Path, id: str, wandb: Literal["auto", "online", "offline", "off"]) -> dict[str, str]:
+def log_environment(
+    stage: Path,
+    id: str,
+    wandb: Literal["auto", "online", "offline", "off"],
+    *,
+    group: str,
+    tags: Sequence[str],
+) -> dict[str, str]:
     """Where verl's loggers write: VERL_FILE_LOGGER_PATH, TENSORBOARD_DIR, and WANDB_… unless wandb is off.
 
     stage: folder of the training. id: of the run in wandb, which gets a random number once and keeps it, so that a
-    resumed run continues its curves.
+    resumed run continues its curves. group: of the trainings that belong together. tags: the first is the algorithm.
+    What the user's environment says of group and tags stays.
     """
     folder = stage.resolve()
     for name in ("metrics", "tensorboard"):
@@ -88,11 +96,15 @@ def log_environment(stage: Path, id: str, wandb: Literal["auto", "online", "offl
         write_atomically(id_file, f"{id}-{random.SystemRandom().randrange(10**9)}\n".encode())
     if wandb == "auto":
         wandb = "online" if has_wandb_key() else "offline"
+    named = {"WANDB_RUN_GROUP": group, "WANDB_JOB_TYPE": tags[0], "WANDB_TAGS": ",".join(tags)}
+    found |= {name: os.environ.get(name) or value for name, value in named.items()}
     return found | {
         "WANDB_MODE": wandb,
         "WANDB_RUN_ID": id_file.read_text().strip(),
         "WANDB_RESUME": "allow",
         "WANDB_DIR": str(folder),
+        # artifacts wait here until they are sent, not in the user's home
+        "WANDB_DATA_DIR": str(folder / "wandb"),
         "WANDB_SILENT": "true",
     }
 

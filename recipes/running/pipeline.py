@@ -48,6 +48,7 @@ from recipes.preflight.hardware import (
 from recipes.preflight.plan import chosen_placement
 from recipes.running.environment import WORKER_VARIABLES, log_environment, ray_token, run_environment
 from recipes.running.run import SMOLLM2, SMOLLM2_FOLDER, Run, config_text, unknown_knobs
+from recipes.running.run_record import run_record, write_record
 from recipes.running.stages import Interrupted, Stages, raise_on_signals, say, skipped
 from reward.settings import DEFAULT_SETTINGS_FILE
 from tsc.errors import ConfigError, run_main
@@ -500,6 +501,7 @@ class Pipeline:
         alone = folder_lock(sft.folder, "SFT") if sft is not self.main else nullcontext()
         with alone, self.stages.stage(title, f"model in {sft.folder / 'merged'}"):
             if sft.done_steps < steps:  # else it was stopped while it was exported
+                now += self._record(sft, file, steps)
                 self._torchrun(sft, ["verl.trainer.sft_trainer", *_recipe("sft")], now, last)
             self._remove_older_checkpoints(sft)
             self._export(sft, "")
@@ -532,6 +534,7 @@ class Pipeline:
                     now.append(f"{WORKER}.model.path={_hydra(str(main.start.resolve()))}")
             command = [*driver, "-u", "-m", "verl.trainer.main_ppo", *_recipe(main.algorithm)]
             now += self._reward_settings()
+            now += self._record(main, train, main.steps)
             command += main.overrides(*now, *ray)
             self.stages.run(
                 command,
@@ -568,7 +571,7 @@ class Pipeline:
             f"(log: {main.folder / 'train.log'})"
         )
         with self.stages.stage(title, f"checkpoints in {main.checkpoints}"):
-            self._torchrun(main, ["recipes.dpo.train_dpo"])
+            self._torchrun(main, ["recipes.dpo.train_dpo"], self._record(main, pairs / "train.parquet", main.steps))
 
     def merge(self, main: Training) -> None:
         """Adapter and merged model of the last checkpoint."""
@@ -619,6 +622,14 @@ class Pipeline:
                 "--controllers", *run.eval_controllers.split(), *models,
             )  # fmt: skip
             shutil.copyfile(run.out / "eval" / "results.json", results)
+            if "wandb" in run.trackers:
+                last = self.rounds[-1]
+                self.stages.run(
+                    [sys.executable, "recipes/running/log_evaluation.py", "--eval", run.out / "eval",
+                     "--project", last.config.trainer.project_name],
+                    name="the log of the evaluation in wandb",
+                    environment=self._environment_of(last),
+                )  # fmt: skip
 
     def say_where(self) -> None:
         main, run = self.rounds[-1], self.run
@@ -665,7 +676,14 @@ class Pipeline:
     # ------------------------------------------------------------------------------------------ parts of stages
 
     def _environment_of(self, training: Training) -> dict[str, str]:
-        found = log_environment(training.folder, f"{self.run.run_name}-{training.name}", self.run.wandb)
+        run = self.run
+        found = log_environment(
+            training.folder,
+            f"{run.run_name}-{training.name}",
+            run.wandb if "wandb" in run.trackers else "off",
+            group=run.run_name,
+            tags=[training.algorithm, Path(run.model_path).name or "tiny", run.hardware],
+        )
         if training.algorithm == "ppo":
             # Every process of the run has to know the critic's loader.
             modules = self.stages.environment.get("VERL_USE_EXTERNAL_MODULES")
@@ -675,6 +693,15 @@ class Pipeline:
             # with two.
             found["OMP_NUM_THREADS"] = "1"
         return found
+
+    def _record(self, training: Training, data: Path, steps: int) -> list[str]:
+        """Note what the training is made of. The overrides tell its trackers the same."""
+        record = run_record(
+            run=self.run.run_name, algorithm=training.name, model=training.start, data=data, steps=steps
+        )
+        write_record(training.folder, record)
+        told = ("dataset_sha256", "code_sha256", "commit")
+        return [f"+run.{name}={_quoted(record[name])}" for name in told if record[name]]
 
     def _reward_settings(self) -> list[str]:
         """The reward file of the data, unless the user names another one, or another reward function."""
@@ -686,7 +713,7 @@ class Pipeline:
         return [f"+{REWARD_FUNCTION}.reward_kwargs.settings_file={_hydra(str(file))}"]
 
     def _loggers(self) -> str:
-        return f"trainer.logger=[console,file,tensorboard{'' if self.run.wandb == 'off' else ',wandb'}]"
+        return f"trainer.logger=[{','.join(self.run.trackers)}]"
 
     def _torchrun(
         self, training: Training, program: Sequence[str], now: Sequence[str] = (), last: Sequence[str] = ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib.util
 import os
 import re
 import shlex
@@ -28,6 +29,12 @@ FILE = REPO_ROOT / "recipes" / "run.yaml"
 SMOLLM2 = "smollm2"
 SMOLLM2_FOLDER = Path("models/smollm2")
 
+# verl's trackers that a run can have, and the package that each needs
+TRACKERS = {
+    "console": "", "file": "", "tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio",
+    "mlflow": "mlflow", "swanlab": "swanlab",
+}  # fmt: skip
+
 Algorithm = Literal["grpo", "gspo", "ppo", "sft", "dpo"]
 
 
@@ -43,6 +50,7 @@ class Run(BaseModel):
         networks of SUMO's own files with few signals.
     reward: FILE.py:FUNCTION, called in place of reward.compute_score; empty: none.
     workers: processes for simulation; None: one for each core.
+    loggers: those of verl's trackers that get the metrics. wandb also needs WANDB other than off.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +75,7 @@ class Run(BaseModel):
     run_name: str = Field(min_length=1)
     runs: str = Field(min_length=1)
     workers: int | None = Field(ge=1)
+    loggers: str
     wandb: Literal["auto", "online", "offline", "off"]
 
     @classmethod
@@ -117,6 +126,22 @@ class Run(BaseModel):
     @property
     def _made_data(self) -> Path:
         return Path("data", "+".join(map(_data_name, self.scenarios)))
+
+    @property
+    def trackers(self) -> list[str]:
+        """verl's names of them. Raises ConfigError for one that verl does not know, or that is not installed."""
+        found = self.loggers.replace(",", " ").split()
+        for name in found:
+            if name not in TRACKERS:
+                raise ConfigError(
+                    f"LOGGERS: {name} is unknown: {did_you_mean(name, TRACKERS)}choose from {', '.join(TRACKERS)}"
+                )
+            if TRACKERS[name] and importlib.util.find_spec(TRACKERS[name]) is None:
+                raise ConfigError(
+                    f"LOGGERS: {name} is not installed: leave it out, or install it "
+                    f"(uv pip install --python .venv/bin/python {name})"
+                )
+        return [name for name in found if name != "wandb" or self.wandb != "off"]
 
     @property
     def to_calibrate(self) -> list[str]:
@@ -178,7 +203,7 @@ class Run(BaseModel):
                 )
             is_scenario_file(word)
         prompt_maker(self.prompt)
-        _ = self.reward_function
+        _ = self.reward_function, self.trackers
         if self.rounds > 1 and (self.algorithm != "grpo" or self.has_parquet):
             raise ConfigError(
                 f"ROUNDS={self.rounds} makes more data of SCENARIO between trainings with GRPO: use "

@@ -56,6 +56,10 @@ RAISED = re.compile(
     r"^(?:\(.*?\) )?(?!Error executing job)((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception|Killed|Interrupt|Died)\b.*)$"
 )
 
+# begins the last line of a log after somebody ended the command; the lines before may be errors that this caused
+STOPPED = "the launch was stopped by"
+WAITING = re.compile(r"waiting for the answers to .*")
+
 # What torch, vLLM and Ray write when memory runs out, and what helps.
 MEMORY_REMEDIES = (
     (
@@ -150,6 +154,12 @@ def raised_errors(log_text: str, limit: int = 5) -> list[str]:
                 found.remove(text)
             found.append(text)
     return found[-limit:]
+
+
+def awaited(log_text: str) -> str | None:
+    """What the last line of the log says that a step waits for (recipes/verl_plugins/replay_buffer.py)."""
+    found = WAITING.search(ANSI.sub("", log_text.rstrip().rpartition("\n")[2]))
+    return found[0] if found else None
 
 
 def progress_line(step: int, metrics: dict[str, float]) -> str | None:
@@ -341,6 +351,9 @@ class Supervisor:
         own_status = self._status
         self._end_all()
         if self._signal is not None:
+            if log:
+                log.write(f"\n{STOPPED} {signal.Signals(self._signal).name}\n".encode())
+                log.close()
             return 128 + self._signal
         if cause is None and own_status == 0:
             return 0
@@ -355,6 +368,8 @@ class Supervisor:
             with arguments.log.open("rb") as text:
                 text.seek(log_start)
                 written = text.read().decode(errors="replace")
+            if waited := awaited(written):
+                print(f"       it was {waited}", file=sys.stderr)
             for error in raised_errors(written):
                 print(f"       {error}", file=sys.stderr)
             if remedy := memory_remedy(written):

@@ -9,6 +9,8 @@ it the run ends.
 
 verl gives algorithm.filter_groups to its own replay buffer only; for a custom one the key would silently do nothing. So
 recipes/policy_gradient.yaml hands it on in sampler_kwargs. Its bound, which verl's V1 trainer ignores, holds here.
+
+It is also the place where all answers of a step pass by with their scores, so it keeps some of them (samples_file.py).
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from typing import Any
 import transfer_queue
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
+from recipes.verl_plugins.samples_file import SamplesFile
+from recipes.verl_plugins.wandb_extras import end_wandb_with_the_training, log_samples
 from tsc.errors import ReplayError
+
+# this module is loaded where the trainer and its trackers are
+end_wandb_with_the_training()
 
 # Events that should be rare are counted; everything else is averaged over the batch.
 COUNTED_PARTS = ("audited", "audit_disagreed", "failed")
@@ -61,9 +68,10 @@ def is_one_sided(parts_by_answer: Iterable[Mapping[str, float]]) -> bool:
 class FastReplayBuffer(ReplayBuffer):
     """Polls every 0.1 s instead of verl's 2 s, which is longer than a whole step of a small model.
 
-    sampler_kwargs: `filter_groups` and `train_batch_size`, as algorithm.filter_groups and data.train_batch_size. With
-    filter_groups.enable, groups whose answers all have the same filter_groups.metric are replaced, as in DAPO. A step
-    that has thrown away filter_groups.max_num_gen_batches batches of them (0: no bound) raises ReplayError.
+    sampler_kwargs: `filter_groups` and `train_batch_size`, as algorithm.filter_groups and data.train_batch_size, and
+    `samples`, the arguments of SamplesFile. With filter_groups.enable, groups whose answers all have the same
+    filter_groups.metric are replaced, as in DAPO. A step that has thrown away filter_groups.max_num_gen_batches batches
+    of them (0: no bound) raises ReplayError.
 
     It reports the parts of the reward and `reward/one_sided_steps`: how many steps in a row, including this one, were
     one-sided. The count starts again with the process.
@@ -86,6 +94,8 @@ class FastReplayBuffer(ReplayBuffer):
         self._most_filtered = filter_groups["max_num_gen_batches"] * sampler_kwargs["train_batch_size"]
         self._num_filtered = 0
         self._one_sided_steps = 0
+        self._said = ""
+        self._samples = SamplesFile(**sampler_kwargs["samples"]) if sampler_kwargs["samples"]["num_prompts"] else None
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         super()._sync_metadata_from_transfer_queue()
@@ -113,7 +123,28 @@ class FastReplayBuffer(ReplayBuffer):
         batch.reorder(sorted(range(len(batch.keys)), key=batch.keys.__getitem__))
         if partition_id == "train":
             metrics.update(self._reward_metrics(_reward_parts(batch)))
+        if self._samples is not None:
+            samples = self._samples.add(global_steps, partition_id, batch)
+            if partition_id == "val":
+                log_samples(global_steps, samples)
         return batch, metrics
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        """Once a minute, say what a step still waits for; nothing where nothing has changed, so that the launch ends a
+        run that hangs (recipes/running/supervise.py)."""
+        looked_s: float = super()._wait_for_next_poll(partition_id, last_debug_time)
+        if looked_s != last_debug_time:
+            not_begun, begun, done = (
+                len(keys[partition_id]) for keys in (self.pending_keys, self.running_keys, self.finished_keys)
+            )
+            text = (
+                f"waiting for the answers to {not_begun + begun} of {not_begun + begun + done} prompts: {begun} are "
+                f"being answered or replayed, {not_begun} have not begun"
+            )
+            if text != self._said:
+                print(text, flush=True)
+                self._said = text
+        return looked_s
 
     def _reward_metrics(self, parts_by_answer: Sequence[Mapping[str, float]]) -> dict[str, float]:
         self._one_sided_steps = self._one_sided_steps + 1 if is_one_sided(parts_by_answer) else 0

@@ -67,9 +67,22 @@ def test_the_stages_say_what_they_did_and_where_it_lies(project: Any) -> None:
     assert "Traceback" not in output
 
 
-def test_wandb_logs_offline_without_a_key(project: Any) -> None:
+def test_wandb_logs_offline_without_a_key_and_ends_in_order(project: Any) -> None:
     assert list(project.run.glob("grpo/wandb/offline-run-*/*.wandb"))
     assert list(project.run.glob("grpo/tensorboard/events*"))
+    assert "Traceback" not in (project.run / "grpo/train.log").read_text()
+
+
+def test_a_training_keeps_samples_of_each_step_and_says_what_it_is_made_of(project: Any) -> None:
+    lines = [json.loads(line) for line in (project.run / "grpo/samples.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines} == {1, 2}
+    for line in lines:
+        assert line["prompt"] and set(line["outcomes"]) == {"yes", "no"}
+        assert len(line["answers"]) == 4
+        assert all(-1.5 <= answer["score"] <= 1.5 and "traffic" in answer for answer in line["answers"])
+    record = json.loads((project.run / "grpo/run.json").read_text())
+    assert record["steps"] == 2
+    assert len(record["dataset_sha256"]) == 64
 
 
 def test_a_second_round_trains_on_states_of_the_policy_and_goes_on_after_a_kill(

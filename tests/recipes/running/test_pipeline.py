@@ -347,6 +347,28 @@ def test_a_wrong_knob_is_named_with_what_it_may_be(knobs: dict[str, str], messag
         Run.from_environment("grpo", knobs)
 
 
+@pytest.mark.parametrize(
+    ("knobs", "expected"),
+    [
+        ({}, ["console", "file", "tensorboard", "wandb"]),
+        ({"WANDB": "off"}, ["console", "file", "tensorboard"]),
+        ({"LOGGERS": "console,file trackio"}, ["console", "file", "trackio"]),
+    ],
+)
+def test_a_run_has_the_trackers_that_it_is_asked_for(knobs: dict[str, str], expected: list[str]) -> None:
+    assert Run.from_environment("grpo", knobs).trackers == expected
+    assert pipeline("grpo", **knobs)._loggers() == f"trainer.logger=[{','.join(expected)}]"
+
+
+@pytest.mark.parametrize(
+    ("loggers", "message"),
+    [("console wandbb", r"LOGGERS: wandbb is unknown: did you mean 'wandb'"), ("swanlab", "swanlab is not installed")],
+)
+def test_a_tracker_that_is_not_there_is_told(loggers: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Run.from_environment("grpo", {"LOGGERS": loggers}).check_files()
+
+
 def test_an_empty_knob_has_its_default() -> None:
     assert Run.from_environment("grpo", {"EPISODES": ""}) == Run.from_environment("grpo", {})
 

@@ -42,6 +42,16 @@ def test_a_signal_ends_even_detached_grandchildren(repo_root: Path, signum: sign
     assert psutil.wait_procs(processes, timeout=2)[1] == []
 
 
+def test_the_log_of_a_stopped_command_ends_with_the_signal(repo_root: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    supervisor = start(repo_root, "--log", str(log), command=["bash", "-c", "echo begun; sleep 300"])
+    while not log.is_file() or not log.read_text():
+        time.sleep(0.1)
+    supervisor.send_signal(signal.SIGINT)
+    supervisor.wait(timeout=30)
+    assert log.read_text().splitlines() == ["begun", "", "the launch was stopped by SIGINT"]
+
+
 def test_a_killed_caller_ends_everything(repo_root: Path) -> None:
     script = f'{sys.executable} {repo_root}/recipes/running/supervise.py --parent-pid $$ -- bash -c "$0" & wait'
     caller = subprocess.Popen(["bash", "-c", script, COMMAND], stdout=subprocess.PIPE, text=True)
@@ -142,10 +152,13 @@ def test_a_process_that_a_worker_starts_may_end(repo_root: Path, tmp_path: Path,
 
 
 def test_a_command_without_output_for_too_long_is_ended(repo_root: Path, tmp_path: Path) -> None:
-    supervisor = start(repo_root, "--log", str(tmp_path / "log"), "--stall", "1", command=["sleep", "300"])
+    waiting = "(TaskRunner pid=7) waiting for the answers to 3 of 32 prompts: 3 are being answered or replayed"
+    command = ["bash", "-c", f"echo '{waiting}'; sleep 300"]
+    supervisor = start(repo_root, "--log", str(tmp_path / "log"), "--stall", "1", command=command)
     _, errors = supervisor.communicate(timeout=30)
     assert supervisor.returncode == 1
     assert "nothing was written" in errors
+    assert "it was waiting for the answers to 3 of 32 prompts" in errors
 
 
 def test_a_command_that_does_not_exist_is_an_error(repo_root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,23 @@ def test_a_prompt_whose_answers_could_not_all_be_scored_ends_the_training(
         return
     with pytest.raises(ReplayError, match="the answers to 1 prompts could not all be generated and scored"):
         buffer.sample(global_steps=1, partition_id="train", batch_size=1)
+
+
+def test_a_step_that_takes_long_says_once_what_it_waits_for(
+    repo_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    buffer = built_by_verl(repo_root, monkeypatch)
+    buffer.poll_interval = 0.0
+    buffer.running_keys["train"], buffer.finished_keys["train"] = {"a", "b"}, {"c"}
+    buffer._wait_for_next_poll("train", time.time())
+    assert capsys.readouterr().out == ""
+    for _ in range(2):
+        buffer._wait_for_next_poll("train", time.time() - 100)
+    said = "waiting for the answers to 2 of 3 prompts: 2 are being answered or replayed, 0 have not begun\n"
+    assert capsys.readouterr().out == said
+    buffer.running_keys["train"] = {"a"}
+    buffer._wait_for_next_poll("train", time.time() - 100)
+    assert "to 1 of 2 prompts" in capsys.readouterr().out
 
 
 def test_a_policy_that_says_one_thing_is_not_asked_for_ever(repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
