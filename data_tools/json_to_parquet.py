@@ -5,7 +5,7 @@ Example:
 
 Writes to the output folder:
     train.parquet, val.parquet          for GRPO: the prompt, and `ground_truth`, which the reward needs
-    sft_train.parquet, sft_val.parquet  for SFT: the prompt with the better answer
+    sft_train.parquet, sft_val.parquet  for SFT: the prompt with the better answer, or with a student's (--sft-student)
 The files for validation are left out if they would be empty.
     summary.json                        the figures that are printed
 A folder that has train.parquet is complete, and all its files come from the same conversion.
@@ -47,11 +47,13 @@ from data_tools.state_causes import CAUSES
 from tsc.errors import ConfigError, SampleError, run_main
 from tsc.files import folder_lock, write_atomically
 from tsc.junction.decision import Decision
+from tsc.junction.observation import Observation
 from tsc.junction.seen_decisions import SeenDecisions
 from tsc.junction.timing import Timing
 from tsc.replays.embedded_files import MAX_SCENARIO_BYTES, FileEmbedder
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import find_dataset_files
+from tsc.rules.student import Student, load_student
 from tsc.scenarios.by_word import sumo_config_of
 from tsc.sumo.version import installed_sumo_version
 
@@ -88,6 +90,7 @@ class Row(Placed):
     prompt: list[dict[str, str]]
     ground_truth: str
     answer: Decision | None  # the better one; None on a tie, or if the outcomes are unknown
+    taught: Decision | None  # the answer that SFT learns: the same, or a student's
     is_tie: bool
     is_faithful: bool | None  # the mark of verify_states; None for a sample without a mark
     junction_id: str
@@ -110,20 +113,24 @@ class Row(Placed):
             "extra_info": {"index": index, "split": side, "sample_id": self.sample_id},
         }
 
-    def sft(self) -> dict[str, Any]:
-        assert self.answer is not None
-        return {"messages": [*self.prompt, {"role": "assistant", "content": self.answer.answer}]}
+    def sft(self, side: str) -> dict[str, Any]:
+        """Validation is on the better answers, whoever teaches."""
+        answer = self.taught if side == TRAIN else self.answer
+        assert answer is not None
+        return {"messages": [*self.prompt, {"role": "assistant", "content": answer.answer}]}
 
 
 def _json_text(values: dict[str, Any]) -> str:
     return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
 
 
-def row_of(checked: CheckedSample) -> Row:
+def row_of(checked: CheckedSample, student: Student | None) -> Row:
+    """Raises SampleError for a sample without the observation that a student needs."""
     sample = checked.sample
     request = ReplayRequest.from_sample(sample, checked.file.resolve().parent)
     outcomes = sample.outcomes
     better = outcomes.outcomes.better() if outcomes is not None else None
+    answer = sample.expert_decision or better
     truth = {
         "scenario": sample.scenario,
         "request": request.to_json(),
@@ -139,7 +146,8 @@ def row_of(checked: CheckedSample) -> Row:
         time_s=sample.time_s,
         state=checked.state,
         side=sample.split,
-        answer=sample.expert_decision or better,
+        answer=answer,
+        taught=answer if student is None else student.decision(Observation.from_dict(sample.observation)),
         is_tie=outcomes is not None and better is None,
         is_faithful=sample.replay.is_faithful if sample.replay is not None else None,
         junction_id=sample.junction_id,
@@ -149,15 +157,22 @@ def row_of(checked: CheckedSample) -> Row:
     )
 
 
-def read_rows(files: Mapping[Path, str], checker: DatasetChecker) -> list[list[Row]]:
+def read_rows(files: Mapping[Path, str], checker: DatasetChecker, student: Student | None) -> list[list[Row]]:
     """Return the rows of each file that have no fault. `checker` collects the faults of the others. files: with their
-    names in messages."""
+    names in messages. student: who teaches; None for the better answers. Raises SampleError for a sample that a student
+    cannot answer."""
     rows = []
     with tqdm(unit=" samples", desc="checking", disable=None) as progress:
         for file, name in files.items():
             of_file = []
             for checked in checker.check_file(file, name):
-                of_file.append(row_of(checked))
+                try:
+                    of_file.append(row_of(checked, student))
+                except SampleError as error:
+                    raise SampleError(
+                        f"{name}: sample {checked.index}: {error}: --sft-student is for datasets of "
+                        "data_tools/generate_dataset.py"
+                    ) from error
                 progress.update(checker.num_read - progress.n)
             rows.append(of_file)
     return rows
@@ -263,7 +278,7 @@ def write_files(folder: Path, conversion: Conversion, summary: dict[str, Any], e
         for side, path in grpo_files.items():
             grpo = (rows[i].grpo(i, side, embedder) for i in conversion.files[path.name])
             write_parquet(path, GRPO_SCHEMA, grpo, row_group=row_group)
-            sft = (rows[i].sft() for i in conversion.files[f"sft_{side}.parquet"])
+            sft = (rows[i].sft(side) for i in conversion.files[f"sft_{side}.parquet"])
             write_parquet(temporary / f"sft_{side}.parquet", SFT_SCHEMA, sft, row_group=_ROW_GROUP)
         for name in _MAY_BE_LEFT_OUT:
             if not conversion.files[name]:  # verl stops at an empty file
@@ -394,7 +409,8 @@ def convert(files: Mapping[Path, str], options: argparse.Namespace) -> None:
     checker = DatasetChecker(
         installed_sumo=installed_sumo_version(), check_states=options.check_states, sumocfg=sumocfg
     )
-    rows_of_files = read_rows(files, checker)
+    student = Student(load_student(options.sft_student)) if options.sft_student else None
+    rows_of_files = read_rows(files, checker, student)
     report_faults(checker, options.output, skipping=options.on_error == "skip")
     split_is_given = False
     rows: list[Row] = []
@@ -492,6 +508,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=0.5,
         metavar="F",
         help="share of the training groups whose better answers go to sft_train.parquet (default 0.5); GRPO gets all",
+    )
+    parser.add_argument(
+        "--sft-student",
+        type=Path,
+        metavar="FILE",
+        help="sft_train.parquet gets the answers of this student (scripts/fit_student.py --teacher labels) instead of "
+        "the better answers: they hold less noise",
     )
     parser.add_argument(
         "--block-s",

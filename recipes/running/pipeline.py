@@ -391,10 +391,19 @@ class Pipeline:
         if (run.parquet / "train.parquet").is_file():
             skipped("Parquet", run.parquet)
             return
+        teacher: list[object] = []
+        if run.sft_answers == "student":
+            student = run.parquet.parent / "student.json"
+            student.parent.mkdir(parents=True, exist_ok=True)
+            with self.stages.stage(f"Student: a small network learns the labels of {run.dataset}", student):
+                self.stages.python(
+                    "scripts/fit_student.py", "--data", run.dataset, "--teacher", "labels", "--out", student
+                )
+            teacher = ["--sft-student", student]
         with self.stages.stage("Parquet: verl's format", run.parquet):
             self.stages.python(
                 "data_tools/json_to_parquet.py", "--input", run.dataset, "--output", run.parquet,
-                "--balance", self.main.config.start.balance, "--sft-fraction", 1,
+                "--balance", self.main.config.start.balance, "--sft-fraction", 1, *teacher,
             )  # fmt: skip
 
     def _calibrate(self, dataset: Path) -> None:

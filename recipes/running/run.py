@@ -48,6 +48,7 @@ class Run(BaseModel):
     rounds: of data and training; from the second on, the data are states that the policy of the round before meets.
     calibrate: whether the reward settings that suit each network are searched before its data are made; auto: for
         networks of SUMO's own files with few signals.
+    sft_answers: what the SFT learns: the better answers, or those of a student of them.
     reward: FILE.py:FUNCTION, called in place of reward.compute_score; empty: none.
     workers: processes for simulation; None: one for each core.
     loggers: those of verl's trackers that get the metrics. wandb also needs WANDB other than off.
@@ -70,6 +71,7 @@ class Run(BaseModel):
     dry_run: bool
     fit: Literal["check", "ignore"]
     sft: Literal["yes", "no", "auto"]
+    sft_answers: Literal["labels", "student"]
     eval_seeds: int = Field(ge=0)
     eval_controllers: str
     run_name: str = Field(min_length=1)
@@ -189,7 +191,8 @@ class Run(BaseModel):
     def parquet(self) -> Path:
         if self.has_parquet:
             return Path(self.data)
-        return self.out / "parquet" if self.data else self._made_data / "parquet"
+        name = "parquet" if self.sft_answers == "labels" else f"parquet_{self.sft_answers}"
+        return (self.out if self.data else self._made_data) / name
 
     def check_files(self) -> None:
         """That what the knobs name is there, and what is to be written can be. Raises ConfigError."""
@@ -208,6 +211,11 @@ class Run(BaseModel):
             raise ConfigError(
                 f"ROUNDS={self.rounds} makes more data of SCENARIO between trainings with GRPO: use "
                 "scripts/train_grpo.sh, and for DATA a dataset of data_tools/generate_dataset.py, not Parquet files"
+            )
+        if self.sft_answers == "student" and self.has_parquet:
+            raise ConfigError(
+                f"SFT_ANSWERS=student fits a student to a dataset, but DATA={self.data} holds Parquet files: give the "
+                "dataset of data_tools/generate_dataset.py that they were made of"
             )
         if self.data and not Path(self.data).exists():
             raise ConfigError(

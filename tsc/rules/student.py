@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from tsc.errors import ConfigError
+from tsc.junction.decision import Decision
 from tsc.junction.observation import Observation, StageObservation, observe
 from tsc.junction.signal_control import SignalControl
 from tsc.rules.controller import Rule
@@ -158,6 +159,9 @@ class Student(Rule):
         margins: Integers = (weights @ values + biases).sum(axis=(0, 1))
         return margins
 
+    def decision(self, observation: Observation) -> Decision:
+        inputs = np.array(features(observation), dtype=np.int64)
+        return Decision.YES if self.margins(inputs[:, None])[0] >= 0 else Decision.NO
+
     def extends(self, control: SignalControl, junction_id: str) -> bool:
-        inputs = np.array(features(observe(control, junction_id)), dtype=np.int64)
-        return bool(self.margins(inputs[:, None])[0] >= 0)
+        return self.decision(observe(control, junction_id)) is Decision.YES

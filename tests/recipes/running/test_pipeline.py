@@ -176,6 +176,17 @@ def test_what_looks_like_a_knob_and_is_none_is_told() -> None:
     assert told.startswith("SFT_EPOCHS=3 is not a knob of train_sft.sh")
 
 
+def test_parquet_of_a_student_s_answers_lies_apart_and_needs_a_dataset(tmp_path: Path) -> None:
+    knobs = {"RUNS": str(tmp_path), "SFT_ANSWERS": "student"}
+    taught = Run.from_environment("grpo", knobs)
+    labels = Run.from_environment("grpo", knobs | {"SFT_ANSWERS": "labels"})
+    assert taught.parquet.parent == labels.parquet.parent and taught.parquet != labels.parquet
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/train.parquet").touch()
+    with pytest.raises(ConfigError, match="SFT_ANSWERS=student fits a student to a dataset, but"):
+        Run.from_environment("grpo", knobs | {"DATA": str(tmp_path / "mine")}).check_files()
+
+
 def test_each_default_stands_once() -> None:
     """A value of recipes/shared.yaml, start/*.yaml and run.yaml does not stand in another recipe as well."""
     texts = {file: file.read_text() for file in sorted((REPO_ROOT / "recipes").glob("*.yaml"))}
