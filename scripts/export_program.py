@@ -78,6 +78,10 @@ def detectors_of(planned: PlannedSignals) -> Detectors:
     }
 
 
+def elements_of(detectors: Detectors) -> list[ElementTree.Element]:
+    return [each.element() for junction in detectors.values() for each in junction.detectors]
+
+
 def additional(elements: Sequence[ElementTree.Element]) -> bytes:
     root = ElementTree.Element("additional")
     root.extend(elements)
@@ -90,16 +94,11 @@ def run(scenario: TrafficScenario, split: Split, number: int, answers: Answers, 
     files = scenario.files(scenario.episode_seed(split, number))
     planned = plan_signals(DECIDES, files, scenario.signals, scenario.end_s, folder)
     detectors_file = folder / "detectors.add.xml"
-    elements = [each.element() for junction in answers.detectors.values() for each in junction.detectors]
-    write_atomically(detectors_file, additional(elements))
+    write_atomically(detectors_file, additional(elements_of(answers.detectors)))
     run_episode(
         replace(planned.files, additional_files=(*planned.files.additional_files, detectors_file)),
         end_s=scenario.end_s,
-        settings=replace(
-            scenario.signals,
-            junction_ids=tuple(planned.plans),
-            greens={name: plan.green_bounds for name, plan in planned.plans.items()},
-        ),
+        settings=planned.settings(scenario.signals),
         controller=answers,
     )
 
@@ -159,7 +158,7 @@ def main() -> None:
         rules = fitted(answers, planned)
         held_out = Answers(LinearProgram(detectors, rules), student, detectors)
         run(scenario, "validation", 0, held_out, folder)
-    elements = [each.element() for junction in detectors.values() for each in junction.detectors]
+    elements = elements_of(detectors)
     for name, plan in planned.plans.items():
         try:
             elements.append(program_element(plan, detectors[name], rules[name], scenario.timing.green_extension_s))

@@ -42,6 +42,11 @@ class PlannedSignals:
     types: Mapping[str, str]
     skipped: Mapping[str, str]
 
+    def settings(self, asked: SignalSettings) -> SignalSettings:
+        """The settings that were asked for, with the junctions and the bounds of greens that were found."""
+        greens = {name: plan.green_bounds for name, plan in self.plans.items()}
+        return replace(asked, junction_ids=tuple(self.plans), greens=greens)
+
 
 def plan_signals(
     kind_name: str,

@@ -9,7 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -102,11 +102,7 @@ def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
         episode = run_episode(
             planned.files,
             end_s=job.end_s,
-            settings=replace(
-                job.signals,
-                junction_ids=tuple(planned.plans),
-                greens={name: plan.green_bounds for name, plan in planned.plans.items()},
-            ),
+            settings=planned.settings(job.signals),
             controller=controller,
             warm_up_s=job.warm_up_s,
             on_round=recorder.on_round if recorder else compare,
