@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,25 +74,22 @@ class Machine:
         supervisor = psutil.Process(int((self.ray_tmp / "node.pid").read_text()))
         return [supervisor, *supervisor.children(recursive=True)]
 
-    def commands(self) -> list[str]:
-        found = []
+    def commands(self) -> dict[psutil.Process, list[str]]:
+        """The command of each process. One that ends meanwhile is left out."""
+        found = {}
         for process in self.processes():
-            try:
-                found.append(" ".join(process.cmdline()))
-            except psutil.NoSuchProcess:
-                continue
+            with suppress(psutil.NoSuchProcess):
+                found[process] = process.cmdline()
         return found
 
     def runs(self, name: str) -> bool:
-        return any(name in command for command in self.commands())
+        return any(name in " ".join(command) for command in self.commands().values())
 
     def kill(self) -> None:
         """End it as a power cut does."""
         for process in self.processes():
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
 
 
 @dataclass(kw_only=True)
@@ -173,8 +171,11 @@ def test_status_shows_nodes_resources_and_versions(cluster: Cluster) -> None:
 def test_torch_of_a_node_uses_the_interface_of_the_nodes_own_address(cluster: Cluster) -> None:
     ip = cluster.address.split(":")[0]
     for machine in (cluster.head, cluster.worker):
-        (raylet,) = (process for process in machine.processes() if process.name() == "raylet")
-        assert f"--node_ip_address={ip}" in raylet.cmdline()
+        commands = machine.commands()
+        (raylet,) = (
+            process for process, command in commands.items() if command[:1] and Path(command[0]).name == "raylet"
+        )
+        assert f"--node_ip_address={ip}" in commands[raylet]
         interface = raylet.environ()["GLOO_SOCKET_IFNAME"]
         assert ip in [address.address for address in psutil.net_if_addrs()[interface]]
 
