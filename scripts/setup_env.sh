@@ -6,6 +6,7 @@
 #
 # Settings, all optional, from the environment:
 #   PROFILE=cpu|gpu|auto      which pinned set: requirements/cpu.txt or requirements/gpu.txt (auto: gpu if nvidia-smi lists a GPU)
+#   TSC_VENV=.venv_gpu        folder of the environment, in the repository's root (default: .venv)
 #   DEV=1                     with the test and lint tools (requirements/dev.txt); once installed they are kept up to date
 #   PYTHON=python3.12         the interpreter for a new .venv: 3.11 or 3.12 (default: the first that fits on PATH, else uv's own)
 #   PIP_FIND_LINKS="DIR ..."  folders or pages with further wheels, e.g. the CPU build of torch
@@ -20,10 +21,10 @@ DEV=${DEV:-0}
 PYTHON=${PYTHON:-}
 UV_SPEC='uv>=0.9,<1'
 
-venv=.venv
+venv=${TSC_VENV:-.venv}
 stamp=$venv/.setup_stamp     # what was installed; written last
-lock=.venv.lock              # held while working; its text is "unfinished" until the work is complete
-log=.venv.log                # what uv says; kept after a failure
+lock=$venv.lock              # held while working; its text is "unfinished" until the work is complete
+log=$venv.log                # what uv says; kept after a failure
 tsc_uv=.uv                   # our own uv, if PATH has none
 
 # Free disk space for the unpacked packages with their byte code (4 and about 13 GB), and some for the first runs.
@@ -51,6 +52,9 @@ end() {  # end [RESULT]
 # ---------------------------------------------------------------------------------------------- up to date?
 
 case $PROFILE in cpu | gpu | auto) ;; *) fail "PROFILE=$PROFILE is unknown: use cpu, gpu or auto" ;; esac
+if [[ ! $venv =~ ^\.venv[A-Za-z0-9_-]*$ ]]; then
+    fail "TSC_VENV=$venv: choose a name that begins with .venv, without a slash, such as .venv_gpu"
+fi
 case $DEV in 0 | 1) ;; *) fail "DEV=$DEV is unknown: use 0 or 1" ;; esac
 
 stamped() { [[ -r $stamp ]] && sed -n "s/^$1=//p" "$stamp" || true; }

@@ -39,7 +39,7 @@ ROOMS = {
         "stretch_scoring", "stretch_source", "compute_score", "first_look",
     ),
     # verl loads the plug-ins by name: they import no other room, and no other room imports them.
-    "recipes": ("verl_plugins", "models", "preflight", "dpo", "running", "serving", "monitor"),
+    "recipes": ("verl_plugins", "models", "preflight", "dpo", "running", "serving", "gpu_set", "monitor"),
 }  # fmt: skip
 
 # The benchmark that measures our replays against replays over TraCI.

@@ -20,8 +20,9 @@ GIB = 2**30
 MIB = 2**20
 
 BYTES_OF_DTYPE = {"fp32": 4, "float32": 4, **dict.fromkeys(("bf16", "bfloat16", "fp16", "float16", "half"), 2)}
-# Positions per DPO sequence that need logits: the answer, plus the padding between prompts of different length.
-DPO_LOGIT_TOKENS = 64
+# Positions of a chat that need logits in SFT and DPO: the answer, and in DPO the padding between prompts of different
+# length.
+CHAT_LOGIT_TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,6 +376,7 @@ def _policy_gradient(read: _Reader, world: int) -> dict[str, Any]:
 
 
 def _sft(read: _Reader, world: int) -> dict[str, Any]:
+    fused, packed = read.flag("model.use_fused_kernels"), read.flag("model.use_remove_padding", True)
     actor = _engine(
         read,
         world,
@@ -384,7 +386,8 @@ def _sft(read: _Reader, world: int) -> dict[str, Any]:
         sizes="data.",
         dynamic="data.use_dynamic_bsz",
         lora_targets=read.targets("model"),
-        fused_log_probs=read.flag("model.use_fused_kernels"),
+        fused_log_probs=fused,
+        logit_tokens=None if fused or packed else CHAT_LOGIT_TOKENS,
     )
     return {"actor": actor, "prompt_tokens": read.integer("data.max_length", least=1)}
 
@@ -444,6 +447,6 @@ def _dpo(read: _Reader) -> dict[str, Any]:
         # sequences, two for each pair; at least one pair
         micro_batch=2 * max(1, read.integer("hardware.micro_batch_size", least=1) // 2),
         gradient_checkpointing=read.flag("trl.gradient_checkpointing"),
-        logit_tokens=DPO_LOGIT_TOKENS,
+        logit_tokens=CHAT_LOGIT_TOKENS,
     )
     return {"actor": actor, "prompt_tokens": read.integer("data.max_length", least=1), "sequences_per_sample": 2}

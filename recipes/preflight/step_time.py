@@ -16,6 +16,16 @@ from recipes.preflight.run_settings import EngineSettings, RunSettings
 FORWARD_SHARE = 0.2
 TRAINING_SHARE = 0.08
 BANDWIDTH_SHARE = 0.6
+# Kernels of a decoder layer of Qwen2 under torch, forward alone and with the backward pass: the operations that torch
+# dispatches, without views (tests/recipes/preflight/test_step_time.py counts them), by whether there is an adapter on
+# all its linear layers, and whether activations are recomputed. The start of one is a rule of thumb, not measured here.
+LAYER_KERNELS = {
+    (False, False): (51, 144),
+    (False, True): (51, 193),
+    (True, False): (102, 236),
+    (True, True): (102, 334),
+}
+KERNEL_START_S = 12e-6
 # Each token of an answer takes a pass through all layers, whose kernels have to be started, however small they are.
 LAYER_S_EAGER = 1.5e-3
 LAYER_S_IN_GRAPHS = 0.2e-3
@@ -31,7 +41,7 @@ FIXED_S = 2.0
 def step_time(model: ModelShape, settings: RunSettings) -> dict[str, float]:
     """Seconds of one step by part, from 2 operations a parameter and token forward and 4 backward. 2 of the 4 are for
     the weights' gradients, which a frozen base does not need; recomputed activations take 2 more (Kaplan et al. 2020,
-    arXiv:2001.08361, section 2.1)."""
+    arXiv:2001.08361, section 2.1). On a GPU, a pass takes at least as long as the start of its kernels."""
     forward, training = (
         flops_per_s(settings, share) * settings.num_devices for share in (FORWARD_SHARE, TRAINING_SHARE)
     )
@@ -41,11 +51,20 @@ def step_time(model: ModelShape, settings: RunSettings) -> dict[str, float]:
         parts["generate"] = generation_s(model, settings)
     passes = int(settings.old_log_prob_pass) + int(settings.reference != "none")
     if passes:
-        parts["log-probs"] = passes * 2 * model.num_matmul_parameters * tokens / forward
+        engine = settings.reference_engine or settings.actor
+        computing = 2 * model.num_matmul_parameters * tokens / forward
+        size = settings.forward_micro_batch or engine.micro_batch
+        parts["log-probs"] = passes * max(computing, starting_s(model, settings, engine, size, trained=False))
     if settings.critic is not None:
-        critic = model.layers * model.num_layer
-        parts["critic"] = critic * tokens * (2 / forward + training_operations(settings.critic) / training)
-    parts["update"] = training_operations(settings.actor) * model.num_matmul_parameters * tokens / training
+        critic = settings.critic
+        computing = model.layers * model.num_layer * tokens * (2 / forward + training_operations(critic) / training)
+        starting = sum(
+            starting_s(model, settings, critic, critic.micro_batch, trained=trained) for trained in (False, True)
+        )
+        parts["critic"] = max(computing, starting)
+    actor = settings.actor
+    computing = training_operations(actor) * model.num_matmul_parameters * tokens / training
+    parts["update"] = max(computing, starting_s(model, settings, actor, actor.micro_batch, trained=True))
     parts["the rest"] = FIXED_S
     return parts
 
@@ -53,6 +72,20 @@ def step_time(model: ModelShape, settings: RunSettings) -> dict[str, float]:
 def training_operations(engine: EngineSettings) -> int:
     """Operations of a forward and backward pass for each parameter and token."""
     return 2 + (4 if engine.full else 2) + (2 if engine.gradient_checkpointing else 0)
+
+
+def starting_s(
+    model: ModelShape, settings: RunSettings, engine: EngineSettings, micro_batch: int, *, trained: bool
+) -> float:
+    """Seconds to start the kernels of all passes of a step on one GPU. micro_batch: sequences of a pass."""
+    if settings.device.is_cpu:
+        return 0.0
+    sequences = settings.sequences / settings.num_devices
+    if engine.token_budget is not None:
+        micro_batch = max(1, engine.token_budget // settings.sequence_tokens)
+    passes = math.ceil(sequences / micro_batch)
+    kernels = LAYER_KERNELS[not engine.full, engine.gradient_checkpointing][trained]
+    return passes * model.layers * kernels * KERNEL_START_S
 
 
 def flops_per_s(settings: RunSettings, share: float) -> float:

@@ -237,7 +237,9 @@ def test_logits_are_what_verls_own_code_holds(
 ) -> None:
     from verl.workers.utils.losses import sft_loss
 
-    engine = replace(sft.actor, compute_bytes=compute_bytes, remove_padding=packed, scaled_logits=scaled)
+    engine = replace(
+        sft.actor, compute_bytes=compute_bytes, remove_padding=packed, scaled_logits=scaled, logit_tokens=None
+    )
     dtype = torch.bfloat16 if compute_bytes == BFLOAT16 else torch.float32
     head = torch.randn(VOCAB, 2, dtype=dtype, requires_grad=True)
     states = torch.randn(SEQUENCES, TOKENS, 2, dtype=dtype)
@@ -330,6 +332,7 @@ def test_an_update_takes_what_verls_own_engine_takes(tmp_path: Path, sft: RunSet
             lora_rank=case["lora_rank"],
             gradient_checkpointing=case["checkpointing"],
             micro_batch=2,
+            logit_tokens=None,  # verl's own engine
         )
         settings = replace(sft, actor=engine, batch_prompts=4, prompt_tokens=96)
         phases = {phase.name: phase.total for phase in memory_plan(shape, settings).phases}
