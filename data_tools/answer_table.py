@@ -53,7 +53,7 @@ class AnsweredRow:
     def queue_veh(self) -> int | None:
         """Halting vehicles on the approaches of all stages. None for a row without an observation."""
         observation = self.row.observation
-        return None if observation is None else sum(stage.queue_veh for stage in observation.stages)
+        return None if observation is None else sum(lanes.queue_veh for lanes in observation.by_turns.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: the row of the output file. Costs are in the unit of the measure, usually veh·s."""

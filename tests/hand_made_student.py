@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tsc.rules.student import MAX_FEATURES, Layer, StudentFile
+from tsc.rules.student import MAX_FEATURES, TURNS, Layer, StudentFile
 
-QUEUE_OF_GREEN, LONGEST_QUEUE_OF_RED = 4, 29
+# the queue is the first of four numbers of the lanes that lead to these stages; the present one is 0
+QUEUES_OF_GREEN = [4 + 4 * number for number, turns in enumerate(TURNS) if 0 in turns]
+LONGEST_QUEUE_OF_RED = len(MAX_FEATURES) - 2
 
 
 def write_longest_queue_student(path: Path, *, teacher: str = "longest_queue") -> Path:
     """Extends while no red stage has a longer queue than the green one."""
     weights = [0] * len(MAX_FEATURES)
-    weights[QUEUE_OF_GREEN], weights[LONGEST_QUEUE_OF_RED] = 1, -1
+    for queue in QUEUES_OF_GREEN:
+        weights[queue] = 1
+    weights[LONGEST_QUEUE_OF_RED] = -1
     file = StudentFile(
         teacher=teacher,
         teacher_digest=None,

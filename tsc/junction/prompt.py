@@ -11,14 +11,14 @@ from functools import partial
 
 from tsc.errors import ConfigError
 from tsc.junction.decision import Decision
-from tsc.junction.observation import Observation, StageObservation
+from tsc.junction.observation import ApproachObservation, Observation
 from tsc.user_code import is_user_function, source_sha256, user_function
 
 Messages = list[dict[str, str]]
 PromptMaker = Callable[[Observation], Messages]
 
-PROMPT_VERSION = "1"
-CHINESE_PROMPT_VERSION = "tsc_zh 1"
+PROMPT_VERSION = "2"
+CHINESE_PROMPT_VERSION = "tsc_zh 2"
 
 # more room than this downstream decides nothing, and a third digit would cost every prompt a token a stage
 MAX_SPACE_VEH = 99
@@ -28,16 +28,22 @@ MAX_SPACE_VEH = 99
 class Wording:
     """The texts of a prompt in one language.
 
-    question: of the observation `seen`. stage: of one of its stages, with its name and the space downstream.
+    question: of the observation `seen`, up to the vehicles. of_stages, of_lanes: what the lines stand for, stages or
+    lane groups. line: of one of these, with its name and the space downstream. green, next, red, later: the names of
+    stages; later has the place in the order. joint: stands between the stages of a lane group.
     """
 
     version: str
     system: str
     question: str
-    stage: str
+    of_stages: str
+    of_lanes: str
+    line: str
     green: str
     next: str
     red: str
+    later: str
+    joint: str
 
 
 ENGLISH = Wording(
@@ -49,15 +55,19 @@ ENGLISH = Wording(
     ),
     question=(
         "Green for {seen.elapsed_green_s} s ({seen.min_green_s} to {seen.max_green_s} s). "
-        "Extend by {seen.green_extension_s} s? Vehicles:"
+        "Extend by {seen.green_extension_s} s? "
     ),
-    stage=(
-        "{name}: queue {stage.queue_veh} moving near {stage.moving_near_veh} mid {stage.moving_mid_veh} "
-        "far {stage.moving_far_veh} wait {stage.longest_wait_s} s space {space_veh}"
+    of_stages="Vehicles:",
+    of_lanes="Vehicles by the stages that serve their lanes:",
+    line=(
+        "{name}: queue {lanes.queue_veh} moving near {lanes.moving_near_veh} mid {lanes.moving_mid_veh} "
+        "far {lanes.moving_far_veh} wait {lanes.longest_wait_s} s space {space_veh}"
     ),
     green="green",
     next="next",
     red="red",
+    later="stage {place}",
+    joint=", ",
 )
 CHINESE = Wording(
     version=CHINESE_PROMPT_VERSION,
@@ -67,30 +77,42 @@ CHINESE = Wording(
     ),
     question=(
         "绿灯已亮 {seen.elapsed_green_s} 秒（{seen.min_green_s} 至 {seen.max_green_s} 秒）。"
-        "是否延长 {seen.green_extension_s} 秒？车辆数："
+        "是否延长 {seen.green_extension_s} 秒？"
     ),
-    stage=(
-        "{name}：排队 {stage.queue_veh} 行驶 近 {stage.moving_near_veh} 中 {stage.moving_mid_veh} "
-        "远 {stage.moving_far_veh} 等待 {stage.longest_wait_s} 秒 空位 {space_veh}"
+    of_stages="车辆数：",
+    of_lanes="车辆数，按服务其车道的相位：",
+    line=(
+        "{name}：排队 {lanes.queue_veh} 行驶 近 {lanes.moving_near_veh} 中 {lanes.moving_mid_veh} "
+        "远 {lanes.moving_far_veh} 等待 {lanes.longest_wait_s} 秒 空位 {space_veh}"
     ),
     green="绿灯",
     next="下一个",
     red="红灯",
+    later="相位 {place}",
+    joint="、",
 )
 SYSTEM_MESSAGE = ENGLISH.system
 
 
-def _stage_line(wording: Wording, name: str, stage: StageObservation) -> str:
-    return wording.stage.format(name=name, stage=stage, space_veh=min(stage.downstream_space_veh, MAX_SPACE_VEH))
-
-
 def user_message(observation: Observation, wording: Wording = ENGLISH) -> str:
-    """Counts are vehicles, space at most MAX_SPACE_VEH; the current stage first, then the red ones in the order they
-    will be served."""
-    current, *red = observation.stages
-    lines = [wording.question.format(seen=observation), _stage_line(wording, wording.green, current)]
-    lines += [_stage_line(wording, wording.red if number else wording.next, stage) for number, stage in enumerate(red)]
-    return "\n".join(lines)
+    """Counts are vehicles, space at most MAX_SPACE_VEH. Where each stage has lanes of its own, there is a line for each
+    stage: the current one first, then the red ones in the order they will be served. Else there is a line for each lane
+    group, named by the stages that serve it."""
+    question = wording.question.format(seen=observation)
+    if observation.lane_groups:
+        later = [wording.later.format(place=turn + 1) for turn in range(2, len(observation.stages))]
+        names = [wording.green, wording.next, *later]
+        lines = [question + wording.of_lanes]
+        for group in observation.lane_groups:
+            lines.append(_line(wording, wording.joint.join(names[turn] for turn in group.turns), group))
+        return "\n".join(lines)
+    names = [wording.green, wording.next, *[wording.red] * len(observation.stages)]
+    lines = [_line(wording, name, stage) for name, stage in zip(names, observation.stages, strict=False)]
+    return "\n".join([question + wording.of_stages, *lines])
+
+
+def _line(wording: Wording, name: str, lanes: ApproachObservation) -> str:
+    return wording.line.format(name=name, lanes=lanes, space_veh=min(lanes.downstream_space_veh, MAX_SPACE_VEH))
 
 
 def messages(observation: Observation, wording: Wording = ENGLISH) -> Messages:

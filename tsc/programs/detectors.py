@@ -1,4 +1,4 @@
-"""Lane area detectors of a junction, which count the vehicles of each stage by distance to the stop line."""
+"""Lane area detectors of a junction, which count the vehicles of each lane group by distance to the stop line."""
 
 from __future__ import annotations
 
@@ -46,32 +46,29 @@ class Detector:
 class JunctionDetectors:
     """The detectors of one junction.
 
-    counts: by stage and band (`near`, `mid`, `far`), the detectors whose vehicles are added up. A lane that leads to
-    several stages counts for each of them.
+    counts: by lane group (SignalProgram.lane_groups) and band (`near`, `mid`, `far`), the detectors whose vehicles are
+    added up.
     """
 
     detectors: tuple[Detector, ...]
     counts: tuple[Mapping[str, tuple[str, ...]], ...]
 
     def features(self, count_of: Callable[[str], int]) -> list[int]:
-        """The vehicles of each stage in each band, in the order of feature_names. count_of: a detector's vehicles."""
+        """The vehicles of each lane group in each band, as feature_names has them. count_of: a detector's vehicles."""
         return [sum(map(count_of, names)) for names in self.detectors_of_features]
 
     @property
     def detectors_of_features(self) -> list[tuple[str, ...]]:
-        return [names for stage in self.counts for names in stage.values()]
+        return [names for group in self.counts for names in group.values()]
 
     @property
     def feature_names(self) -> list[str]:
-        return [f"{band}_{number}" for number, stage in enumerate(self.counts) for band in stage]
+        return [f"{band}_{number}" for number, group in enumerate(self.counts) for band in group]
 
 
 def place_detectors(program: SignalProgram, length_m: Callable[[str], float], prefix: str) -> JunctionDetectors:
     """Detectors on the approaches of all stages. length_m: of a lane. prefix: begins the names of the detectors."""
-    distance_m: dict[str, float] = {}
-    for stage in program.stages:
-        for part in stage.approach:
-            distance_m[part.lane] = min(part.distance_m, distance_m.get(part.lane, part.distance_m))
+    distance_m = {part.lane: part.distance_m for group in program.lane_groups for part in group.approach}
     detectors: list[Detector] = []
     of_lane: dict[str, dict[str, str]] = {}
     for lane, ends_m in distance_m.items():
@@ -88,9 +85,9 @@ def place_detectors(program: SignalProgram, length_m: Callable[[str], float], pr
         detectors=tuple(detectors),
         counts=tuple(
             {
-                band: tuple(of_lane[lane][band] for lane in stage.approach_lanes if band in of_lane[lane])
+                band: tuple(of_lane[part.lane][band] for part in group.approach if band in of_lane[part.lane])
                 for band in BANDS_M
             }
-            for stage in program.stages
+            for group in program.lane_groups
         ),
     )

@@ -9,7 +9,9 @@ a fork.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from pydantic import Field, model_validator
 
 from tsc.errors import ConfigError
 from tsc.junction.decision import Decision
-from tsc.junction.observation import Observation, StageObservation, observe
+from tsc.junction.observation import Observation, observe
 from tsc.junction.signal_control import SignalControl
 from tsc.rules.controller import Rule
 from tsc.yaml_file import Section, validate_values
@@ -27,18 +29,24 @@ from tsc.yaml_file import Section, validate_values
 FORMAT = "tsc-student"
 FORMAT_VERSION = 1
 # Raise it with any change of `features`.
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 
 # the present stage and the next three have inputs of their own
 NUM_STAGES = 4
+# which of them a lane may lead to
+TURNS = tuple(
+    turns for length in range(1, NUM_STAGES + 1) for turns in itertools.combinations(range(NUM_STAGES), length)
+)
 # Longer times and larger counts decide nothing new.
 MAX_TIME_S = 300
 MAX_VEH = 99
 
-_MAX_OF_STAGE = (MAX_VEH, MAX_VEH, MAX_VEH, MAX_VEH, MAX_TIME_S, MAX_VEH)
+_MAX_OF_LANES = (MAX_VEH, MAX_VEH, MAX_VEH, MAX_VEH)
+_MAX_OF_STAGE = (MAX_TIME_S, MAX_VEH)
 # the largest value of each feature; the smallest is 0
 MAX_FEATURES = (
     *(MAX_TIME_S, MAX_TIME_S, MAX_TIME_S, MAX_VEH),
+    *_MAX_OF_LANES * len(TURNS),
     *_MAX_OF_STAGE * NUM_STAGES,
     *(MAX_VEH, MAX_VEH, MAX_TIME_S),
 )
@@ -48,27 +56,26 @@ Integers = npt.NDArray[np.int64]
 
 def features(observation: Observation) -> tuple[int, ...]:
     """What the network sees, of junctions with any number of stages: elapsed, minimum and maximum green (s), number of
-    stages; six numbers for each of the first NUM_STAGES stages, 0 for a stage that does not exist; over all red stages,
-    the sum and the maximum of the queues (veh) and the longest wait (s). No value exceeds that of MAX_FEATURES."""
+    stages; for the lanes that lead to each of TURNS, of a junction's later stages only what is shared with these, queue
+    and moving vehicles (near, mid, far); for each of the first NUM_STAGES stages the longest wait (s) and the space
+    downstream (veh); 0 where there is none. Over all red stages, the sum and the maximum of the queues (veh) and the
+    longest wait (s). No value exceeds that of MAX_FEATURES."""
     stages = observation.stages
     values = [observation.elapsed_green_s, observation.min_green_s, observation.max_green_s, len(stages)]
+    counts = dict.fromkeys(TURNS, (0, 0, 0, 0))
+    for turns, lanes in observation.by_turns.items():
+        known = tuple(turn for turn in turns if turn < NUM_STAGES)
+        if known:
+            seen = (lanes.queue_veh, lanes.moving_near_veh, lanes.moving_mid_veh, lanes.moving_far_veh)
+            counts[known] = tuple(map(operator.add, counts[known], seen))
+    for of_lanes in counts.values():
+        values += of_lanes
     for stage in stages[:NUM_STAGES]:
-        values += _of_stage(stage)
+        values += (stage.longest_wait_s, stage.downstream_space_veh)
     values += [0] * (len(_MAX_OF_STAGE) * (NUM_STAGES - len(stages)))
     queues_veh = [stage.queue_veh for stage in stages[1:]]
     values += (sum(queues_veh), max(queues_veh, default=0), max((s.longest_wait_s for s in stages[1:]), default=0))
     return tuple(map(min, values, MAX_FEATURES))
-
-
-def _of_stage(stage: StageObservation) -> tuple[int, ...]:
-    return (
-        stage.queue_veh,
-        stage.moving_near_veh,
-        stage.moving_mid_veh,
-        stage.moving_far_veh,
-        stage.longest_wait_s,
-        stage.downstream_space_veh,
-    )
 
 
 class Layer(Section):

@@ -185,6 +185,18 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LaneGroup:
+    """The lanes of an approach that lead to the same stages.
+
+    stages: their numbers, ascending. outgoing_lanes: where their green links lead.
+    """
+
+    stages: tuple[int, ...]
+    approach: tuple[ApproachLane, ...]
+    outgoing_lanes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SignalProgram:
     """The stages of one junction in the order of its program.
 
@@ -218,6 +230,28 @@ class SignalProgram:
     @cached_property
     def _stage_of_phase(self) -> Mapping[int, int]:
         return {index: number for number, stage in enumerate(self.stages) for index in stage.phase_indices}
+
+    @cached_property
+    def lane_groups(self) -> tuple[LaneGroup, ...]:
+        """Each lane of the approaches is in one. Where no lane leads to several stages, each stage has one."""
+        stages_of: dict[str, list[int]] = {}
+        nearest: dict[str, float] = {}
+        for number, stage in enumerate(self.stages):
+            for part in stage.approach:
+                stages_of.setdefault(part.lane, []).append(number)
+                nearest[part.lane] = min(part.distance_m, nearest.get(part.lane, part.distance_m))
+        lanes_of: dict[tuple[int, ...], list[str]] = {}
+        for lane, numbers in stages_of.items():
+            lanes_of.setdefault(tuple(numbers), []).append(lane)
+        groups = []
+        for stages, lanes in sorted(lanes_of.items()):
+            beyond = [outgoing for lane in lanes for outgoing in self.lanes_downstream.get(lane, ())]
+            if not beyond:  # all of them lead onto incoming lanes of several stages
+                beyond = [outgoing for number in stages for outgoing in self.stages[number].outgoing_lanes]
+            approach = tuple(ApproachLane(lane=lane, distance_m=nearest[lane]) for lane in lanes)
+            outgoing_lanes = tuple(dict.fromkeys(beyond))
+            groups.append(LaneGroup(stages=stages, approach=approach, outgoing_lanes=outgoing_lanes))
+        return tuple(groups)
 
     def bounded(self, green_bounds: Sequence[GreenBounds]) -> SignalProgram:
         """The same program with bounds of its own for each stage."""

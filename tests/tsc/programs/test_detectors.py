@@ -38,24 +38,26 @@ def test_a_lane_is_cut_by_distance_to_the_stop_line() -> None:
     assert placed.counts == ({"near": ("d_0",), "mid": ("d_1",), "far": ("d_2",)},)
 
 
-def test_short_lanes_are_continued_upstream_and_shared_lanes_count_for_each_stage() -> None:
+def test_short_lanes_are_continued_upstream_and_shared_lanes_are_a_group_of_their_own() -> None:
     lengths: Mapping[str, float] = {"stop": 30.0, "before": 60.0, "other": 99.5}
     shared = program(stage(("stop", 0.0), ("before", 30.0)), stage(("other", 0.0), ("stop", 0.0)))
     placed = place_detectors(shared, lengths.__getitem__, "d")
     assert [(each.lane, each.begin_m, each.end_m) for each in placed.detectors] == [
-        ("stop", 0.0, 30.0),
         ("before", 40.0, 60.0),  # 30 to 50 m before the stop line
         ("before", 0.0, 40.0),
+        ("stop", 0.0, 30.0),
         ("other", 49.5, 99.5),
         ("other", 0.0, 49.5),
     ]
+    # the first stage's alone, both stages', the second's alone
     assert placed.counts == (
-        {"near": ("d_0", "d_1"), "mid": ("d_2",), "far": ()},
-        {"near": ("d_3", "d_0"), "mid": ("d_4",), "far": ()},
+        {"near": ("d_0",), "mid": ("d_1",), "far": ()},
+        {"near": ("d_2",), "mid": (), "far": ()},
+        {"near": ("d_3",), "mid": ("d_4",), "far": ()},
     )
     vehicles = {"d_0": 1, "d_1": 2, "d_2": 3, "d_3": 4, "d_4": 5}
     assert dict(zip(placed.feature_names, placed.features(vehicles.__getitem__), strict=True)) == {
-        "near_0": 3, "mid_0": 3, "far_0": 0, "near_1": 5, "mid_1": 5, "far_1": 0,
+        "near_0": 1, "mid_0": 2, "far_0": 0, "near_1": 3, "mid_1": 0, "far_1": 0, "near_2": 4, "mid_2": 5, "far_2": 0,
     }  # fmt: skip
 
 

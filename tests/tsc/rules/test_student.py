@@ -1,6 +1,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from tsc.controllers.registry import rule_controller
 from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ConfigError
 from tsc.junction.decision import Decision
-from tsc.junction.observation import Observation, StageObservation
+from tsc.junction.observation import LaneGroupObservation, Observation, StageObservation
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
 from tsc.rules.controller import Controller
-from tsc.rules.student import MAX_FEATURES, Layer, Student, StudentFile, features, load_student
+from tsc.rules.student import MAX_FEATURES, TURNS, Layer, Student, StudentFile, features, load_student
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
 
@@ -45,22 +46,52 @@ def observation(*stages: tuple[int, int, int, int, int, int], max_green_s: int =
     )
 
 
+def at(found: tuple[int, ...], turns: tuple[int, ...]) -> tuple[int, ...]:
+    """The queue and the moving vehicles of the lanes that lead to these stages."""
+    begin = 4 + 4 * TURNS.index(turns)
+    return found[begin : begin + 4]
+
+
 def test_stages_that_do_not_exist_are_zeros() -> None:
-    green, red = (1, 2, 3, 4, 5, 6), (7, 8, 9, 10, 11, 12)
-    assert features(observation(green, red)) == (15, 10, 60, 2, *green, *red, *[0] * 12, 7, 7, 11)
+    found = features(observation((1, 2, 3, 4, 5, 6), (7, 8, 9, 10, 11, 12)))
+    assert found[:4] == (15, 10, 60, 2)
+    assert (at(found, (0,)), at(found, (1,))) == ((1, 2, 3, 4), (7, 8, 9, 10))
+    assert all(at(found, turns) == (0, 0, 0, 0) for turns in TURNS[2:])
+    assert found[-11:] == (5, 6, 11, 12, 0, 0, 0, 0, 7, 7, 11)
+    assert len(found) == len(MAX_FEATURES)
+
+
+def test_lanes_of_several_stages_have_features_of_their_own() -> None:
+    groups = tuple(
+        LaneGroupObservation(
+            turns=turns,
+            queue_veh=number,
+            moving_near_veh=10 + number,
+            moving_mid_veh=20 + number,
+            moving_far_veh=30 + number,
+            longest_wait_s=0,
+            downstream_space_veh=0,
+        )
+        for number, turns in enumerate([(0,), (0, 2), (1, 4), (1, 5), (4,)])
+    )
+    found = features(replace(observation(*[(9, 9, 9, 9, 9, 9)] * 6), lane_groups=groups))
+    assert (at(found, (0,)), at(found, (0, 2))) == ((0, 10, 20, 30), (1, 11, 21, 31))
+    # what later stages share with the first four is added up; what only later stages have is in the sums
+    assert at(found, (1,)) == (2 + 3, 12 + 13, 22 + 23, 32 + 33)
+    assert sum(map(sum, (at(found, turns) for turns in TURNS))) == 60 + 64 + (5 + 25 + 45 + 65)
 
 
 def test_all_red_stages_are_in_the_sums_also_those_without_features_of_their_own() -> None:
     stages = [(queue, 0, 0, 0, 10 * queue, 0) for queue in (9, 1, 2, 3, 5)]
     found = features(observation(*stages))
-    assert found == (15, 10, 60, 5, *stages[0], *stages[1], *stages[2], *stages[3], 1 + 2 + 3 + 5, 5, 50)
-    assert len(found) == len(MAX_FEATURES)
+    assert found[:4] == (15, 10, 60, 5)
+    assert [at(found, (turn,))[0] for turn in range(4)] == [9, 1, 2, 3]
+    assert found[-3:] == (1 + 2 + 3 + 5, 5, 50)
 
 
 def test_a_huge_value_is_cut() -> None:
-    huge = (10**6,) * 6
-    found = features(observation(*[huge] * 5, max_green_s=86_400))
-    assert max(found) == 300 and found[2:10] == (300, 5, 99, 99, 99, 99, 300, 99) and found[-3:] == (99, 99, 300)
+    found = features(observation(*[(10**6,) * 6] * 5, max_green_s=86_400))
+    assert max(found) == 300 and found[2:8] == (300, 5, 99, 99, 99, 99) and found[-4:] == (99, 99, 99, 300)
 
 
 def random_file(seed: int) -> StudentFile:
@@ -165,11 +196,11 @@ def broken(change: Callable[[dict[str, Any]], object]) -> str:
         ("[]", "is not a student"),
         ('{"format": "other"}', "is not a student"),
         (broken(lambda v: v.update(format_version=2)), "format_version is 2, but this program reads 1"),
-        (broken(lambda v: v.update(features_version=0)), "features_version is 0, but this program reads 1"),
+        (broken(lambda v: v.update(features_version=0)), "features_version is 0, but this program reads 2"),
         (broken(lambda v: v.update(agreement=1.5)), "agreement is 1.5"),
         (broken(lambda v: v.pop("teacher")), "key 'teacher' is missing"),
         (broken(lambda v: v["layers"].clear()), "layers"),
-        (broken(lambda v: v["layers"].pop(0)), r"layer 0 does not fit: .* with 31 inputs first"),
+        (broken(lambda v: v["layers"].pop(0)), r"layer 0 does not fit: .* with 75 inputs first"),
         (broken(lambda v: v["layers"].pop()), "layer 1 does not fit: .* 1 output last"),
         (broken(lambda v: v["layers"][1]["weights"][0].pop()), "layer 1 does not fit"),
         (broken(lambda v: v["layers"][1]["weights"].clear()), "layer 1 does not fit"),
