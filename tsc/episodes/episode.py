@@ -94,7 +94,7 @@ def run_episode(
             "mean_queue_veh": float(queue_veh.mean()),
             "p95_queue_veh": float(np.percentile(queue_veh, 95)),
             **outputs.trips(begin_s + warm_up_s, end_s),
-            **_worst_approach(trace, warm_up_s, outputs.vehicles_by_edge()),
+            **_approaches(trace, warm_up_s, programs, outputs.by_edge()),
             "teleports": teleports,
             **_greens(trace, warm_up_s, programs, settings),
             "decisions": decisions,
@@ -140,7 +140,7 @@ class _Outputs:
     def options(self, measured_from_s: int) -> list[str]:
         self.additional_file.write_text(
             f'<additional><edgeData id="approaches" file={quoteattr(str(self._edges))} begin="{measured_from_s}" '
-            'withInternal="false" excludeEmpty="true" writeAttributes="entered departed"/></additional>\n'
+            'withInternal="false" excludeEmpty="true" writeAttributes="entered departed timeLoss"/></additional>\n'
         )
         return [
             *("--tripinfo-output", str(self._trips)),
@@ -194,24 +194,52 @@ class _Outputs:
             "not_inserted_veh": not_inserted,
         }
 
-    def vehicles_by_edge(self) -> dict[str, int]:
-        """Vehicles that came onto each edge in the measured period, from SUMO's edgeData."""
-        edges = ElementTree.parse(self._edges).getroot().iter("edge")
-        return {edge.attrib["id"]: int(edge.attrib["entered"]) + int(edge.attrib["departed"]) for edge in edges}
+    def by_edge(self) -> dict[str, tuple[int, float]]:
+        """Vehicles that came onto each edge in the measured period, and the time that vehicles lost there (s), from
+        SUMO's edgeData."""
+        return {
+            edge.attrib["id"]: (
+                int(edge.attrib["entered"]) + int(edge.attrib["departed"]),
+                float(edge.attrib.get("timeLoss", 0.0)),
+            )
+            for edge in ElementTree.parse(self._edges).getroot().iter("edge")
+        }
 
 
-def _worst_approach(trace: Trace, warm_up_s: int, vehicles: Mapping[str, int]) -> dict[str, Any]:
-    """The edge with the longest wait per vehicle. vehicles: how many came onto each edge."""
-    halting_veh_s: dict[str, int] = {}
-    for lane, seconds in zip(trace.lanes, trace.halting_veh[warm_up_s:].sum(axis=0), strict=True):
-        if lane.startswith(":"):  # inside a node, which edgeData leaves out
-            continue
-        halting_veh_s[edge_of(lane)] = halting_veh_s.get(edge_of(lane), 0) + int(seconds)
-    # a queue that the warm-up left behind, and that no other vehicle joins, counts as one vehicle
-    waits_s = {
-        edge: seconds / max(1, vehicles.get(edge, 0))
-        for edge, seconds in halting_veh_s.items()
-        if seconds or vehicles.get(edge, 0)
+def _approaches(
+    trace: Trace, warm_up_s: int, programs: Mapping[str, SignalProgram], by_edge: Mapping[str, tuple[int, float]]
+) -> dict[str, Any]:
+    """Each approach, and the one with the longest wait per vehicle. by_edge: vehicles, and the time lost there."""
+    lanes_of: dict[str, list[str]] = {}
+    for lane in trace.lanes:
+        if not lane.startswith(":"):  # inside a node, which edgeData leaves out
+            lanes_of.setdefault(edge_of(lane), []).append(lane)
+    # the first that has it
+    junction_of = {
+        edge_of(lane): name for name, program in reversed(list(programs.items())) for lane in program.approach_lanes
     }
+    at_signal = {edge_of(lane) for program in programs.values() for lane in program.incoming_lanes}
+    approaches, waits_s = [], {}
+    for edge, lanes in lanes_of.items():
+        queue_veh = trace.queue_on_veh(lanes)[warm_up_s:]
+        vehicles, time_loss_s = by_edge.get(edge, (0, 0.0))
+        approaches.append(
+            {
+                "junction": junction_of[edge],
+                "edge": edge,
+                "at_signal": edge in at_signal,  # or leads onto such an edge, which is short
+                "vehicles": vehicles,
+                "time_loss_s": time_loss_s,
+                "mean_queue_veh": float(queue_veh.mean()),
+                "p95_queue_veh": float(np.percentile(queue_veh, 95)),
+            }
+        )
+        # a queue that the warm-up left behind, and that no other vehicle joins, counts as one vehicle
+        if queue_veh.any() or vehicles:
+            waits_s[edge] = int(queue_veh.sum()) / max(1, vehicles)
     worst = max(waits_s, key=waits_s.__getitem__, default=None)
-    return {"worst_approach_wait_s": waits_s[worst] if worst else None, "worst_approach": worst}
+    return {
+        "worst_approach_wait_s": waits_s[worst] if worst else None,
+        "worst_approach": worst,
+        "approaches": approaches,
+    }

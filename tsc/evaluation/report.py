@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tsc.episodes.trace import Trace, load_trace
 from tsc.evaluation import figures
+from tsc.evaluation.approaches import ALL, LEVELS, Approach, by_approach
 from tsc.evaluation.disagreements import compare_with_lookahead
 from tsc.evaluation.figures import Picture
 from tsc.evaluation.machine import processor_name
@@ -59,6 +60,7 @@ from tsc.junction.signal_control import skipped_lines
 from tsc.sumo.version import installed_sumo_version
 
 _NUM_INVALID_SHOWN = 5
+_NUM_APPROACHES_SHOWN = 40
 _REFERENCE = "reference"
 
 
@@ -144,6 +146,7 @@ def write_results(
             counted=COUNTED,
             definitions={title: METRICS_OF[group] for group, title in GROUP_TITLES.items()},
             statistics=DEFINITIONS,
+            levels=LEVELS,
             settings=_flat(settings),
             machine=_machine(),
         )
@@ -201,6 +204,7 @@ class _Results:
             "findings": findings(self.summary, scenario.name, self.controllers, scenario.reference.name),
             "for_a_city": for_a_city(self.summary, scenario.name, self.controllers, scenario.reference.name),
             "tables": self._tables(scenario.name),
+            "approaches": self._approach_table(scenario.name),
             "notes": _notes(self.summary, scenario),
             "pictures": self._pictures(scenario),
             "models": [model for model in models if model is not None],
@@ -231,6 +235,29 @@ class _Results:
             if columns and names:
                 tables.append(Table.of_controllers(title, names, columns))
         return tables
+
+    def _approach_table(self, scenario: str) -> Table | None:
+        """Delay, level of service and queue of each approach, by controller; of many, the ones with most vehicles."""
+        found = {
+            name: by_approach([r for r in self.ran if r["scenario"] == scenario and r["controller"] == name])
+            for name in self.summary.controllers(scenario)
+        }
+        places = list(dict.fromkeys(place for of_controller in found.values() for place in of_controller))
+        if not places:
+            return None
+        vehicles = {place: max(each[place].vehicles for each in found.values() if place in each) for place in places}
+        shown = sorted(places, key=vehicles.__getitem__, reverse=True)[:_NUM_APPROACHES_SHOWN]
+        junctions = list(dict.fromkeys(junction for junction, _ in places))
+        shown.sort(key=lambda place: (junctions.index(place[0]), place[1] == ALL, -vehicles[place]))
+        names = {place: f"{place[0]}: {place[1]}" if len(junctions) > 1 else place[1] for place in shown}
+        return Table(
+            title="Approaches: delay [s] and level of service, queue [veh]",
+            header=[Cell(text=name) for name in found],
+            rows=[
+                (names[place], [_approach_cell(of_controller.get(place)) for of_controller in found.values()])
+                for place in shown
+            ],
+        )
 
     def overall_tables(self, scenarios: Sequence[ReportedScenario]) -> list[Table]:
         """The tables over all scenarios: the mean queue by scenario and controller, and the means over the
@@ -402,6 +429,14 @@ def _gap_cell(row: Row | None) -> Cell:
         return Cell(text=MISSING)
     low, high = row["gap_closed_ci95_low"], row["gap_closed_ci95_high"]
     return Cell(text=percent(row["gap_closed"]), small=_lines("" if low == high else percent_range(low, high)))
+
+
+def _approach_cell(approach: Approach | None) -> Cell:
+    if approach is None or approach.delay_s is None:
+        return Cell(text=MISSING)
+    queue = f"queue {number(approach.mean_queue_veh, 1)}"
+    p95 = "" if approach.p95_queue_veh is None else f"95 %: {number(approach.p95_queue_veh, 0)}"
+    return Cell(text=f"{number(approach.delay_s, 1)} {approach.level}", small=_lines(queue, p95))
 
 
 def _lines(*lines: str) -> list[str]:

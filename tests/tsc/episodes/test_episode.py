@@ -36,6 +36,7 @@ def _counted_anew(files: SumoFiles, warm_up_s: int, folder: Path) -> dict[str, A
     lanes = {lane for program in programs.values() for lane in program.incoming_lanes}
     queues_veh = []
     waited_s: dict[str, int] = defaultdict(int)
+    time_loss_s: dict[str, float] = defaultdict(float)
     came: dict[str, set[str]] = defaultdict(set)
     driven_co2_mg = 0.0
     arrived = []
@@ -48,7 +49,10 @@ def _counted_anew(files: SumoFiles, warm_up_s: int, folder: Path) -> dict[str, A
             arrived += libsumo.simulation.getArrivedIDList()
             for name, lane in on_lanes.items():
                 if lane in lanes:
-                    came[lane.rpartition("_")[0]].add(name)
+                    edge = lane.rpartition("_")[0]
+                    came[edge].add(name)
+                    lost = 1 - libsumo.vehicle.getSpeed(name) / libsumo.vehicle.getAllowedSpeed(name)
+                    time_loss_s[edge] += max(0.0, lost)
             for name in halting:
                 waited_s[on_lanes[name].rpartition("_")[0]] += 1
         driven_co2_mg += sum(map(libsumo.vehicle.getCO2Emission, on_lanes))
@@ -59,6 +63,8 @@ def _counted_anew(files: SumoFiles, warm_up_s: int, folder: Path) -> dict[str, A
         "p95": sorted(queues_veh)[int(0.95 * len(queues_veh)) - 1 : int(0.95 * len(queues_veh)) + 2],
         "arrived": len(arrived),
         "waits_s": {edge: waited_s[edge] / len(vehicles) for edge, vehicles in came.items()},
+        "came": {edge: len(vehicles) for edge, vehicles in came.items()},
+        "time_loss_s": dict(time_loss_s),
         "co2_mg": driven_co2_mg,
         "statistics": dict(trips),
     }
@@ -77,6 +83,13 @@ def test_metrics_are_those_of_a_second_count_and_of_sumo_s_statistics(files: Sum
     worst = max(anew["waits_s"].items(), key=lambda each: each[1])
     assert metrics["worst_approach"] == worst[0]
     assert metrics["worst_approach_wait_s"] == pytest.approx(worst[1], rel=0.05)
+    by_edge = {each["edge"]: each for each in metrics["approaches"]}
+    assert sum(each["mean_queue_veh"] for each in by_edge.values()) == pytest.approx(metrics["mean_queue_veh"])
+    for edge, came in anew["came"].items():
+        assert by_edge[edge]["vehicles"] == pytest.approx(came, rel=0.05)
+        assert by_edge[edge]["time_loss_s"] == pytest.approx(anew["time_loss_s"][edge], rel=0.15)
+        # a halting vehicle loses each second
+        assert by_edge[edge]["time_loss_s"] > by_edge[edge]["mean_queue_veh"] * END_S
 
 
 def test_a_warm_up_counts_in_no_metric(files: SumoFiles, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_the_same_episodes_give_the_same_bytes(
 
 def test_every_number_of_a_record_is_defined(finished: tuple[Path, list[dict[str, Any]]]) -> None:
     about = {"scenario", "controller", "kind", "seed", "fingerprint", "begin_s", "end_s", "warm_up_s"}
-    about |= {"worst_approach", "wall_s"}
+    about |= {"worst_approach", "approaches", "wall_s"}
     assert finished[1][0].keys() - about == METRICS.keys()
 
 
