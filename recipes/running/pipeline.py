@@ -392,7 +392,7 @@ class Pipeline:
             skipped("Parquet", run.parquet)
             return
         teacher: list[object] = []
-        if run.sft_answers == "student":
+        if run.learns_of_student:
             student = run.parquet.parent / "student.json"
             student.parent.mkdir(parents=True, exist_ok=True)
             with self.stages.stage(f"Student: a small network learns the labels of {run.dataset}", student):

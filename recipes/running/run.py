@@ -48,7 +48,8 @@ class Run(BaseModel):
     rounds: of data and training; from the second on, the data are states that the policy of the round before meets.
     calibrate: whether the reward settings that suit each network are searched before its data are made; auto: for
         networks of SUMO's own files with few signals.
-    sft_answers: what the SFT learns: the better answers, or those of a student of them.
+    sft_answers: what the SFT learns: the better answers, or those of a student of them; auto: of a student for the
+        tiny model on data made from the scenario.
     reward: FILE.py:FUNCTION, called in place of reward.compute_score; empty: none.
     workers: processes for simulation; None: one for each core.
     loggers: those of verl's trackers that get the metrics. wandb also needs WANDB other than off.
@@ -71,7 +72,7 @@ class Run(BaseModel):
     dry_run: bool
     fit: Literal["check", "ignore"]
     sft: Literal["yes", "no", "auto"]
-    sft_answers: Literal["labels", "student"]
+    sft_answers: Literal["labels", "student", "auto"]
     eval_seeds: int = Field(ge=0)
     eval_controllers: str
     run_name: str = Field(min_length=1)
@@ -188,10 +189,17 @@ class Run(BaseModel):
         return bool(self.data) and Path(self.data, needed).is_file()
 
     @property
+    def learns_of_student(self) -> bool:
+        """Whether the SFT learns the answers of a student. The tiny model would learn the labels' noise by heart."""
+        if self.sft_answers == "auto":
+            return not self.model_path and not self.data and self.sft != "no"
+        return self.sft_answers == "student"
+
+    @property
     def parquet(self) -> Path:
         if self.has_parquet:
             return Path(self.data)
-        name = "parquet" if self.sft_answers == "labels" else f"parquet_{self.sft_answers}"
+        name = "parquet_student" if self.learns_of_student else "parquet"
         return (self.out if self.data else self._made_data) / name
 
     def check_files(self) -> None:
@@ -212,7 +220,7 @@ class Run(BaseModel):
                 f"ROUNDS={self.rounds} makes more data of SCENARIO between trainings with GRPO: use "
                 "scripts/train_grpo.sh, and for DATA a dataset of data_tools/generate_dataset.py, not Parquet files"
             )
-        if self.sft_answers == "student" and self.has_parquet:
+        if self.learns_of_student and self.has_parquet:
             raise ConfigError(
                 f"SFT_ANSWERS=student fits a student to a dataset, but DATA={self.data} holds Parquet files: give the "
                 "dataset of data_tools/generate_dataset.py that they were made of"
