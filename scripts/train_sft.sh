@@ -30,7 +30,7 @@ N_GPUS=${N_GPUS:-}                      # GPUs of each machine; empty: all that 
 DRY_RUN=${DRY_RUN:-}                    # 1: compose and check the configuration, write it, print the plan, and stop; needs no GPU
 FIT=${FIT:-}                            # [check] stop where the plan says that the run does not fit; ignore: try it all the same
 # ---- SFT
-SFT_ANSWERS=${SFT_ANSWERS:-}            # [auto] what it learns: labels, the better answers; student, those of a small network that was fitted to them; auto: student for the tiny model on new data
+SFT_ANSWERS=${SFT_ANSWERS:-}            # [auto] what it learns: labels, the better answers; student, those of a small network that was fitted to them; auto: student for the tiny model on SUMO's own files
 LEARNING_RATE=${LEARNING_RATE:-}        # [2e-3, 2e-4] of all weights; of an adapter, with LORA_RANK=0 2e-5. At its peak, cosine decay to 0
 EPOCHS=${EPOCHS:-}                      # [6, 1] passes over the data
 BATCH_CHATS=${BATCH_CHATS:-}            # [64] chats a step

@@ -49,7 +49,7 @@ class Run(BaseModel):
     calibrate: whether the reward settings that suit each network are searched before its data are made; auto: for
         networks of SUMO's own files with few signals.
     sft_answers: what the SFT learns: the better answers, or those of a student of them; auto: of a student for the
-        tiny model on data made from the scenario.
+        tiny model on data made from SUMO's own files.
     reward: FILE.py:FUNCTION, called in place of reward.compute_score; empty: none.
     workers: processes for simulation; None: one for each core.
     loggers: those of verl's trackers that get the metrics. wandb also needs WANDB other than off.
@@ -190,9 +190,14 @@ class Run(BaseModel):
 
     @property
     def learns_of_student(self) -> bool:
-        """Whether the SFT learns the answers of a student. The tiny model would learn the labels' noise by heart."""
+        """Whether the SFT learns the answers of a student.
+
+        The tiny model learns the labels' noise by heart. On real networks it runs the signals better with a student's
+        answers, on a drawn junction such as four_way it does not (docs/lab_log.md).
+        """
         if self.sft_answers == "auto":
-            return not self.model_path and not self.data and self.sft != "no"
+            is_tiny = not self.model_path and not self.data and self.sft != "no"
+            return is_tiny and all(map(is_network, self.scenarios))
         return self.sft_answers == "student"
 
     @property

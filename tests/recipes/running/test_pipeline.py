@@ -181,16 +181,17 @@ def test_parquet_of_a_student_s_answers_lies_apart_and_needs_a_dataset(tmp_path:
     taught = Run.from_environment("grpo", knobs)
     labels = Run.from_environment("grpo", knobs | {"SFT_ANSWERS": "labels"})
     assert taught.parquet.parent == labels.parquet.parent and taught.parquet != labels.parquet
-    # the tiny model's default on data made for it
+    # the tiny model's default on SUMO's own files
+    sumos = {"SCENARIO": "sumo:rilsa1"}
     knobs_of = {
-        "tiny": {},
-        "own model": {"MODEL_PATH": "models/mine"},
-        "own data": {"DATA": "data/mine"},
-        "no SFT": {"SFT": "no"},
+        "tiny": sumos,
+        "drawn junction": {},
+        "own model": sumos | {"MODEL_PATH": "models/mine"},
+        "own data": sumos | {"DATA": "data/mine"},
+        "no SFT": sumos | {"SFT": "no"},
     }
     of = {name: Run.from_environment("grpo", {"RUNS": str(tmp_path)} | each) for name, each in knobs_of.items()}
     assert [name for name, run in of.items() if run.learns_of_student] == ["tiny"]
-    assert of["tiny"].parquet == taught.parquet
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/train.parquet").touch()
     with pytest.raises(ConfigError, match="SFT_ANSWERS=student fits a student to a dataset, but"):
@@ -487,7 +488,7 @@ def test_a_round_starts_from_the_model_of_the_round_before_on_the_states_of_all(
     assert second.start == first.merged == Path("runs/mine/grpo/merged")
     assert third.start == second.merged == Path("runs/mine/grpo/round2/merged")
     for training, parquet, name in (
-        (first, "data/four_way/parquet_student", "mine-grpo"),
+        (first, "data/four_way/parquet", "mine-grpo"),
         (third, "runs/mine/grpo/round3/parquet", "mine-grpo_round3"),
     ):
         assert value(training, "data.train_files") == f"{parquet}/train.parquet"
