@@ -17,7 +17,7 @@ import yaml
 from recipes.models.model_card import CARD_FILE
 from recipes.serving.model_choice import LocalModelChoice
 from tsc.controllers.opening import opened
-from tsc.junction.prompt import OWN_PROMPT
+from tsc.junction.prompt import OWN_PROMPT, PROMPT_VERSION
 from tsc.scenarios.by_word import traffic_scenarios
 
 
@@ -242,7 +242,7 @@ def test_a_net_without_signals_fails_before_any_episode(repo_root: Path, short_s
 def test_a_model_is_warned_of_networks_that_it_was_not_trained_on(repo_root: Path, tmp_path: Path) -> None:
     scenarios = traffic_scenarios(["sumo:rilsa1", "sumo:rilsa3"], tmp_path / "scenarios")
     signals = {scenario.name: opened(scenario, tmp_path / scenario.name) for scenario in scenarios}
-    seen = {"scenarios": ["rilsa1"], "prompt_versions": ["1"], "num_junctions": 1, "num_stages": [2, 2]}
+    seen = {"scenarios": ["rilsa1"], "prompt_versions": [PROMPT_VERSION], "num_junctions": 1, "num_stages": [2, 2]}
     seen |= {name: [1, 999] for name in ("min_green_s", "max_green_s", "green_extension_s")}
     (tmp_path / CARD_FILE).write_text(json.dumps(seen))
     warnings_of = runpy.run_path(str(repo_root / "scripts/evaluate.py"))["warnings_of"]

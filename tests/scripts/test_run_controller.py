@@ -26,7 +26,7 @@ from recipes.models.model_card import CARD_FILE
 from recipes.serving.model_choice import LocalModelChoice
 from tests.tsc.sumo_process import in_new_process
 from tsc.errors import ConfigError, ScenarioError
-from tsc.junction.prompt import OWN_PROMPT
+from tsc.junction.prompt import OWN_PROMPT, PROMPT_VERSION
 from tsc.junction.seen_decisions import SeenDecisions
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
@@ -328,8 +328,8 @@ def test_a_model_is_warned_of_signals_that_it_was_not_trained_on(
     seen = SeenDecisions.of({("a", "b")}, prompt_versions=["0"], num_stages={2}, timings={Timing(max_green_s=40)})
     (tmp_path / CARD_FILE).write_text(seen.model_dump_json())
     assert script["card_warning"](model, signals, Timing(), OWN_PROMPT).startswith(
-        "warning: the net asks mine about decisions that it was not trained on: prompts of version 1 (trained on 0); a "
-        "minimum green of 5 s (trained on 10 s)."
+        f"warning: the net asks mine about decisions that it was not trained on: prompts of version {PROMPT_VERSION} "
+        "(trained on 0); a minimum green of 5 s (trained on 10 s)."
     )
 
 

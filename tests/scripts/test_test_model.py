@@ -25,6 +25,7 @@ from recipes.serving.transformers_model import TransformersModel
 from tests.recipes.serving.taught_model import teach
 from tsc.errors import ConfigError, SampleError, TscError
 from tsc.junction.decision import Decision
+from tsc.junction.prompt import PROMPT_VERSION
 from tsc.junction.seen_decisions import SeenDecisions
 from tsc.junction.timing import Timing
 
@@ -57,7 +58,7 @@ def model(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for sample in samples
     ]
     folder = teach(chats, tmp_path_factory.mktemp("taught") / "model")
-    seen = SeenDecisions.of({("four_way", "A0")}, prompt_versions=["1"], num_stages={2}, timings={Timing()})
+    seen = SeenDecisions.of({("four_way", "A0")}, prompt_versions=[PROMPT_VERSION], num_stages={2}, timings={Timing()})
     (folder / CARD_FILE).write_text(seen.model_dump_json())
     return folder
 
