@@ -11,8 +11,9 @@ from tsc.errors import ConfigError
 LAYERS, RANK = 2, 32
 
 
-def check() -> str:
-    """Names of the tensors, LoRA's settings through vLLM's message format, vLLM's LoRA layers. Raises ConfigError."""
+def check(_profile: str, _model: str) -> str:
+    """With a small model, the same on all GPUs: names of the tensors, LoRA's settings through vLLM's message format,
+    vLLM's LoRA layers. Raises ConfigError."""
     tensors, settings = _sent_by_verl()
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.peft_helper import PEFTHelper

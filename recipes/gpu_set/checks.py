@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.gpu_set.launch_config import largest_model
@@ -25,8 +26,6 @@ from recipes.preflight.hardware import hardware_names, load_hardware
 from recipes.running.supervise import raised_errors
 from tsc.errors import ConfigError, run_main
 from tsc.files import REPO_ROOT
-
-Check = Callable[[str, str], str]
 
 LIMIT_S = 900
 # What vLLM's libraries ask of the driver's library when they are loaded.
@@ -51,37 +50,15 @@ DRIVER_FUNCTIONS = (
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 
 
-def rollout(profile: str, model: str) -> str:
-    from recipes.gpu_set.vllm_choices import check_rollout
-
-    return check_rollout(profile, model)
-
-
-def evaluation(profile: str, model: str) -> str:
-    from recipes.gpu_set.vllm_choices import check_evaluation
-
-    return check_evaluation(profile, model)
-
-
-def kernels(profile: str, model: str) -> str:
-    from recipes.gpu_set.triton_kernels import check
-
-    return check(profile, model)
-
-
-def update(profile: str, model: str) -> str:
-    from recipes.gpu_set.update_memory import check
-
-    return check(profile, model)
-
-
-def adapter(profile: str, model: str) -> str:
-    from recipes.gpu_set.adapter_transfer import check
-
-    return check()
-
-
-CHECKS: dict[str, Check] = {each.__name__: each for each in (rollout, evaluation, kernels, update, adapter)}
+# Module and function of each. It gets a profile and a model, returns what to show, and raises an error if it fails. Only
+# the process of a check imports it, because a check chooses verl's platform or pretends to have the GPU.
+CHECKS = {
+    "rollout": ("vllm_choices", "check_rollout"),
+    "evaluation": ("vllm_choices", "check_evaluation"),
+    "kernels": ("triton_kernels", "check"),
+    "update": ("update_memory", "check"),
+    "adapter": ("adapter_transfer", "check"),
+}
 # The same for all GPUs: it runs once.
 OF_ALL = ("adapter",)
 
@@ -140,7 +117,9 @@ def _in_process(name: str, profile: str, model: str, environment: dict[str, str]
 
 
 def _this_process(name: str, profile: str, model: str) -> int:
-    print("\n" + json.dumps(CHECKS[name](profile, model)))
+    module, function = CHECKS[name]
+    shown = getattr(importlib.import_module(f"recipes.gpu_set.{module}"), function)(profile, model)
+    print("\n" + json.dumps(shown))
     return 0
 
 

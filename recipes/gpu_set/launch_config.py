@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.models.model_shape import known_models, model_shape
 from recipes.preflight.compose import compose
 from recipes.preflight.memory_plan import memory_plan
 from recipes.preflight.placement import most_moved
-from recipes.preflight.plan import FAMILY, chosen_placement
+from recipes.preflight.plan import chosen_placement, family
 from recipes.preflight.run_settings import RunSettings, run_settings
 from tsc.files import REPO_ROOT
 
@@ -16,8 +15,7 @@ from tsc.files import REPO_ROOT
 def largest_model(profile: str) -> str:
     """The largest Qwen2.5 of configs/models that the plan lets onto one GPU of the profile."""
     settings = most_moved(settings_of(compose("grpo", [f"hardware={profile}"]), profile))
-    shapes = [model_shape(name) for name in known_models() if name.startswith(FAMILY)]
-    return [shape.name for shape in shapes if memory_plan(shape, settings).fits][-1]
+    return [shape.name for shape in family() if memory_plan(shape, settings).fits][-1]
 
 
 def launch_config(profile: str, model: str) -> DictConfig:

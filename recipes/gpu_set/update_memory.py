@@ -1,6 +1,7 @@
-"""The memory of an update, traced at its real size with tensors that have no data, beside the plan.
+"""Traces the memory of an update at its real size, with tensors that hold no data, and compares it with the plan.
 
-As verl's FSDP2 engine with our AnswerEngine: LoRA, gradient checkpointing, logits of the answers only.
+The update is that of verl's FSDP2 engine with our AnswerEngine: LoRA, gradient checkpointing, logits of the answers
+only.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from recipes.gpu_set.launch_config import launch_config, settings_of
-from recipes.models.model_shape import model_shape
+from recipes.models.model_shape import ModelShape, model_shape
 from recipes.preflight.memory_plan import OVERHEAD, VLLM, memory_plan
+from recipes.preflight.run_settings import RunSettings
 from tsc.errors import ConfigError
 from tsc.files import REPO_ROOT
 
@@ -30,11 +32,7 @@ def check(profile: str, model: str) -> str:
     config = launch_config(profile, model)
     settings = settings_of(config, profile)
     engine = settings.actor
-    phases = {phase.name: phase.parts for phase in memory_plan(model_shape(model), settings).phases}
-    planned = max(
-        sum(size for part, size in phases[name].items() if part not in (VLLM, OVERHEAD))
-        for name in ("update", "Adam step")
-    )
+    planned = planned_bytes(model_shape(model), settings)
     traced = peak_bytes(
         model,
         sequences=engine.micro_batch,
@@ -48,6 +46,15 @@ def check(profile: str, model: str) -> str:
     if not LOWEST <= planned / traced <= HIGHEST:
         raise ConfigError(f"{shown}: the ratio should be from {LOWEST} to {HIGHEST}")
     return shown
+
+
+def planned_bytes(shape: ModelShape, settings: RunSettings) -> int:
+    """What the trainer's tensors take in the fuller part of an update, by the plan."""
+    phases = {phase.name: phase.parts for phase in memory_plan(shape, settings).phases}
+    return max(
+        sum(size for part, size in phases[name].items() if part not in (VLLM, OVERHEAD))
+        for name in ("update", "Adam step")
+    )
 
 
 def peak_bytes(

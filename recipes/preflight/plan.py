@@ -116,7 +116,7 @@ def advice(algorithm: str, shape: ModelShape, settings: RunSettings) -> list[str
     remedy = find_remedy(shape, settings, more_gpus=True)
     if remedy is not None:
         lines += ["To make it fit, take more GPUs:", f"  {remedy.command(script)}"]
-    for smaller in reversed(_family()):
+    for smaller in reversed(family()):
         if smaller.num_parameters < shape.num_parameters:
             remedy = find_remedy(smaller, settings)
             if remedy is not None:
@@ -128,7 +128,7 @@ def advice(algorithm: str, shape: ModelShape, settings: RunSettings) -> list[str
 def family_line(settings: RunSettings) -> str:
     """Which sizes of Qwen2.5 these settings and this hardware carry."""
     answers = []
-    for shape in _family():
+    for shape in family():
         remedy = find_remedy(shape, most_moved(settings))
         answer = "no" if remedy is None else f"with {' '.join(remedy.words)}" if remedy.words else "yes"
         answers.append(f"{shape.name.removeprefix(FAMILY).upper()} {answer}")
@@ -162,7 +162,7 @@ def _memory_gib(name: str) -> tuple[float, str]:
 def _sizes(settings: RunSettings, *, keeps_all_weights: bool) -> str:
     """The largest size that fits, and larger ones with what to type for them."""
     largest, others = "none", []
-    for shape in _family():
+    for shape in family():
         size = shape.name.removeprefix(FAMILY).upper()
         remedy = find_remedy(shape, most_moved(settings))
         if remedy is not None and not remedy.words:
@@ -189,7 +189,7 @@ def machine_memory_bytes() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
-def _family() -> list[ModelShape]:
+def family() -> list[ModelShape]:
     """The sizes of Qwen2.5 in configs/models, smallest first."""
     return [model_shape(name) for name in known_models() if name.startswith(FAMILY)]
 

@@ -32,7 +32,7 @@ class _LongestFirst:
     _place: dict[int, int]
 
     def __getitem__(self, item: int) -> Any:
-        return super().__getitem__(self._place.get(item, item))  # type: ignore[misc]  # of the dataset beside it
+        return super().__getitem__(self._place.get(item, item))  # type: ignore[misc]  # verl's dataset has it
 
 
 class LongestFirstRLDataset(_LongestFirst, RLHFDataset):  # type: ignore[misc]  # verl has no types

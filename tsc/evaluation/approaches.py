@@ -15,7 +15,8 @@ ALL = "all approaches"
 
 @dataclass(frozen=True, kw_only=True)
 class Approach:
-    """Means over the episodes; the delay is that of a vehicle. p95_queue_veh is None of several approaches together."""
+    """Means over the episodes, except the delay, which is that of a vehicle over all episodes. p95_queue_veh is None of
+    several approaches together."""
 
     vehicles: float
     delay_s: float | None

@@ -55,11 +55,16 @@ Integers = npt.NDArray[np.int64]
 
 
 def features(observation: Observation) -> tuple[int, ...]:
-    """What the network sees, of junctions with any number of stages: elapsed, minimum and maximum green (s), number of
-    stages; for the lanes that lead to each of TURNS, of a junction's later stages only what is shared with these, queue
-    and moving vehicles (near, mid, far); for each of the first NUM_STAGES stages the longest wait (s) and the space
-    downstream (veh); 0 where there is none. Over all red stages, the sum and the maximum of the queues (veh) and the
-    longest wait (s). No value exceeds that of MAX_FEATURES."""
+    """What the network sees of a junction with any number of stages. No value exceeds that of MAX_FEATURES.
+
+    - elapsed, minimum and maximum green (s), number of stages;
+    - for each of TURNS, the vehicles on the lanes that lead to these stages: queue, moving near, mid and far. Stages
+      after the first NUM_STAGES are left out of a lane's turns;
+    - for each of the first NUM_STAGES stages, the longest wait (s) and the space downstream (veh);
+    - over all red stages, the sum and the maximum of the queues (veh), and the longest wait (s).
+
+    A stage or a lane that does not exist has zeros.
+    """
     stages = observation.stages
     values = [observation.elapsed_green_s, observation.min_green_s, observation.max_green_s, len(stages)]
     counts = dict.fromkeys(TURNS, (0, 0, 0, 0))

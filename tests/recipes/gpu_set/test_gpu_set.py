@@ -14,9 +14,9 @@ from transformers import Qwen2Config
 from recipes.gpu_set.checks import CHECKS, OF_ALL, table
 from recipes.gpu_set.launch_config import largest_model, launch_config, settings_of
 from recipes.gpu_set.pretended_gpu import SHARED_MEMORY, capability_of
+from recipes.gpu_set.update_memory import planned_bytes
 from recipes.models.model_shape import shape_of_config
 from recipes.preflight.hardware import hardware_names, load_hardware
-from recipes.preflight.memory_plan import OVERHEAD, VLLM, memory_plan
 from tsc.files import REPO_ROOT
 
 GPUS = [name for name in hardware_names() if load_hardware(name).device == "cuda"]
@@ -63,12 +63,8 @@ def test_the_trace_of_an_update_is_what_the_plan_says(tmp_path: Path) -> None:
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     settings = settings_of(launch_config("l4", "qwen2.5-0.5b"), "l4")
-    phases = {phase.name: phase.parts for phase in memory_plan(shape_of_config(config, name="small"), settings).phases}
     assert (settings.actor.micro_batch, settings.sequence_tokens, settings.actor.compute_bytes) == (8, 528, 2)
-    planned = max(
-        sum(size for part, size in phases[name].items() if part not in (VLLM, OVERHEAD))
-        for name in ("update", "Adam step")
-    )
+    planned = planned_bytes(shape_of_config(config, name="small"), settings)
     assert planned == pytest.approx(int(done.stdout), rel=0.2)
 
 
