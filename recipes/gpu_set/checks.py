@@ -50,8 +50,8 @@ DRIVER_FUNCTIONS = (
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 
 
-# Module and function of each. It gets a profile and a model, returns what to show, and raises an error if it fails. Only
-# the process of a check imports it, because a check chooses verl's platform or pretends to have the GPU.
+# Module and function of each. It gets a profile and a model, returns what to show, and raises an error if it fails.
+# Only the process of a check imports it, because a check chooses verl's platform or pretends to have the GPU.
 CHECKS = {
     "rollout": ("vllm_choices", "check_rollout"),
     "evaluation": ("vllm_choices", "check_evaluation"),
