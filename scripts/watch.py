@@ -1,24 +1,29 @@
-"""Make a page that plays one junction under one or two controllers, side by side on the same traffic.
+"""Show one junction under one or two controllers, side by side on the same traffic: in sumo-gui, a page or a film.
 
 Examples:
     bash scripts/watch.sh --scenario configs/scenarios/four_way.yaml --controllers static max_pressure
     bash scripts/watch.sh --scenario resco:cologne1 --controllers max_pressure llm:grpo=runs/demo/grpo/merged
+    bash scripts/watch.sh --scenario configs/scenarios/four_way.yaml --controllers max_pressure --out junction.gif
 
-The page is one file, which any browser shows without a network. At each decision of the junction, it also shows what
-both answers lead to: each is continued in a copy of the simulation, and judged as the reward judges it.
+Without --out, and where there is a display ($DISPLAY), sumo-gui opens, with a window for each controller, both at the
+same second. Otherwise a file is made. A page (.html) needs no network and no other file. At each decision of the
+junction, it also shows what both answers lead to: each is continued in a copy of the simulation, and judged as the
+reward judges it. A film (.gif, or .mp4 with ffmpeg) shows the junction alone, five times as fast.
 
-A scenario or a controller is named as for scripts/evaluate.py. Without options, the first 10 minutes are shown:
---warm-up is what passes before, --shown how long it is. docs/player.md explains the page.
+A scenario or a controller is named as for scripts/evaluate.py. Without options, a page shows the first 10 minutes, and
+a film the first one: --warm-up is what passes before, --shown how long it is. docs/player.md explains the page.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import tempfile
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tsc.controllers.registry import CONTROLLERS
 from tsc.errors import ConfigError, NotApplicable, UnknownJunction, did_you_mean, run_main
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
 CONFIGS = REPO_ROOT / "configs"
 
 SHOWN_S = 600
+FILMED_S = 60
+PAGE_SUFFIX = ".html"
 MOST_SHOWN_S = 7200  # a page of a longer time would be too large for a browser
 MOST_CONTROLLERS = 2
 
@@ -50,7 +57,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=at_least(0), metavar="N", help="the traffic (default: evaluation's first seed)")
     parser.add_argument("--junction", metavar="ID", help="the signal to show (default: that with the longest queue)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: runs/watch/SCENARIO-seedN.html)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="FILE.html, FILE.gif or FILE.mp4 (without a display: runs/watch/SCENARIO-seedN.html)",
+    )
     parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible server of the language models")
     parser.add_argument("--prompt", metavar="NAME", help=f"what makes the models' prompts: {PROMPT_HELP}")
     parser.add_argument("--config", type=Path, default=CONFIGS / "evaluation.yaml", help="settings (%(default)s)")
@@ -62,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
         type=at_least(1),
         metavar="S",
         dest="shown_s",
-        help=f"show so long, s (default: {SHOWN_S}; with --duration or --end, all of it)",
+        help=f"show so long, s (default: {SHOWN_S}, of a film {FILMED_S}; with --duration or --end, all of it)",
     )
     return parser.parse_args()
 
@@ -78,14 +90,16 @@ def watch(arguments: argparse.Namespace, scratch: Path) -> None:
     from tqdm import tqdm
 
     from recipes.serving.controllers import chosen_controllers, reported_controller, run_with_models
-    from recipes.serving.model_choice import ModelChoice
+    from recipes.serving.model_choice import ModelChoice, answering
     from tsc.controllers.opening import opened
     from tsc.cost.outcome import load_outcome_settings
     from tsc.episodes.recording import View
     from tsc.episodes.runner import EpisodeJob
     from tsc.evaluation.settings import load_evaluation_settings
+    from tsc.player.film import FILM_SUFFIXES, check_film, write_film
     from tsc.player.junction_map import junction_map
     from tsc.player.page import Shown, write_page
+    from tsc.player.sumo_gui import check_kinds, play
     from tsc.rules.student import StudentFile
 
     changes = given_options(arguments)
@@ -96,11 +110,20 @@ def watch(arguments: argparse.Namespace, scratch: Path) -> None:
     settings = load_evaluation_settings(arguments.config).changed(changes)
     prompt_maker(settings.llm.prompt)
     load_outcome_settings(arguments.reward)  # a wrong file is told before a net is built
+    is_film = arguments.out is not None and arguments.out.suffix in FILM_SUFFIXES
+    if is_film:
+        check_film(arguments.out)
+    elif arguments.out is not None and arguments.out.suffix != PAGE_SUFFIX:
+        raise ConfigError(f"--out {arguments.out}: the name ends in one of {PAGE_SUFFIX} {' '.join(FILM_SUFFIXES)}")
     if len(arguments.controllers) > MOST_CONTROLLERS:
         raise ConfigError(
             f"--controllers has {len(arguments.controllers)} words: a page shows one or two controllers side by side"
         )
     chosen = chosen_controllers(arguments.controllers, arguments.base_url)
+    controllers = [reported_controller(name, model) for name, model in chosen.items()]
+    in_sumo_gui = arguments.out is None and bool(os.environ.get("DISPLAY"))
+    if in_sumo_gui:
+        check_kinds({each.name: each.kind for each in controllers})
     scenarios = traffic_scenarios([arguments.scenario], scratch / "scenarios", settings.of_scenarios)
     if len(scenarios) > 1:
         raise ConfigError(
@@ -111,7 +134,7 @@ def watch(arguments: argparse.Namespace, scratch: Path) -> None:
     from_s = scenario.begin_s + settings.warm_up_s
     shown_s = arguments.shown_s
     if shown_s is None:
-        shown_s = scenario.duration_s if {"duration_s", "end_s"} & changes.keys() else SHOWN_S
+        shown_s = scenario.duration_s if {"duration_s", "end_s"} & changes.keys() else FILMED_S if is_film else SHOWN_S
     to_s = min(scenario.end_s, from_s + shown_s)
     if not 0 < to_s - from_s <= MOST_SHOWN_S:
         raise ConfigError(
@@ -138,7 +161,6 @@ def watch(arguments: argparse.Namespace, scratch: Path) -> None:
     junction_id = arguments.junction or busiest_junction(of_all, planned, scratch)
     shown_map = junction_map(of_all.files.net_file, junction_id)
     view = View(junction_id=junction_id, box=shown_map.box, from_s=from_s)
-    controllers = [reported_controller(name, model) for name, model in chosen.items()]
     jobs = [
         replace(
             of_all,
@@ -151,6 +173,24 @@ def watch(arguments: argparse.Namespace, scratch: Path) -> None:
         for each in controllers
     ]
     models = {name: model for name, model in chosen.items() if isinstance(model, ModelChoice)}
+    if in_sumo_gui:
+        print(
+            f"{scenario.name}, seed {seed}, until {to_s} s, in sumo-gui, from left to right: {', '.join(chosen)}",
+            flush=True,
+        )
+        with ExitStack() as stack:
+            serving = {
+                name: answering(
+                    model,
+                    max_answer_tokens=settings.llm.max_answer_tokens,
+                    time_limit_s=settings.llm.decision_time_limit_s,
+                    log_file=REPO_ROOT / "runs" / "watch" / "vllm.log",
+                )
+                for name, model in models.items()
+            }
+            asks = {name: stack.enter_context(model).ask for name, model in serving.items()}
+            play(jobs, asks, shown_map.box, scratch)
+        return
     path = arguments.out or REPO_ROOT / "runs" / "watch" / f"{scenario.name}-seed{seed}.html"
     print(
         f"{scenario.name}, seed {seed}, junction {junction_id}, {from_s} to {to_s} s: {', '.join(chosen)}", flush=True
@@ -167,20 +207,18 @@ def watch(arguments: argparse.Namespace, scratch: Path) -> None:
                 )
             records[record["controller"]] = record
             bar.update()
-    write_page(
-        path,
-        [
-            Shown(controller=each.name, description=each.description, episode=records[each.name]["recorded"])
-            for each in controllers
-        ],
-        scenario=scenario.name,
-        seed=seed,
-        junction_id=junction_id,
-        from_s=from_s,
-        junction_map=shown_map,
-        settings=judged,
-    )
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    shown = [
+        Shown(controller=each.name, description=each.description, episode=records[each.name]["recorded"])
+        for each in controllers
+    ]
+    what: dict[str, Any] = {
+        "scenario": scenario.name, "junction_id": junction_id, "from_s": from_s, "junction_map": shown_map
+    }  # fmt: skip
+    if is_film:
+        write_film(path, shown, **what)
+    else:
+        write_page(path, shown, seed=seed, settings=judged, **what)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)" + ("" if is_film else ": open it in a browser"))
 
 
 def check_junction(junction_id: str | None, planned: PlannedSignals, scenario: str) -> None:

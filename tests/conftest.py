@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from tsc.scenarios.scenario import build_demand, build_net, load_scenario
+from tsc.sumo import simulation
 from tsc.sumo.running import SumoFiles
 
 # A shell starts background jobs with SIGINT ignored, and the processes that tests start would inherit that.
@@ -39,6 +41,14 @@ class OneWorkerForTrainings(LoadFileScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneWorkerForTrainings:
     return OneWorkerForTrainings(config, log)
+
+
+@pytest.fixture(autouse=True)
+def no_simulation_here() -> Iterator[None]:
+    """Fail the test that opens a simulation in pytest's process: tests that save states in a fork would fail later."""
+    opened = simulation._simulations_opened
+    yield
+    assert simulation._simulations_opened == opened, "use in_new_process: only a process's first simulation is saved"
 
 
 @pytest.fixture(scope="session")

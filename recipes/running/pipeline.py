@@ -706,7 +706,12 @@ class Pipeline:
     def _record(self, training: Training, data: Path, steps: int) -> list[str]:
         """Note what the training is made of. The overrides tell its trackers the same."""
         record = run_record(
-            run=self.run.run_name, algorithm=training.name, model=training.start, data=data, steps=steps
+            run=self.run.run_name,
+            algorithm=training.name,
+            model=training.start,
+            data=data,
+            steps=steps,
+            config=training.config,
         )
         write_record(training.folder, record)
         told = ("dataset_sha256", "code_sha256", "commit")

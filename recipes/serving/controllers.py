@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from recipes.serving.model_choice import ModelChoice, answering, checked, parse_model_choice
+from recipes.running.run_record import reported_training
+from recipes.serving.model_choice import LocalModelChoice, ModelChoice, answering, checked, parse_model_choice
 from tsc.controllers.registry import CONTROLLERS, LANGUAGE_MODEL, NAME, PROGRAM, STUDENT
 from tsc.episodes.runner import EpisodeJob, run_jobs
 from tsc.errors import ConfigError, did_you_mean
@@ -56,6 +57,7 @@ def chosen_controllers(words: Sequence[str], base_url: str | None) -> dict[str, 
 
 def reported_controller(name: str, model: Chosen) -> ReportedController:
     """What the report says about a controller."""
+    training = None
     if model is None:
         kind, description, bounds = name, CONTROLLERS[name].description, CONTROLLERS[name].bounds
     else:
@@ -71,11 +73,13 @@ def reported_controller(name: str, model: Chosen) -> ReportedController:
             )
         else:
             kind = LANGUAGE_MODEL
+            if isinstance(model, LocalModelChoice):
+                training = reported_training(model.adapter or model.model)
             description = (
                 f"The language model {model.where}, at temperature 0. If its answer cannot be read or comes too late, "
                 "the green times of the net's own plan decide."
             )
-    return ReportedController(name=name, kind=kind, description=description, bounds=bounds)
+    return ReportedController(name=name, kind=kind, description=description, bounds=bounds, training=training)
 
 
 def run_with_models(

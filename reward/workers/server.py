@@ -344,6 +344,9 @@ class ReplayServer:
     def _hand_out(self, now_s: float) -> None:
         """Give jobs to workers: first the oldest if it was overtaken too often, then those whose net a worker has
         read, then the others."""
+        if self._queue:  # the end of an idle worker may not have been heard yet
+            for worker in [worker for worker in self._idle if worker.process.poll() is not None]:
+                self._end(worker)
         for find in (self._if_overtaken, self._prepared_worker, self._any_worker, self._displaced_worker):
             for job in list(self._queue.values()) if self._has_place() else ():
                 if not self._has_place():

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.tsc.player.test_page import array, unpacked
 from tests.tsc.sumo_process import in_new_process
@@ -130,6 +131,34 @@ def test_the_browser_shows_the_queue_and_the_vehicles_of_a_second(page: Path, co
     assert left > right and left > 50 * queues[0][second]
 
 
+def test_a_film_shows_the_vehicles_of_each_controller(
+    repo_root: Path, short_scenario: Path, tmp_path: Path, content: dict[str, Any], page: Path
+) -> None:
+    out = tmp_path / "film.gif"
+    done = watch(repo_root, short_scenario, out, *WORDS)
+    assert done.returncode == 0, done.stderr
+    _, data = unpacked(page.read_text())
+    queues = [array(episode["recording"]["queue_veh"], data) for episode in content["episodes"]]
+    second = int(np.argmax(queues[0].astype(int) - queues[1]))
+    with Image.open(out) as film:
+        assert film.n_frames == 2 * 120  # two pictures a second
+        assert film.info["duration"] == 100  # ms
+        film.seek(2 * (second + 1))
+        pixels = np.array(film.convert("RGB")).astype(int)
+    halting = np.abs(pixels - (0xF0, 0xA3, 0x0A)).max(axis=2) < 12
+    left, right = (half.sum() for half in np.split(halting[:, : pixels.shape[1] // 2 * 2], 2, axis=1))
+    assert left > right and left > 30 * queues[0][second]
+
+
+def test_an_mp4_is_made_by_ffmpeg(repo_root: Path, short_scenario: Path, tmp_path: Path) -> None:
+    out = tmp_path / "film.mp4"
+    done = watch(repo_root, short_scenario, out, "--controllers", "static", "--shown", "3")
+    if shutil.which("ffmpeg"):
+        assert done.returncode == 0 and out.read_bytes()[4:8] == b"ftyp", done.stderr
+    else:
+        assert done.returncode == 2 and "an MP4 needs the program ffmpeg" in done.stderr and not out.exists()
+
+
 @pytest.mark.parametrize(
     ("scenario", "words", "message"),
     [
@@ -138,6 +167,7 @@ def test_the_browser_shows_the_queue_and_the_vehicles_of_a_second(page: Path, co
         (None, ("--controllers", "static", "--junction", "A1"), "'A1' is not a signal of four_way: choose one of A0"),
         (None, ("--controllers", "static", "--warm-up", "300"), "from 300 to 300 s: choose 1 to 7200 s"),
         ("four_way", ("--controllers", "static"), "scenario 'four_way' is unknown"),
+        (None, ("--controllers", "static", "--out", "film.avi"), "the name ends in one of .html .gif .mp4"),
         ("family_train.yaml", ("--controllers", "static"), "a family of"),
     ],
 )

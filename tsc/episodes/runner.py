@@ -89,7 +89,7 @@ def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
         "end_s": job.end_s,
         "warm_up_s": job.warm_up_s,
     }
-    controller = _controller(job, ask)
+    controller = controller_of(job, ask)
     model = controller if isinstance(controller, LanguageModelController) else None
     decisions: list[dict[str, Any]] = []
     compare = _compare_with_lookahead(model, job.lookahead, decisions) if model and job.decisions_file else None
@@ -118,7 +118,8 @@ def run_job(job: EpisodeJob, ask: Ask | None) -> dict[str, Any]:
     return {**record, **episode.metrics, **_asking(model), "wall_s": round(time.monotonic() - begin, 2)}
 
 
-def _controller(job: EpisodeJob, ask: Ask | None) -> Controller | None:
+def controller_of(job: EpisodeJob, ask: Ask | None) -> Controller | None:
+    """ask: for a language model. None for a controller by which SUMO switches."""
     if job.kind == LANGUAGE_MODEL:
         assert ask is not None, "a job with a language model needs `ask`"
         return LanguageModelController(ask, job.prompt)

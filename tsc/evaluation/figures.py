@@ -19,10 +19,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from tsc.episodes.trace import Trace
+from tsc.evaluation.reported import ReportedTraining
 from tsc.evaluation.wording import Row, percent_difference, signed
 
 SMOOTHING_S = 120
 TIMELINE_S = 600
+CURVES_A_ROW = 3
+# largest value / smallest value of a curve that a linear axis would flatten
+LOG_FROM = 50
 
 _DOTS_PER_INCH = 150
 _BLUE, _RED, _YELLOW = "#004488", "#bb5566", "#ddaa33"
@@ -102,6 +106,37 @@ def paired_differences(rows: Sequence[Row], by_seed_veh: Mapping[str, Sequence[f
             "crosses the line at 0, no difference is shown. An arrowhead at the edge means that the mean lies outside "
             "the scale. The mean is written on the right.",
             alt="; ".join(f"{row['controller']}: {_difference_label(row)}" for row in rows),
+            png=_png(figure),
+        )
+
+
+def training_curves(trainings: Mapping[str, ReportedTraining]) -> Picture:
+    """Draw the progress of the trainings, each in axes of its own. trainings: by model; each has a curve."""
+    rows = -(-len(trainings) // CURVES_A_ROW)
+    with style.context(["default", _STYLE]):
+        figure = Figure(figsize=(9, 2.5 * rows), layout="constrained")
+        panels = figure.subplots(rows, min(len(trainings), CURVES_A_ROW), squeeze=False).ravel()
+        for axes, (name, training) in zip(panels, trainings.items(), strict=False):
+            steps, values = list(training.curve), list(training.curve.values())
+            axes.plot(steps, values, "o-" if len(steps) == 1 else "-", color=_BLUE, linewidth=1.4, markersize=4)
+            if min(values) > 0 and max(values) > LOG_FROM * min(values):
+                axes.set_yscale("log")
+            axes.set_title(name)
+            axes.set_xlabel("step")
+            axes.set_ylabel(training.measure)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(color="0.92")
+        for axes in panels[len(trainings) :]:
+            axes.set_visible(False)
+        return Picture(
+            name="training_curves",
+            title="Training",
+            caption="Progress of each training, step by step, as its metrics have it.",
+            alt="; ".join(
+                f"{name}: {training.measure} from {training.curve[min(training.curve)]:.3g} "
+                f"to {training.curve[max(training.curve)]:.3g} at step {max(training.curve)}"
+                for name, training in trainings.items()
+            ),
             png=_png(figure),
         )
 

@@ -128,6 +128,8 @@ def write_results(
         for picture in section["pictures"]:
             (out / "figures").mkdir(exist_ok=True)
             write_atomically(out / "figures" / f"{section['facts'].name}-{picture.name}.png", picture.png)
+    trainings = {each.name: each.training for each in controllers if each.training is not None}
+    curves = {name: training for name, training in trainings.items() if training.curve}
     names = [scenario.name for scenario in scenarios]
     several = bool(results.summary.controllers(ALL_SCENARIOS))
     page = (
@@ -147,6 +149,8 @@ def write_results(
             definitions={title: METRICS_OF[group] for group, title in GROUP_TITLES.items()},
             statistics=DEFINITIONS,
             levels=LEVELS,
+            trainings=trainings,
+            training_curves=figures.training_curves(curves) if curves else None,
             settings=_flat(settings),
             machine=_machine(),
         )

@@ -50,16 +50,30 @@ class ReportedScenario:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportedTraining:
+    """How a model was trained. facts: data, code and hyperparameters, by name.
+
+    measure: what the curve shows. curve: its value by step; it may be empty.
+    """
+
+    facts: Mapping[str, str]
+    measure: str
+    curve: Mapping[int, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportedController:
     """A controller as the report presents it.
 
-    description: what it does. bounds: how far it keeps to the common minimum and maximum green.
+    description: what it does. bounds: how far it keeps to the common minimum and maximum green. training: of a model,
+    where it is known.
     """
 
     name: str
     kind: str
     description: str
     bounds: str
+    training: ReportedTraining | None = None
 
     @property
     def is_language_model(self) -> bool:

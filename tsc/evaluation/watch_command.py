@@ -34,4 +34,5 @@ class WatchCommand:
         words += [self.controllers[name] for name in names]
         words += ["--seed", str(decision["seed"]), "--junction", decision["junction_id"]]
         words += ["--warm-up", str(warm_up_s), "--shown", str(SHOWN_S), *self.options]
+        words += ["--out", f"runs/watch/{scenario.name}-seed{decision['seed']}.html"]
         return shlex.join(words)

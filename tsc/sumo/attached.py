@@ -11,11 +11,13 @@ from traci._trafficlight import Logic, Phase
 from traci.connection import Connection, FatalTraCIError, TraCIException
 
 from tsc.errors import ScenarioError, SimulationClosed
-from tsc.sumo.running import RunningSumo, SumoFiles
+from tsc.sumo.running import Box, RunningSumo, SumoFiles
 from tsc.sumo.signal_program import SignalPlan
 
 # SUMO's type number
 _STATIC = 0
+# SUMO's name of the first window of a sumo-gui
+_WINDOW = "View #0"
 
 
 class AttachedSimulation(RunningSumo):
@@ -68,6 +70,10 @@ class AttachedSimulation(RunningSumo):
             self._sumo.simulationStep(time_s + 1.0)
         except TraCIException as error:
             raise ScenarioError(f"SUMO stopped after {time_s:g} s in {self.files.net_file}: {error}") from error
+
+    def show(self, box: Box) -> None:
+        """Let the window of a sumo-gui show this part of the net."""
+        self._sumo.gui.setBoundary(_WINDOW, *box)
 
     def run_program(self, plan: SignalPlan) -> None:
         """Let the junction run this program from now on. It begins with the signals that the junction shows."""

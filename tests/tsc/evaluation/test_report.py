@@ -23,7 +23,7 @@ from tsc.evaluation.metrics import METRICS
 from tsc.evaluation.protocol import load_protocol
 from tsc.evaluation.reference import Reference
 from tsc.evaluation.report import write_results
-from tsc.evaluation.reported import ReportedController, ReportedScenario
+from tsc.evaluation.reported import ReportedController, ReportedScenario, ReportedTraining
 from tsc.evaluation.traces import decisions_file, trace_file
 from tsc.evaluation.watch_command import WatchCommand
 from tsc.junction.signal_settings import SignalSettings
@@ -221,6 +221,20 @@ def test_the_costliest_decision_comes_with_the_command_that_shows_it(
     write(out, finished[1], watch=watch)
     command = "bash scripts/watch.sh --scenario mine.yaml --controllers 'llm:model=a b' --seed "
     assert f"{command}{SEEDS[0]} --junction A0" in page_of(out).text
+
+
+def test_a_trained_model_comes_with_its_curve_and_what_it_was_made_of(
+    out: Path, finished: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    training = ReportedTraining(facts={"commit": "abc", "learning rate": "0.01"}, measure="loss", curve={1: 2.0, 9: 1})
+    no_curve = replace(training, facts={"commit": "def"}, curve={})
+    models = [replace(controller(name, "llm"), training=it) for name, it in (("model", training), ("other", no_curve))]
+    write(out, finished[1], controllers=[*map(controller, RULES), *models])
+    page = page_of(out)
+    _, text = page.text.split("How the models were trained")
+    assert re.search("commit.*abc.*learning rate.*0.01.*other.*commit.*def", text, re.DOTALL)
+    [curves] = [each for tag, each in page.elements if tag == "img" and "loss" in (each["alt"] or "")]
+    assert curves["alt"] == "model: loss from 2 to 1 at step 9"
 
 
 def test_the_same_episodes_give_the_same_bytes(

@@ -1,11 +1,14 @@
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.tsc.sumo_process import in_new_process
 from tsc.controllers.static_copy import static_copy
 from tsc.errors import ConfigError, NotApplicable
+from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl, read_signals
 from tsc.junction.timing import Timing
 from tsc.programs.detectors import JunctionDetectors, place_detectors
@@ -37,22 +40,20 @@ def with_elements(files: SumoFiles, elements: list[ElementTree.Element], file: P
     return replace(files, additional_files=(*files.additional_files, file))
 
 
-@pytest.mark.parametrize("green_extension_s", [1, 5])
-def test_sumo_alone_switches_as_our_loop_does_with_the_same_rules(
-    files: SumoFiles, green_extension_s: int, tmp_path: Path
-) -> None:
+def _both(files: SumoFiles, green_extension_s: int, folder: Path) -> tuple[list[Any], list[Any], list[Decision]]:
+    """Phase and traffic of each second under SUMO alone and under our loop, and our answers."""
     name, plan, detectors = junction(files)
     counters = [each.element() for each in detectors.detectors]
 
     program = program_element(plan, detectors, RULES, green_extension_s)
-    alone = Simulation(with_elements(files, [*counters, program], tmp_path / "program.add.xml"))
+    alone = Simulation(with_elements(files, [*counters, program], folder / "program.add.xml"))
     seen_alone = []
     for _ in range(SECONDS):
         alone.step()
         seen_alone.append((alone.phase_index(name), alone.traffic_digest()))
 
     static = replace(plan, program_id="with_bounds").element()
-    ours = Simulation(with_elements(files, [*counters, static], tmp_path / "static.add.xml"))
+    ours = Simulation(with_elements(files, [*counters, static], folder / "static.add.xml"))
     control = SignalControl(
         ours, Timing(green_extension_s=green_extension_s), read_signals(ours, switched_by_sumo=False).programs
     )
@@ -66,7 +67,14 @@ def test_sumo_alone_switches_as_our_loop_does_with_the_same_rules(
         answers += list(decisions.values())
         control.advance(decisions)
         seen_ours.append((ours.phase_index(name), ours.traffic_digest()))
+    return seen_alone, seen_ours, answers
 
+
+@pytest.mark.parametrize("green_extension_s", [1, 5])
+def test_sumo_alone_switches_as_our_loop_does_with_the_same_rules(
+    files: SumoFiles, green_extension_s: int, tmp_path: Path
+) -> None:
+    seen_alone, seen_ours, answers = in_new_process(_both, files, green_extension_s, tmp_path)
     assert len(set(answers)) == 2 and len(answers) > 15, "the rules have to extend some greens and end others"
     assert seen_alone == seen_ours
 
