@@ -7,6 +7,8 @@ Example:
 Ends the command and everything that it started, also detached processes, in three cases: this process gets Ctrl-C,
 SIGTERM or SIGHUP; its parent dies; one of verl's long-lived workers dies while verl continues without it
 (--watch-workers). The command has a TMPDIR of its own, which goes after it, as does what it shared in /dev/shm.
+On SIGUSR1, and before it ends a command that stalls, it writes to stacks.txt beside the log what each Python process
+under it is doing, as py-spy sees it.
 Exit status: that of the command; 1 after a dead worker or a stall; 128 + the signal's number after a signal.
 """
 
@@ -55,6 +57,8 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 RAISED = re.compile(
     r"^(?:\(.*?\) )?(?!Error executing job)((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception|Killed|Interrupt|Died)\b.*)$"
 )
+
+STACKS_FILE = "stacks.txt"
 
 # begins the last line of a log after somebody ended the command; the lines before may be errors that this caused
 STOPPED = "the launch was stopped by"
@@ -223,6 +227,7 @@ class Supervisor:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._signal: int | None = None
+        self._stacks_wanted = False
         self._status: int | None = None
         self._pid = 0
         self._shared: set[Path] = set()
@@ -230,6 +235,9 @@ class Supervisor:
 
     def _note_signal(self, signum: int, _frame: FrameType | None) -> None:
         self._signal = signum
+
+    def _note_wish(self, signum: int, _frame: FrameType | None) -> None:
+        self._stacks_wanted = True
 
     def _start(self, log: IO[bytes] | None) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -241,6 +249,7 @@ class Supervisor:
             raise SystemExit(1)  # the caller died before prctl asked for the signal
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._note_signal)
+        signal.signal(signal.SIGUSR1, self._note_wish)
 
         def in_child() -> None:
             # A shell starts background jobs with SIGINT ignored, and they would inherit that.
@@ -279,6 +288,24 @@ class Supervisor:
                 return
             if pid == self._pid:
                 self._status = os.waitstatus_to_exitcode(status)
+
+    def _write_stacks(self) -> Path:
+        """What the Python processes under this one are doing; py-spy's words where it may not look."""
+        path = self._arguments.log.with_name(STACKS_FILE)
+        parts = []
+        for process in self._descendants():
+            words = _command_line(process)
+            if "python" in words or worker_name(process):
+                done = subprocess.run(
+                    [Path(sys.executable).with_name("py-spy"), "dump", "--pid", str(process.pid)],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                parts.append(f"{words[:200]}\n{done.stdout or done.stderr}")
+        path.with_suffix(".tmp").write_text("\n".join(parts))
+        path.with_suffix(".tmp").rename(path)
+        return path
 
     def _descendants(self) -> list[psutil.Process]:
         return psutil.Process().children(recursive=True)
@@ -337,12 +364,16 @@ class Supervisor:
                 watch.look(self._descendants(), now_s)
                 if watch.dead_since is not None and now_s - watch.dead_since > arguments.grace:
                     cause = f"{', '.join(watch.dead)} died, and the run cannot continue without it"
+            if self._stacks_wanted and arguments.log:
+                self._stacks_wanted = False
+                print(f"stacks of all processes: {self._write_stacks()}", flush=True)
             if arguments.log:
                 size = arguments.log.stat().st_size
                 if size != log_size:
                     log_size, log_grew_s = size, now_s
                 elif now_s - log_grew_s > arguments.stall:
                     cause = f"nothing was written to {arguments.log} for {arguments.stall:.0f} s"
+                    cause += f"; what each process was doing: {self._write_stacks()}"
         progress.show(time.monotonic(), last=True)
         if self._signal is not None:
             # Further signals must not interrupt the clean-up.

@@ -23,6 +23,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from recipes.verl_plugins.samples_file import SamplesFile
 from recipes.verl_plugins.wandb_extras import end_wandb_with_the_training, log_samples
+from reward.workers.pool import replays_under_way
 from tsc.errors import ReplayError
 
 # this module is loaded where the trainer and its trackers are
@@ -30,6 +31,9 @@ end_wandb_with_the_training()
 
 # Events that should be rare are counted; everything else is averaged over the batch.
 COUNTED_PARTS = ("audited", "audit_disagreed", "failed")
+
+# Of those that a step waits for.
+NUM_REPLAYS_TOLD = 3
 
 # A policy that gives one answer in more than this share of its readable answers is one-sided. In a data set where one
 # answer is better in two of three states, a policy gains by that at once, and soon has no two answers to compare.
@@ -142,7 +146,9 @@ class FastReplayBuffer(ReplayBuffer):
                 f"being answered or replayed, {not_begun} have not begun"
             )
             if text != self._said:
-                print(text, flush=True)
+                oldest = replays_under_way()[:NUM_REPLAYS_TOLD]
+                told = "; oldest replays: " if oldest else ""
+                print(text + told + ", ".join(f"{state} for {age_s:.0f} s" for age_s, state in oldest), flush=True)
                 self._said = text
         return looked_s
 

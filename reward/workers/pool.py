@@ -181,16 +181,7 @@ class ReplayPool:
         with self._lock:
             if not self._idle and not self._busy:
                 return []
-        connection = ServerAddress.here().connect()
-        if connection is None:
-            return []
-        try:
-            pids: list[int] = json.loads(connection.ask(b"workers"))
-        except ServerEnded:
-            return []
-        finally:
-            connection.close()
-        return pids
+        return _told_by_server(b"workers")
 
     def close(self) -> None:
         """Leave the server. A replay that runs only for this pool is ended. May be called again."""
@@ -219,6 +210,25 @@ def _leave_all_to_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_all_to_parent)
+
+
+def replays_under_way() -> list[tuple[float, str]]:
+    """Of this machine's server, whoever asked: how long ago (s), and the state file; the oldest first."""
+    return [(age_s, state_file) for age_s, state_file in _told_by_server(b"replays")]
+
+
+def _told_by_server(question: bytes) -> list[Any]:
+    """Empty where no server runs."""
+    connection = ServerAddress.here().connect()
+    if connection is None:
+        return []
+    try:
+        answer: list[Any] = json.loads(connection.ask(question))
+    except ServerEnded:
+        return []
+    finally:
+        connection.close()
+    return answer
 
 
 def _python_path() -> str:

@@ -278,10 +278,18 @@ class ReplayServer:
         for line in lines:
             if line == b"workers":
                 client.send(json.dumps(list(self._workers)).encode() + b"\n")
+            elif line == b"replays":
+                client.send(json.dumps(self._under_way()).encode() + b"\n")
             else:
                 self._take_request(client, line)
         if is_gone:
             self._drop_client(client)
+
+    def _under_way(self) -> list[tuple[float, str]]:
+        """How long ago each replay was asked for (s), and its state; the oldest first."""
+        now_s = time.monotonic()
+        requests = [(job.queued_s, json.loads(job.line.partition(b"\t")[2])["request"]) for job in self._jobs.values()]
+        return [(now_s - queued_s, request["state_file"]) for queued_s, request in requests]
 
     def _take_request(self, client: _Client, line: bytes) -> None:
         text, _, body = line.partition(b"\t")
@@ -345,8 +353,8 @@ class ReplayServer:
         """Give jobs to workers: first the oldest if it was overtaken too often, then those whose net a worker has
         read, then the others."""
         if self._queue:  # the end of an idle worker may not have been heard yet
-            for worker in [worker for worker in self._idle if worker.process.poll() is not None]:
-                self._end(worker)
+            for idle in [idle for idle in self._idle if idle.process.poll() is not None]:
+                self._end(idle)
         for find in (self._if_overtaken, self._prepared_worker, self._any_worker, self._displaced_worker):
             for job in list(self._queue.values()) if self._has_place() else ():
                 if not self._has_place():

@@ -113,8 +113,12 @@ def test_a_step_that_takes_long_says_once_what_it_waits_for(
     said = "waiting for the answers to 2 of 3 prompts: 2 are being answered or replayed, 0 have not begun\n"
     assert capsys.readouterr().out == said
     buffer.running_keys["train"] = {"a"}
+    monkeypatch.setattr(
+        "recipes.verl_plugins.replay_buffer.replays_under_way", lambda: [(41.2, "states/9.xml.gz"), (2.0, "b")]
+    )
     buffer._wait_for_next_poll("train", time.time() - 100)
-    assert "to 1 of 2 prompts" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "to 1 of 2 prompts" in said and "oldest replays: states/9.xml.gz for 41 s, b for 2 s" in said
 
 
 def test_a_policy_that_says_one_thing_is_not_asked_for_ever(repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from reward.workers.pool import ReplayPool
+from reward.workers.pool import ReplayPool, replays_under_way
 from tsc.cost.outcome import Outcomes, OutcomeSettings
 from tsc.errors import ReplayError, StateError
 from tsc.replays.request import ReplayRequest
@@ -101,6 +101,8 @@ def test_a_worker_killed_from_outside_while_it_replays_is_replaced(
         calls = Path(make_request("hang_once").dataset_dir, "hang_once.calls")
         while not calls.exists():
             time.sleep(0.01)
+        [(age_s, state_file)] = replays_under_way()
+        assert 0 < age_s < 60 and state_file == "hang_once"
         os.kill(pool.worker_pids()[0], signal.SIGKILL)
         assert replay.result(timeout=60).outcomes == outcomes_here(make_request, "hang_once")
 
