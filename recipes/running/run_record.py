@@ -26,7 +26,7 @@ HYPERPARAMETERS = {
     "kl_loss_coef": (f"{_WORKER}.actor.kl_loss_coef",),
     "beta": ("trl.beta",),
     "lora_rank": (f"{_WORKER}.model.lora_rank", "model.lora_rank"),
-    "seed": ("data.seed", "trainer.seed", "trl.seed"),
+    "seed": ("data.seed", "trl.seed"),  # verl's SFT has none
 }
 # What a training's progress is read off, by the metric's name, and the name that a reader understands.
 PROGRESS = {"reward/score/mean": "mean score of the answers", "train/loss": "loss"}

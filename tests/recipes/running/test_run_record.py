@@ -28,9 +28,9 @@ def test_the_record_names_data_and_code_exactly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("algorithm", "names"),
     [
-        ("grpo", {"answers_per_prompt", "temperature", "kl_loss_coef"}),
+        ("grpo", {"seed", "answers_per_prompt", "temperature", "kl_loss_coef"}),
         ("sft", set()),
-        ("dpo", {"beta"}),
+        ("dpo", {"seed", "beta"}),
     ],
 )
 def test_each_algorithm_has_its_hyperparameters(tmp_path: Path, algorithm: str, names: set[str]) -> None:
@@ -39,7 +39,7 @@ def test_each_algorithm_has_its_hyperparameters(tmp_path: Path, algorithm: str, 
     record = run_record(
         run="demo", algorithm=algorithm, model=tmp_path, data=tmp_path / "data", steps=None, config=config
     )
-    assert record["hyperparameters"].keys() == {"learning_rate", "batch_size", "lora_rank", "seed"} | names
+    assert record["hyperparameters"].keys() == {"learning_rate", "batch_size", "lora_rank"} | names
 
 
 def test_a_models_training_is_read_from_its_folder(tmp_path: Path) -> None:
