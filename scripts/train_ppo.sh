@@ -64,6 +64,7 @@ RUNS=${RUNS:-}                          # [runs] folder of all runs
 WORKERS=${WORKERS:-}                    # processes for simulation (data and evaluation); empty: one a core
 LOGGERS=${LOGGERS:-}                    # [console file tensorboard wandb] which of these get the metrics, also trackio, mlflow, swanlab (docs/monitor.md)
 WANDB=${WANDB:-}                        # [auto] online where a key is present; online, offline, off
+WANDB_ADAPTER=${WANDB_ADAPTER:-}        # [no] yes: the trained adapter becomes a model artifact in wandb
 WANDB_PROJECT=${WANDB_PROJECT:-}        # [tsc-grpo]
 set +a
 

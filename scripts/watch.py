@@ -17,6 +17,7 @@ a film the first one: --warm-up is what passes before, --shown how long it is. d
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import multiprocessing
 import os
 import tempfile
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsc.controllers.registry import CONTROLLERS
 from tsc.errors import ConfigError, NotApplicable, UnknownJunction, did_you_mean, run_main
-from tsc.files import REPO_ROOT
+from tsc.files import REPO_ROOT, install_command
 from tsc.junction.prompt import PROMPT_HELP, prompt_maker
 from tsc.scenarios.by_word import WORDS_HELP, traffic_scenarios
 from tsc.scenarios.command_line import add_scenario_options, at_least, given_options
@@ -40,7 +41,7 @@ CONFIGS = REPO_ROOT / "configs"
 
 SHOWN_S = 600
 FILMED_S = 60
-PAGE_SUFFIX = ".html"
+PAGE_SUFFIX, FILM_SUFFIXES = ".html", (".gif", ".mp4")
 MOST_SHOWN_S = 7200  # a page of a longer time would be too large for a browser
 MOST_CONTROLLERS = 2
 
@@ -96,7 +97,6 @@ def watch(arguments: argparse.Namespace, scratch: Path) -> None:
     from tsc.episodes.recording import View
     from tsc.episodes.runner import EpisodeJob
     from tsc.evaluation.settings import load_evaluation_settings
-    from tsc.player.film import FILM_SUFFIXES, check_film, write_film
     from tsc.player.junction_map import junction_map
     from tsc.player.page import Shown, write_page
     from tsc.player.sumo_gui import check_kinds, play
@@ -112,6 +112,10 @@ def watch(arguments: argparse.Namespace, scratch: Path) -> None:
     load_outcome_settings(arguments.reward)  # a wrong file is told before a net is built
     is_film = arguments.out is not None and arguments.out.suffix in FILM_SUFFIXES
     if is_film:
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ConfigError(f"a film needs the package matplotlib, which is missing: {install_command('figures')}")
+        from tsc.player.film import check_film, write_film
+
         check_film(arguments.out)
     elif arguments.out is not None and arguments.out.suffix != PAGE_SUFFIX:
         raise ConfigError(f"--out {arguments.out}: the name ends in one of {PAGE_SUFFIX} {' '.join(FILM_SUFFIXES)}")

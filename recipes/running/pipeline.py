@@ -632,13 +632,15 @@ class Pipeline:
             )  # fmt: skip
             shutil.copyfile(run.out / "eval" / "results.json", results)
             if "wandb" in run.trackers:
-                last = self.rounds[-1]
-                self.stages.run(
-                    [sys.executable, "recipes/running/log_evaluation.py", "--eval", run.out / "eval",
-                     "--project", last.config.trainer.project_name],
-                    name="the log of the evaluation in wandb",
-                    environment=self._environment_of(last),
-                )  # fmt: skip
+                self._log_artifact(self.rounds[-1], "--eval", run.out / "eval")
+
+    def _log_artifact(self, training: Training, option: str, folder: Path) -> None:
+        self.stages.run(
+            [sys.executable, "recipes/running/log_artifacts.py", option, folder,
+             "--project", training.config.trainer.project_name],
+            name=f"the log of {folder} in wandb",
+            environment=self._environment_of(training),
+        )  # fmt: skip
 
     def say_where(self) -> None:
         main, run = self.rounds[-1], self.run
@@ -749,6 +751,9 @@ class Pipeline:
             "scripts/export_model.py", "--checkpoints", training.checkpoints, "--part", part,
             "--base", training.start, "--data", self._parquet_of(training.number), "--out", training.folder,
         )  # fmt: skip
+        adapter = training.folder / "adapter"
+        if self.run.wandb_adapter == "yes" and training in self.rounds and adapter.is_dir():
+            self._log_artifact(training, "--adapter", adapter)
 
     def _remove_older_checkpoints(self, training: Training) -> None:
         if not any("ckpt_to_keep=" in override for override in self.asked):

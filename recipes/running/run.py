@@ -53,6 +53,7 @@ class Run(BaseModel):
     reward: FILE.py:FUNCTION, called in place of reward.compute_score; empty: none.
     workers: processes for simulation; None: one for each core.
     loggers: those of verl's trackers that get the metrics. wandb also needs WANDB other than off.
+    wandb_adapter: whether wandb gets the adapter, too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,6 +81,7 @@ class Run(BaseModel):
     workers: int | None = Field(ge=1)
     loggers: str
     wandb: Literal["auto", "online", "offline", "off"]
+    wandb_adapter: Literal["yes", "no"]
 
     @classmethod
     def from_environment(cls, algorithm: str, environment: Mapping[str, str]) -> Run:

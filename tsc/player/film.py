@@ -21,7 +21,6 @@ from tsc.files import write_atomically
 from tsc.player.junction_map import JunctionMap
 from tsc.player.page import Shown
 
-FILM_SUFFIXES = (".gif", ".mp4")
 FRAMES_PER_S = 10  # of the film
 STEPS_A_S = 2  # pictures of a simulated second, so that a film is five times as fast
 
@@ -42,8 +41,8 @@ def check_film(path: Path) -> None:
 def write_film(
     path: Path, episodes: Sequence[Shown], *, scenario: str, junction_id: str, from_s: int, junction_map: JunctionMap
 ) -> None:
-    """episodes: of one or two controllers on the same traffic. path: ends in one of FILM_SUFFIXES. The file appears
-    when it is complete."""
+    """episodes: of one or two controllers on the same traffic. path: ends in .gif or .mp4. The file appears when it
+    is complete."""
     west, south, east, north = junction_map.shown
     with style.context(["default", {"font.family": "DejaVu Sans", "font.size": 9}]):
         height_in = _WIDTH_IN * (north - south) / (east - west) + 0.7
