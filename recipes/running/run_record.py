@@ -70,7 +70,11 @@ def reported_training(model: Path) -> ReportedTraining | None:
     facts = record | record.pop("hyperparameters", {})
     measure, curve = _progress(folder)
     return ReportedTraining(
-        facts={name.replace("_", " "): str(value) for name, value in facts.items() if value is not None},
+        facts={
+            name.replace("_", " ").replace("sha256", "SHA-256"): str(value)[:12] if "sha256" in name else str(value)
+            for name, value in facts.items()
+            if value is not None
+        },
         measure=measure,
         curve=curve,
     )

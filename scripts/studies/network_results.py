@@ -16,6 +16,8 @@ Writes OUT, one row for each network. Rows of networks that are not named stay a
     delay_ratio_to_best_classical, delay_ratio_grpo_to_sft
                                 mean delay under the last round's model / mean delay under the other, with the interval
     reward_settings             how decisions were judged
+    asking                      of the last round's model, means over the evaluation's episodes: median and 99 % of the
+                                time to an answer (s), tokens of a prompt and of an answer
 """
 
 from __future__ import annotations
@@ -44,15 +46,20 @@ from tsc.scenarios.command_line import at_least
 CONTROLLERS = ("static", "actuated", "delay_based", "gap_out", "max_pressure", "longest_queue", "lookahead")
 SFT = "sft"
 RATIOS = ("to_best_classical", "grpo_to_sft")
+ASKING = ("latency_p50_s", "latency_p99_s", "prompt_tokens", "completion_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """The evaluation of one training: mean delays (s) by controller and traffic seed, and the best classical one."""
+    """The evaluation of one training: mean delays (s) by controller and traffic seed, and the best classical one.
+
+    asking: of each language model, the means of ASKING.
+    """
 
     network: str
     delays_s: Mapping[str, Mapping[int, float]]
     best_classical: str
+    asking: Mapping[str, Mapping[str, float]]
 
 
 def row(trainings: Mapping[int, Trained], *, reward_settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +91,10 @@ def row(trainings: Mapping[int, Trained], *, reward_settings: Mapping[str, Any])
         ),
         "delay_ratio_grpo_to_sft": _with_interval([delays_s[last_model], delays_s[SFT]], _ratio_of_means),
         "reward_settings": dict(reward_settings),
+        "asking": {
+            name: round(float(np.mean([each.asking[last_model][name] for each in trainings.values()])), 4)
+            for name in ASKING
+        },
     }
 
 
@@ -107,18 +118,23 @@ def put_row(new: Mapping[str, Any], file: Path) -> None:
     write_atomically(file, (json.dumps(rows, indent=1) + "\n").encode())
 
 
+_SHOWN_ASKING = ("{latency_p50_s:.2f}, {latency_p99_s:.2f}", "{prompt_tokens:.0f}, {completion_tokens:.0f}")
+
+
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table: mean delays (s) and the two ratios, with intervals, and the means over the networks."""
     header = ["network", "best classical", "its delay [s]", "lookahead", "SFT", "GRPO", "GRPO / best classical"]
-    lines = ["| " + " | ".join([*header, "GRPO / SFT"]) + " |", "|---|---|" + "--:|" * 6]
+    header += ["GRPO / SFT", "latency: median, 99 % [s]", "tokens: prompt, answer"]
+    lines = ["| " + " | ".join(header) + " |", "|---|---|" + "--:|" * 8]
     for each in rows:
         delays_s, best = each["delay_s"], each["best_classical"]
         shown = [delays_s[name][0] for name in (best, "lookahead", SFT, _last_model(delays_s))]
         ratios = (each[f"delay_ratio_{name}"] for name in RATIOS)
         cells = [each["network"], best, *(f"{delay_s:.1f}" for delay_s in shown), *map(_shown_ratio, ratios)]
+        cells += [template.format(**each["asking"]) for template in _SHOWN_ASKING] if "asking" in each else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     means = [f"{np.mean([each[f'delay_ratio_{name}'][0] for each in rows]):.2f}" for name in RATIOS]
-    lines.append("| " + " | ".join(["mean", "", "", "", "", "", *means]) + " |")
+    lines.append("| " + " | ".join(["mean", "", "", "", "", "", *means, "", ""]) + " |")
     return "\n".join(lines)
 
 
@@ -138,10 +154,18 @@ def trained_in(run: Path) -> Trained:
     summary = pd.read_csv(run / "eval/summary.csv")
     (best_classical,) = set(summary["reference"].dropna())
     delays_s: dict[str, dict[int, float]] = {}
+    asking: dict[str, list[list[float]]] = {}
     for episode in episodes:
         if "delay_s" in episode:  # else the controller does not apply to the network
             delays_s.setdefault(episode["controller"], {})[episode["seed"]] = episode["delay_s"]
-    return Trained(network=episodes[0]["scenario"], delays_s=delays_s, best_classical=str(best_classical))
+            if episode.get("latency_p50_s") is not None:
+                asking.setdefault(episode["controller"], []).append([episode[name] for name in ASKING])
+    return Trained(
+        network=episodes[0]["scenario"],
+        delays_s=delays_s,
+        best_classical=str(best_classical),
+        asking={name: dict(zip(ASKING, np.mean(them, axis=0), strict=True)) for name, them in asking.items()},
+    )
 
 
 def train(word: str, seed: int, *, rounds: int, eval_seeds: int, runs: Path) -> Run:

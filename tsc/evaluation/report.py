@@ -150,6 +150,7 @@ def write_results(
             statistics=DEFINITIONS,
             levels=LEVELS,
             trainings=trainings,
+            training_facts=list(dict.fromkeys(fact for each in trainings.values() for fact in each.facts)),
             training_curves=figures.training_curves(curves) if curves else None,
             settings=_flat(settings),
             machine=_machine(),

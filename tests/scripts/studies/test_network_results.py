@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from network_results import Trained, markdown, put_row, row, trained_in
+from network_results import ASKING, Trained, markdown, put_row, row, trained_in
 
 from tsc.errors import ConfigError
 
@@ -18,6 +18,7 @@ def trained(*model_s: float, best_classical: str = "actuated") -> Trained:
         network="cologne1",
         delays_s={name: dict(zip(SEEDS, values, strict=True)) for name, values in delays_s.items()},
         best_classical=best_classical,
+        asking={"grpo_round2": dict(zip(ASKING, (0.1, model_s[0] / 100, 80.0, 6.0), strict=True))},
     )
 
 
@@ -30,6 +31,7 @@ def test_a_row_has_means_over_trainings_and_ratios_of_means() -> None:
     ratio, low, high = found["delay_ratio_to_best_classical"]
     assert ratio == 0.91 and low < ratio < high < 1
     assert found["delay_ratio_grpo_to_sft"][0] == pytest.approx(45.5 / 52, abs=1e-4)
+    assert found["asking"] == dict(zip(ASKING, (0.1, 0.38, 80, 6), strict=True))
     json.dumps(found)
 
 
@@ -58,12 +60,15 @@ def test_an_evaluation_is_read_without_controllers_that_do_not_apply(tmp_path: P
     episodes = [
         {"scenario": "one", "controller": "static", "seed": 1, "delay_s": 30.0},
         {"controller": "webster", "seed": 1, "not_applicable": "links"},
-        {"controller": "sft", "seed": 1, "delay_s": 20.0},
+        {"controller": "sft", "seed": 1, "delay_s": 20.0, **dict(zip(ASKING, (0.1, 0.3, 80, 6), strict=True))},
+        {"controller": "sft", "seed": 2, "delay_s": 22.0, **dict(zip(ASKING, (0.1, 0.5, 90, 6), strict=True))},
     ]
     (folder / "episodes.jsonl").write_text("".join(json.dumps(each) + "\n" for each in episodes))
     pd.DataFrame({"controller": ["static", "sft"], "reference": ["static", "static"]}).to_csv(folder / "summary.csv")
-    delays_s = {"static": {1: 30.0}, "sft": {1: 20.0}}
-    assert trained_in(tmp_path) == Trained(network="one", delays_s=delays_s, best_classical="static")
+    delays_s = {"static": {1: 30.0}, "sft": {1: 20.0, 2: 22.0}}
+    found = trained_in(tmp_path)
+    assert (found.network, found.delays_s, found.best_classical) == ("one", delays_s, "static")
+    assert found.asking == {"sft": pytest.approx(dict(zip(ASKING, (0.1, 0.4, 85, 6), strict=True)))}
 
 
 def test_the_table_has_the_delays_of_the_last_round_and_the_means_of_the_ratios() -> None:
@@ -74,9 +79,11 @@ def test_the_table_has_the_delays_of_the_last_round_and_the_means_of_the_ratios(
             "delay_ratio_to_best_classical": [ratio, 0.8, 0.96], "delay_ratio_grpo_to_sft": [0.9],
         }  # fmt: skip
 
-    lines = markdown([of("one", 36.04, 0.9), of("two", 32.0, 0.8)]).splitlines()
-    assert lines[2] == "| one | gap_out | 40.0 | 30.0 | 41.0 | 36.0 | 0.90 [0.80, 0.96] | 0.90 |"
-    assert lines[-1] == "| mean |  |  |  |  |  | 0.85 | 0.90 |"
+    asking = dict(zip(ASKING, (0.116, 0.88, 86.96, 6.0), strict=True))
+    lines = markdown([of("one", 36.04, 0.9) | {"asking": asking}, of("two", 32.0, 0.8)]).splitlines()
+    assert lines[2] == "| one | gap_out | 40.0 | 30.0 | 41.0 | 36.0 | 0.90 [0.80, 0.96] | 0.90 | 0.12, 0.88 | 87, 6 |"
+    assert lines[3].endswith("| 0.90 |  |  |")  # a row of an earlier version
+    assert lines[-1] == "| mean |  |  |  |  |  | 0.85 | 0.90 |  |  |"
 
 
 def test_the_manual_has_the_table_of_the_results(repo_root: Path) -> None:

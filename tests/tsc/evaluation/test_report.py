@@ -232,7 +232,7 @@ def test_a_trained_model_comes_with_its_curve_and_what_it_was_made_of(
     write(out, finished[1], controllers=[*map(controller, RULES), *models])
     page = page_of(out)
     _, text = page.text.split("How the models were trained")
-    assert re.search("commit.*abc.*learning rate.*0.01.*other.*commit.*def", text, re.DOTALL)
+    assert re.search("model.*other.*commit.*abc.*def.*learning rate.*0.01.*–", text, re.DOTALL)
     [curves] = [each for tag, each in page.elements if tag == "img" and "loss" in (each["alt"] or "")]
     assert curves["alt"] == "model: loss from 2 to 1 at step 9"
 
