@@ -346,13 +346,14 @@ def _equivalent(movement: tuple[str, str], links: Sequence[Link], states: Sequen
 
 
 def approach_facts(links: Sequence[Link], net: Any, runs: Mapping[str, Run], seconds: int) -> list[Facts]:
-    """The incoming edges, clockwise from north. Those from outside the junction have a letter."""
+    """The incoming edges, clockwise from north. Those from outside the junction have a letter. runs: what counts the
+    demand; may be empty."""
     vehicles = [link for link in links if not link.crossing]
     inside = {link.from_lane.getEdge().getToNode().getID() for link in vehicles}
     facts = []
     for edge_id in dict.fromkeys(link.from_edge for link in vehicles):
         edge = net.getEdge(edge_id)
-        veh = max(run.counts.onto_edge.get(edge_id, 0) for run in runs.values())
+        veh = max((run.counts.onto_edge.get(edge_id, 0) for run in runs.values()), default=0)
         # where the approach comes from, looked at from the stop line
         (x, y), (end_x, end_y) = _point_before_end(edge.getShape(), 50.0), edge.getShape()[-1][:2]
         bearing_deg = math.degrees(math.atan2(x - end_x, y - end_y)) % 360

@@ -6,7 +6,7 @@ They must be readable in greyscale: a movement that yields is dashed, a green cr
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 
 from data_tools.inspection import Facts
+from tsc.player.junction_map import band, line
 from tsc.sumo.signal_links import Link
 from tsc.sumo.signal_program import SignalPlan
 
@@ -87,25 +88,6 @@ class Ground:
         """The middle line of a crossing and its width in m."""
         lane = self._net.getEdge(edge_id).getLanes()[0]
         return line(lane.getShape()), float(lane.getWidth())
-
-
-def line(shape: Iterable[Sequence[float]]) -> Points:
-    """The points of a shape without heights, and without points that lie on one another."""
-    points = np.array([point[:2] for point in shape], dtype=float)
-    apart = np.r_[True, np.hypot(*np.diff(points, axis=0).T) > 0.01]
-    return points[apart] if apart.sum() > 1 else np.array([points[0], points[0] + 0.1])
-
-
-def band(shape: Iterable[Sequence[float]], width_m: float) -> Points:
-    """The outline of a strip along a line."""
-    points = line(shape)
-    along = np.diff(points, axis=0)
-    along /= np.hypot(*along.T)[:, None]
-    # at a bend, the mean of the directions before and after it
-    at_points = np.vstack([along[:1], along[:-1] + along[1:], along[-1:]])
-    at_points /= np.maximum(np.hypot(*at_points.T)[:, None], 0.2)
-    aside = np.column_stack([-at_points[:, 1], at_points[:, 0]]) * width_m / 2
-    return np.vstack([points + aside, (points - aside)[::-1]])
 
 
 def last_metres(points: Points, length_m: float) -> Points:

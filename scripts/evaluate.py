@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 # Other modules are imported where they are used: every worker process imports this file, and needs little of it.
 
 CONFIGS = REPO_ROOT / "configs"
+# junctions of a scenario that the report draws
+NUM_SKETCHES = 4
 
 
 def warnings_of(
@@ -219,6 +221,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     file = EpisodesFile(out / "episodes.jsonl", {job.fingerprint for job in jobs})
     run(jobs, file, what="episodes")
 
+    sketched = {scenario.name: sketches(scenario, signals[scenario.name], file.episodes) for scenario in scenarios}
     # importing pandas, scipy and matplotlib takes seconds; an evaluation with a fault ends before
     from tsc.evaluation.report import write_results
 
@@ -239,6 +242,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 for record in file.episodes
                 if record["scenario"] == scenario.name and "not_applicable" in record
             },
+            sketches=sketched[scenario.name][0],
+            approach_names=sketched[scenario.name][1],
         )
         for scenario in scenarios
     ]
@@ -260,6 +265,33 @@ def evaluate(arguments: argparse.Namespace) -> None:
         )
     )
     print(f"\nreport: {arguments.out / 'report.html'}")
+
+
+def sketches(
+    scenario: TrafficScenario, planned: PlannedSignals, episodes: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, bytes], dict[tuple[str, str], str]]:
+    """Pictures of the junctions with the most traffic, and what they call the approaches of all (by junction, edge)."""
+    from data_tools.inspection import approach_facts, stage_facts
+    from data_tools.junction_pictures import Ground, stages_picture
+    from tsc.sumo.signal_links import read_net, signal_links
+
+    vehicles = dict.fromkeys(planned.plans, 0.0)
+    for record in episodes:
+        for approach in (record["scenario"] == scenario.name and record.get("approaches")) or ():
+            vehicles[approach["junction"]] += approach["vehicles"]
+    busiest = sorted(planned.plans, key=vehicles.__getitem__, reverse=True)[:NUM_SKETCHES]
+    net = read_net(scenario.net_file)
+    ground, links = Ground(net), signal_links(net)
+    pictures, names = {}, {}
+    for junction, plan in planned.plans.items():
+        approaches = approach_facts(links[junction], net, {}, 1)
+        for each in approaches:
+            letter = f"{each['letter']}, " if each["letter"] else ""
+            names[junction, each["edge"]] = f"{letter}from {each['from']} ({each['edge']})"
+        if junction in busiest:
+            facts = {"stages": stage_facts(planned, junction, links[junction]), "approaches": approaches}
+            pictures[junction] = stages_picture(ground, facts, plan, links[junction])
+    return pictures, names
 
 
 def watch_command(

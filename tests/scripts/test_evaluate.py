@@ -45,6 +45,7 @@ def test_results_are_there_in_every_form_and_resume_without_repeating_episodes(
     assert {row["controller"] for row in rows} == {"static", "actuated", "max_pressure"}
     assert {tuple(row["seeds"]) for row in rows if row["metric"] == "mean_queue_veh"} == {(1001, 1002)}
     report = (tmp_path / "report.html").read_text()
+    assert "Junction A0" in report and "A, from north (top0A0)" in report
     assert "<html" in report and "--base-url http://host/v1" in report
     assert [path for path in tmp_path.rglob("*") if path.is_file() and b"secret" in path.read_bytes()] == []
     assert list((tmp_path / "figures").glob("*.png"))

@@ -46,6 +46,11 @@ class Trace:
         queue_veh: NDArray[np.int64] = self.halting_veh[:, places].sum(axis=1, dtype=np.int64)
         return queue_veh
 
+    def stages_of(self, junction_id: str, from_second: int) -> NDArray[np.int8]:
+        """The green stage of a junction by second, from `from_second` on."""
+        column: NDArray[np.int8] = self.stage[from_second:, list(self.programs).index(junction_id)]
+        return column
+
     def write(self, path: Path) -> None:
         """Write a compressed .npz, with the programs as JSON."""
         data = io.BytesIO()

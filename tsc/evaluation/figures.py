@@ -110,6 +110,18 @@ def paired_differences(rows: Sequence[Row], by_seed_veh: Mapping[str, Sequence[f
         )
 
 
+def sketch(junction_id: str, png: bytes, number: int) -> Picture:
+    """The picture of a junction and its stages as a figure of the report. number: of the junction, from 0."""
+    return Picture(
+        name=f"junction{number}",
+        title=f"Junction {junction_id}",
+        caption="What is controlled: the movements with green in each stage, which follow one another in this order. "
+        "Above each stage: its shortest and longest green, and the green that the net’s own plan gives it.",
+        alt=f"Map of junction {junction_id} for each stage",
+        png=png,
+    )
+
+
 def training_curves(trainings: Mapping[str, ReportedTraining]) -> Picture:
     """Draw the progress of the trainings, each in axes of its own. trainings: by model; each has a curve."""
     rows = -(-len(trainings) // CURVES_A_ROW)

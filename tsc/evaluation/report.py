@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
 
-from tsc.episodes.trace import Trace, load_trace
+from tsc.episodes.trace import Trace, greens, load_trace
 from tsc.evaluation import figures
 from tsc.evaluation.approaches import ALL, LEVELS, Approach, by_approach
 from tsc.evaluation.disagreements import compare_with_lookahead
@@ -209,7 +211,8 @@ class _Results:
             "findings": findings(self.summary, scenario.name, self.controllers, scenario.reference.name),
             "for_a_city": for_a_city(self.summary, scenario.name, self.controllers, scenario.reference.name),
             "tables": self._tables(scenario.name),
-            "approaches": self._approach_table(scenario.name),
+            "approaches": self._approach_table(scenario),
+            "cycles": self._cycle_table(scenario),
             "notes": _notes(self.summary, scenario),
             "pictures": self._pictures(scenario),
             "models": [model for model in models if model is not None],
@@ -241,11 +244,11 @@ class _Results:
                 tables.append(Table.of_controllers(title, names, columns))
         return tables
 
-    def _approach_table(self, scenario: str) -> Table | None:
+    def _approach_table(self, scenario: ReportedScenario) -> Table | None:
         """Delay, level of service and queue of each approach, by controller; of many, the ones with most vehicles."""
         found = {
-            name: by_approach([r for r in self.ran if r["scenario"] == scenario and r["controller"] == name])
-            for name in self.summary.controllers(scenario)
+            name: by_approach([r for r in self.ran if r["scenario"] == scenario.name and r["controller"] == name])
+            for name in self.summary.controllers(scenario.name)
         }
         places = list(dict.fromkeys(place for of_controller in found.values() for place in of_controller))
         if not places:
@@ -254,13 +257,44 @@ class _Results:
         shown = sorted(places, key=vehicles.__getitem__, reverse=True)[:_NUM_APPROACHES_SHOWN]
         junctions = list(dict.fromkeys(junction for junction, _ in places))
         shown.sort(key=lambda place: (junctions.index(place[0]), place[1] == ALL, -vehicles[place]))
-        names = {place: f"{place[0]}: {place[1]}" if len(junctions) > 1 else place[1] for place in shown}
+        names = {place: scenario.approach_names.get(place, place[1]) for place in shown}
+        if len(junctions) > 1:
+            names = {place: f"{place[0]}: {name}" for place, name in names.items()}
         return Table(
             title="Approaches: delay [s] and level of service, queue [veh]",
             header=[Cell(text=name) for name in found],
             rows=[
                 (names[place], [_approach_cell(of_controller.get(place)) for of_controller in found.values()])
                 for place in shown
+            ],
+        )
+
+    def _cycle_table(self, scenario: ReportedScenario) -> Table | None:
+        """Mean cycle and green shares of each junction, by controller, over the episodes with a trace."""
+        found = {
+            name: [
+                trace
+                for seed in self.seeds(scenario.name, name)
+                if (trace := self._trace(scenario, name, seed)) is not None
+            ]
+            for name in self.summary.controllers(scenario.name)
+        }
+        traced = {name: traces for name, traces in found.items() if traces}
+        junctions = list(dict.fromkeys(junction for traces in traced.values() for junction in traces[0].programs))
+        if not junctions:
+            return None
+        return Table(
+            title="Cycle [s] and shares of the green stages",
+            header=[Cell(text=name) for name in traced],
+            rows=[
+                (
+                    junction,
+                    [
+                        _cycle_cell([each.stages_of(junction, scenario.warm_up_s) for each in traces])
+                        for traces in traced.values()
+                    ],
+                )
+                for junction in junctions[:_NUM_APPROACHES_SHOWN]
             ],
         )
 
@@ -322,7 +356,8 @@ class _Results:
 
     def _pictures(self, scenario: ReportedScenario) -> list[Picture]:
         summary, reference, warm_up_s = self.summary, scenario.reference.name, scenario.warm_up_s
-        pictures = []
+        sketches = scenario.sketches
+        pictures = [figures.sketch(junction, png, number) for number, (junction, png) in enumerate(sketches.items())]
         rows = [summary.row(scenario.name, name) for name in summary.controllers(scenario.name)]
         compared = [row for row in rows if row is not None and row["difference"] is not None]
         if compared:
@@ -442,6 +477,20 @@ def _approach_cell(approach: Approach | None) -> Cell:
     queue = f"queue {number(approach.mean_queue_veh, 1)}"
     p95 = "" if approach.p95_queue_veh is None else f"95 %: {number(approach.p95_queue_veh, 0)}"
     return Cell(text=f"{number(approach.delay_s, 1)} {approach.level}", small=_lines(queue, p95))
+
+
+def _cycle_cell(stages: Sequence[NDArray[np.int8]]) -> Cell:
+    """stages: of each episode, the green stage by second; -1 between stages."""
+    seconds = sum(len(each) for each in stages)
+    lengths_s = [np.bincount(each[each >= 0]) for each in stages]
+    num_stages = max(map(len, lengths_s), default=0)
+    num_greens = sum(greens(each, 0)[2] for each in stages)
+    if not num_greens:
+        return Cell(text=MISSING)
+    green_s = np.sum([np.pad(each, (0, num_stages - len(each))) for each in lengths_s], axis=0)
+    used = np.count_nonzero(green_s)
+    shares = " / ".join(f"{100 * each / seconds:.0f}" for each in green_s)
+    return Cell(text=number(seconds * used / num_greens, 0), small=(f"{shares} %",))
 
 
 def _lines(*lines: str) -> list[str]:

@@ -20,6 +20,8 @@ class ReportedScenario:
     green_bounds: the shortest and longest green of each stage, where they are not those of `timing`.
     reference: what its other controllers are compared with.
     not_applicable: by controller, why it cannot run here.
+    sketches: by junction, a picture (PNG) of it and its stages. approach_names: by junction and edge, what the sketch
+    calls the approach.
     """
 
     name: str
@@ -33,6 +35,8 @@ class ReportedScenario:
     green_bounds: Sequence[GreenBounds] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)
+    sketches: Mapping[str, bytes] = field(default_factory=dict)
+    approach_names: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def bounds(self) -> str:

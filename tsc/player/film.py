@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tsc.episodes.recording import ANGLE_STEP_DEG, POSITION_STEP_M, Recording
 from tsc.errors import ConfigError
 from tsc.files import write_atomically
-from tsc.player.junction_map import JunctionMap
+from tsc.player.junction_map import JunctionMap, band
 from tsc.player.page import Shown
 
 FRAMES_PER_S = 10  # of the film
@@ -83,12 +83,10 @@ class _Panel:
         axes.set(xlim=(west, east), ylim=(south, north), xticks=[], yticks=[], aspect="equal")
         axes.add_collection(PolyCollection(ground.nodes, facecolors=_NODE, edgecolors=_NODE))
         for kind, colour in _GROUND.items():
-            outlines = [
-                _band(np.array(points), _LANE_SHARE * width) for points, width, of in ground.lanes if of == kind
-            ]
+            outlines = [band(points, _LANE_SHARE * width) for points, width, of in ground.lanes if of == kind]
             axes.add_collection(PolyCollection(outlines, facecolors=colour, edgecolors="none"))
         for _, points, width in ground.crossings:
-            axes.add_collection(PolyCollection([_band(np.array(points), width)], facecolors="white", hatch="|||"))
+            axes.add_collection(PolyCollection([band(points, width)], facecolors="white", hatch="|||"))
         self._signals = axes.add_collection(LineCollection([line for _, line in ground.stop_lines], linewidths=3.0))
         self._vehicles = PolyCollection([], edgecolors=_OUTLINE, linewidths=0.5)
         axes.add_collection(self._vehicles)
@@ -124,11 +122,3 @@ def _vehicles(
         corners += [(length, width / 2), (length, -width / 2), (nose, -width / 2)]
         outline = np.array([(x, y) - along * ahead + aside * right for along, aside in corners])
         yield outline, recording.speed[here if part < 0.5 else there] == 0
-
-
-def _band(points: NDArray[np.float64], width_m: float) -> NDArray[np.float64]:
-    """The outline of a lane with this middle line."""
-    along = np.gradient(points, axis=0)
-    aside = np.stack([-along[:, 1], along[:, 0]], axis=1)
-    aside *= width_m / 2 / np.maximum(np.linalg.norm(aside, axis=1, keepdims=True), 1e-9)
-    return np.concatenate([points + aside, (points - aside)[::-1]])

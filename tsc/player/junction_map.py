@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tsc.sumo.running import Box
 from tsc.sumo.signal_links import Link, read_net, signal_links
 
@@ -120,3 +123,22 @@ def _stop_lines(links: Sequence[Link]) -> list[tuple[int, Points]]:
 
 # SUMO's letters of directions
 _LEFT_TO_RIGHT = "tTLlsRr"
+
+
+def line(shape: Iterable[Sequence[float]]) -> NDArray[np.float64]:
+    """The points of a shape without heights, and without points that lie on one another."""
+    points = np.array([point[:2] for point in shape], dtype=float)
+    apart = np.r_[True, np.hypot(*np.diff(points, axis=0).T) > 0.01]
+    return points[apart] if apart.sum() > 1 else np.array([points[0], points[0] + 0.1])
+
+
+def band(shape: Iterable[Sequence[float]], width_m: float) -> NDArray[np.float64]:
+    """The outline of a strip along a line."""
+    points = line(shape)
+    along = np.diff(points, axis=0)
+    along /= np.hypot(*along.T)[:, None]
+    # at a bend, the mean of the directions before and after it
+    at_points = np.vstack([along[:1], along[:-1] + along[1:], along[-1:]])
+    at_points /= np.maximum(np.hypot(*at_points.T)[:, None], 0.2)
+    aside = np.column_stack([-at_points[:, 1], at_points[:, 0]]) * width_m / 2
+    return np.vstack([points + aside, (points - aside)[::-1]])

@@ -237,6 +237,29 @@ def test_a_trained_model_comes_with_its_curve_and_what_it_was_made_of(
     assert curves["alt"] == "model: loss from 2 to 1 at step 9"
 
 
+def test_cycle_and_green_shares_are_those_of_the_traces(out: Path, finished: tuple[Path, list[dict[str, Any]]]) -> None:
+    for seed in SEEDS:
+        path = trace_file(out, "four_way", "static", seed)
+        cycle = [0] * 30 + [-1] * 5 + [1] * 20 + [-1] * 5  # 60 s, of which 50 % and 33 % are green
+        replace(load_trace(path), stage=np.resize(np.array(cycle, dtype=np.int8), (END_S, 1))).write(path)
+    write(out, finished[1])
+    text = page_of(out).text.split("Cycle [s] and shares of the green stages")[1]
+    assert re.search(r"A0\s*60\s*50 / 33 %", text)
+
+
+def test_the_junction_is_drawn_and_its_approaches_are_called_as_in_the_picture(
+    out: Path, finished: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    picture = b"\x89PNG drawn"
+    names = {("A0", "left0A0"): "D, from west (left0A0)"}
+    write(out, finished[1], scenarios=[replace(SCENARIO, sketches={"A0": picture}, approach_names=names)])
+    page = page_of(out)
+    sources = [each["src"] for tag, each in page.elements if tag == "img"]
+    assert sources[0] == "data:image/png;base64," + base64.b64encode(picture).decode()
+    assert (out / "figures/four_way-junction0.png").read_bytes() == picture
+    assert "D, from west (left0A0)" in page.text and "right0A0" in page.text
+
+
 def test_the_same_episodes_give_the_same_bytes(
     written: tuple[Path, str], out: Path, finished: tuple[Path, list[dict[str, Any]]]
 ) -> None:
