@@ -148,7 +148,7 @@ def network_file_text(scenario: TrafficScenario, source: str, planned: PlannedSi
     for junction in facts["junctions"]:
         lines.append(f"  {_quoted(junction['id'])}:")
         lines += [
-            f"    - [{stage['min_green_s']}, {stage['max_green_s']}]  # stage {stage['stage']}: planned "
+            f"    - [{stage['min_green_s']}, {stage['max_green_s']}]  # stage {stage['stage'] + 1}: planned "
             f"{stage['planned_s']:g} s; from: {stage['bounds_from']}"
             for stage in junction["stages"]
         ]
@@ -198,7 +198,7 @@ def text_of(facts: Facts) -> str:
         rows = [("stage", "bounds", "from", "planned", "green", "flow", "sat", "then")]
         rows += [
             (
-                str(stage["stage"]),
+                str(stage["stage"] + 1),
                 f"{stage['min_green_s']}-{stage['max_green_s']} s",
                 stage["bounds_from"],
                 f"{stage['planned_s']:g} s",

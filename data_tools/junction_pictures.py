@@ -168,7 +168,8 @@ def _draw_stage(
 ) -> None:
     axes.set(xlim=(box[0], box[2]), ylim=(box[1], box[3]), aspect="equal", xticks=[], yticks=[])
     axes.set_title(
-        f"stage {stage['stage']} · {stage['min_green_s']}–{stage['max_green_s']} s · planned {stage['planned_s']:g} s",
+        f"stage {stage['stage'] + 1} · {stage['min_green_s']}–{stage['max_green_s']} s · "
+        f"planned {stage['planned_s']:g} s",
         fontsize=8.5,
         fontweight="bold",
         pad=4,

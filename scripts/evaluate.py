@@ -149,6 +149,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from recipes.serving.controllers import chosen_controllers, reported_controller
     from recipes.serving.model_choice import ModelChoice
     from tsc.controllers.opening import opened
+    from tsc.cost.measures import unit_of
     from tsc.cost.outcome import load_outcome_settings
     from tsc.evaluation.episodes_file import EpisodesFile
     from tsc.evaluation.plan import Contestant, plan_jobs
@@ -242,6 +243,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 for record in file.episodes
                 if record["scenario"] == scenario.name and "not_applicable" in record
             },
+            cost_unit=unit_of(lookahead[scenario.name].measure),
             sketches=sketched[scenario.name][0],
             approach_names=sketched[scenario.name][1],
         )

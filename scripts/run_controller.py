@@ -232,7 +232,7 @@ def decision_line(
     control: SignalControl, controller: Controller, junction_id: str, decision: Decision, time_s: float
 ) -> str:
     clock = control.clocks[junction_id]
-    stage = f"stage {clock.stage}, green for {clock.elapsed_green_s:g} s"
+    stage = f"stage {clock.stage + 1}, green for {clock.elapsed_green_s:g} s"
     line = f"{time_s:>7g} s  {junction_id}  {stage}  {decision.value}"
     if isinstance(controller, LanguageModelController):
         asked = next(asked for asked in controller.last_round if asked.junction_id == junction_id)

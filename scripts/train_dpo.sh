@@ -9,14 +9,14 @@
 #
 # Ctrl-C or a kill leaves no process; the same command continues where it stopped. Everything lands in $RUNS/$RUN_NAME.
 set -euo pipefail
-case ${1:-} in -h | --help) sed -nE '2,/^set \+a/{s/^# ?//p;s/^([A-Z_0-9]+)=\$\{[A-Z_0-9]+:-\} +# (.*)/  \1  \2/p}' "${BASH_SOURCE[0]}"; exit ;; esac
+case ${1:-} in -h | --help) sed -nE '2,/^set \+a/{/shellcheck/d;s/^# ?//p;s/^([A-Z_0-9]+)=\$\{[A-Z_0-9]+:-\} +# (.*)/  \1  \2/p}' "${BASH_SOURCE[0]}"; exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/read_knobs.sh
 [[ -z ${CONFIG:-} ]] || source scripts/read_knobs.sh "scripts/${BASH_SOURCE[0]##*/}" "$CONFIG"
 
 # ---------------------------------------------------------------------------------------------- knobs
 # Set one here, in the file CONFIG or in the environment; the later of these wins. An empty knob has the default in brackets,
-# which recipes/*.yaml own; in two of them, the first is the tiny model's.
+# which recipes/*.yaml own; where brackets hold two values, the first is the tiny model's.
 set -a
 # ---- what to train on what
 MODEL_PATH=${MODEL_PATH:-}              # folder in Hugging Face format, or OWNER/NAME on its Hub; smollm2: SmolLM2-135M-Instruct; empty: a tiny new model

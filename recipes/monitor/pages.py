@@ -45,7 +45,7 @@ _POLICY_PANELS = {
     "time of a step": r"^timing_s/|^perf/(time|throughput|mfu)",
     "memory of the workers": r"memory",
     "replays": r"^reward/(outcome_from_.*|audit.*|failed)",
-    "validation": r"^val",
+    "validation (VALIDATE_EVERY)": r"^val",
 }
 _LOSS_PANELS = {"all curves": "", "loss": r"loss|grad|/lr|rewards/", "memory of the workers": r"memory"}
 

@@ -142,7 +142,7 @@ def test_the_network_file_gives_the_same_bounds(
     shown = [(stage["min_green_s"], stage["max_green_s"]) for stage in junction["stages"]]
     assert bounds(path, tmp_path) == {"A0": tuple(shown)} == {"A0": ((10, 60), (10, 60))}
     edited = tmp_path / "edited.yaml"
-    edited.write_text(path.read_text().replace("- [10, 60]  # stage 1", "- [5, 25]  # stage 1"))
+    edited.write_text(path.read_text().replace("- [10, 60]  # stage 2", "- [5, 25]  # stage 2"))
     facts = inspected(tmp_path / "again", edited, "--simulate", "5", "--pictures", "0")
     [again] = facts["junctions"]
     assert [(stage["min_green_s"], stage["max_green_s"]) for stage in again["stages"]] == [(10, 60), (5, 25)]

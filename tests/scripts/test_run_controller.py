@@ -143,7 +143,7 @@ def test_max_pressure_over_traci_does_what_it_does_in_libsumo(
     first, runs, *decisions, last = result.stdout.splitlines()
     assert first.startswith("SUMO 1.") and first.endswith(str(files.net_file))
     assert runs == f"max_pressure runs 1 of 1 signals: {JUNCTION}"
-    assert f"10 s  {JUNCTION}  stage 0, green for 10 s" in decisions[0]
+    assert f"10 s  {JUNCTION}  stage 1, green for 10 s" in decisions[0]
     switches = sum("no" in line.split() for line in decisions)
     assert last == f"until {END_S} s: {len(decisions)} decisions, {switches} switches"
 

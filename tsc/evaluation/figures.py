@@ -143,7 +143,8 @@ def training_curves(trainings: Mapping[str, ReportedTraining]) -> Picture:
         return Picture(
             name="training_curves",
             title="Training",
-            caption="Progress of each training, step by step, as its metrics have it.",
+            caption="Progress of each training, step by step, as its metrics have it. Each step of GRPO has other "
+            "decisions, some harder than others, so its score goes up and down: judge by the evaluation.",
             alt="; ".join(
                 f"{name}: {training.measure} from {training.curve[min(training.curve)]:.3g} "
                 f"to {training.curve[max(training.curve)]:.3g} at step {max(training.curve)}"

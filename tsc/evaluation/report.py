@@ -258,6 +258,12 @@ class _Results:
         junctions = list(dict.fromkeys(junction for junction, _ in places))
         shown.sort(key=lambda place: (junctions.index(place[0]), place[1] == ALL, -vehicles[place]))
         names = {place: scenario.approach_names.get(place, place[1]) for place in shown}
+        if scenario.approach_names:  # the others are not in the picture
+            names |= {
+                place: f"upstream ({place[1]})"
+                for place in shown
+                if place not in scenario.approach_names and place[1] != ALL
+            }
         if len(junctions) > 1:
             names = {place: f"{place[0]}: {name}" for place, name in names.items()}
         return Table(

@@ -20,8 +20,8 @@ class ReportedScenario:
     green_bounds: the shortest and longest green of each stage, where they are not those of `timing`.
     reference: what its other controllers are compared with.
     not_applicable: by controller, why it cannot run here.
-    sketches: by junction, a picture (PNG) of it and its stages. approach_names: by junction and edge, what the sketch
-    calls the approach.
+    cost_unit: of what lookahead compares. sketches: by junction, a picture (PNG) of it and its stages.
+    approach_names: by junction and edge, what the sketch calls the approach.
     """
 
     name: str
@@ -35,6 +35,7 @@ class ReportedScenario:
     green_bounds: Sequence[GreenBounds] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)
+    cost_unit: str = "veh·s"
     sketches: Mapping[str, bytes] = field(default_factory=dict)
     approach_names: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
@@ -46,11 +47,15 @@ class ReportedScenario:
             [(shortest_s, longest_s)] = bounds
             return f"{shortest_s}–{longest_s} s"
         shortest, longest = zip(*bounds, strict=True)
-        return f"each green its own: {min(shortest)}–{max(shortest)} s to {min(longest)}–{max(longest)} s"
+        return f"each green its own: {_range(shortest)} s to {_range(longest)} s"
 
     @property
     def measured_s(self) -> int:
         return self.end_s - self.begin_s - self.warm_up_s
+
+
+def _range(values: Sequence[int]) -> str:
+    return f"{min(values)}–{max(values)}" if min(values) < max(values) else str(values[0])
 
 
 @dataclass(frozen=True, kw_only=True)

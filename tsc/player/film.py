@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import style
-from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
+from matplotlib.animation import FFMpegWriter
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from tsc.episodes.recording import ANGLE_STEP_DEG, POSITION_STEP_M, Recording
 from tsc.errors import ConfigError
@@ -28,6 +32,7 @@ _WIDTH_IN, _DOTS_PER_INCH = 4.2, 110  # of one controller's picture
 _GROUND = {"road": "#b4bac1", "path": "#dcd8cf", "rail": "#a89f91"}
 _LANE_SHARE = 0.94  # of its width; the rest is the line between two lanes
 _NODE, _OUTLINE, _MOVING, _HALTING, _DARK = "#c3c8ce", "#16191d", "#1f4e79", "#f0a30a", "#8a929b"
+_OTHERS = (_NODE, _OUTLINE, _MOVING, _HALTING, _DARK)
 _SIGNALS = {"G": "#12a53a", "g": "#5ecb7a", "s": "#5ecb7a", "y": "#ffd21a", "Y": "#ffd21a", "u": "#ff9500"}
 _SIGNALS |= {"r": "#e02b3c", "o": "#b98500"}
 
@@ -52,21 +57,44 @@ def write_film(
             for axes, shown in zip(figure.subplots(1, len(episodes), squeeze=False)[0], episodes, strict=True)
         ]
         clock = figure.suptitle("")
+
+        def steps() -> Iterator[None]:
+            for step in range(STEPS_A_S * len(episodes[0].episode.recording.state)):
+                second, part = step // STEPS_A_S, step % STEPS_A_S / STEPS_A_S
+                clock.set_text(f"{scenario}, junction {junction_id}, {from_s + second} s")
+                for panel in panels:
+                    panel.draw(second, part)
+                yield
+
         with tempfile.TemporaryDirectory(prefix="tsc-film-") as folder:
             unfinished = Path(folder, path.name)
-            writer: AbstractMovieWriter = PillowWriter(FRAMES_PER_S)
-            if path.suffix == ".mp4":  # players want even sizes and this way of storing colours
-                even = ["-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2", "-pix_fmt", "yuv420p"]
-                writer = FFMpegWriter(FRAMES_PER_S, extra_args=even)
-            with writer.saving(figure, str(unfinished), _DOTS_PER_INCH):
-                for step in range(STEPS_A_S * len(episodes[0].episode.recording.state)):
-                    second, part = step // STEPS_A_S, step % STEPS_A_S / STEPS_A_S
-                    clock.set_text(f"{scenario}, junction {junction_id}, {from_s + second} s")
-                    for panel in panels:
-                        panel.draw(second, part)
-                    writer.grab_frame()
+            (_write_mp4 if path.suffix == ".mp4" else _write_gif)(unfinished, figure, steps())
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, unfinished.read_bytes())
+
+
+def _write_gif(path: Path, figure: Figure, steps: Iterable[None]) -> None:
+    """All frames have the same colours: those of signals, vehicles and ground, and greys."""
+    colours = [to_rgb(colour) for colour in (*_SIGNALS.values(), *_GROUND.values(), *_OTHERS)]
+    colours += [(grey, grey, grey) for grey in np.linspace(0, 1, 16)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([round(255 * part) for colour in colours for part in colour])
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib leaves its buffer untyped
+    frames = []
+    for _ in steps:
+        canvas.draw()
+        drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        frames.append(drawn.quantize(palette=palette, dither=Image.Dither.NONE))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // FRAMES_PER_S, loop=0)
+
+
+def _write_mp4(path: Path, figure: Figure, steps: Iterable[None]) -> None:
+    # players want even sizes and this way of storing colours
+    even = ["-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2", "-pix_fmt", "yuv420p"]
+    writer = FFMpegWriter(FRAMES_PER_S, extra_args=even)
+    with writer.saving(figure, str(path), _DOTS_PER_INCH):
+        for _ in steps:
+            writer.grab_frame()
 
 
 class _Panel:
