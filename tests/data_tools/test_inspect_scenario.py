@@ -162,7 +162,7 @@ def test_scenarios_of_every_kind_have_a_page(short_scenario: Path, tmp_path: Pat
     assert {stage["bounds_from"] for stage in four_way["junctions"][0]["stages"]} == {"the same for all"}
     assert (tmp_path / "cross/cross.yaml").exists() and not (tmp_path / "four_way/four_way.yaml").exists()
     printed = capsys.readouterr().out
-    assert "0      10-60 s  the same for all" in printed and f"page: {tmp_path}/four_way/inspect.html" in printed
+    assert "1      10-60 s  the same for all" in printed and f"page: {tmp_path}/four_way/inspect.html" in printed
 
 
 def test_departures_outside_the_period_are_named(tmp_path: Path) -> None:
