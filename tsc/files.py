@@ -10,6 +10,7 @@ import shlex
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from tsc.errors import ConfigError
 REPO_ROOT = Path(__file__).resolve().parents[1]
 
 LOCK_FILE = ".lock"
+# between two looks at a lock that is waited for
+_WAIT_S = 0.5
 
 # SUMO's net and state files begin with a comment that holds the time of day. Without it, the same input gives the same
 # bytes.
@@ -89,18 +92,23 @@ def memory_file(name: str, data: bytes) -> tuple[int, Path]:
 
 
 @contextmanager
-def folder_lock(folder: Path, what: str, *, lock_file: str = LOCK_FILE) -> Iterator[None]:
+def folder_lock(folder: Path, what: str, *, lock_file: str = LOCK_FILE, wait: bool = False) -> Iterator[None]:
     """Create `folder` if it is missing, and be its only writer until the block ends.
 
     what: the things to be written, for the error message.
     lock_file: a file in `folder` that says who holds the lock. Tools that may write to one folder at the same time take
     different files.
     The kernel releases the lock when this process ends, even if it is killed. Programs that this process starts do not
-    keep the lock. Raises ConfigError at once if another process holds it.
+    keep the lock. Raises ConfigError at once if another process holds it, or with `wait` says so and waits for it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / lock_file
     descriptor = _locked(path)
+    if descriptor is None and wait:
+        print(f"waiting until {_holder(path)} has written {what} to {folder}", flush=True)
+        while descriptor is None:
+            time.sleep(_WAIT_S)
+            descriptor = _locked(path)
     if descriptor is None:
         raise ConfigError(
             f"cannot write {what} to {folder}: {_holder(path)} is writing there: wait until it has ended, or choose "

@@ -380,11 +380,18 @@ class Pipeline:
         run = self.run
         if run.dataset is None:
             return
-        self._calibrate(run.dataset)
+        # launches with the same scenario share its data: the first one makes them
+        alone = nullcontext() if run.data else folder_lock(run.dataset, "data", lock_file=".launch.lock", wait=True)
+        with alone:
+            self._make_data(run.dataset)
+
+    def _make_data(self, dataset: Path) -> None:
+        run = self.run
+        self._calibrate(dataset)
         if not run.data:
-            with self.stages.stage(f"Data: states of {run.scenario} with the outcome of both answers", run.dataset):
+            with self.stages.stage(f"Data: states of {run.scenario} with the outcome of both answers", dataset):
                 self.stages.python(
-                    "data_tools/generate_dataset.py", "--scenario", *run.scenarios, "--out", run.dataset,
+                    "data_tools/generate_dataset.py", "--scenario", *run.scenarios, "--out", dataset,
                     "--episodes", run.episodes, "--workers", run.num_workers, "--prompt", run.prompt,
                     "--reward", run.reward_file, "--resume",
                 )  # fmt: skip
@@ -395,14 +402,12 @@ class Pipeline:
         if run.learns_of_student:
             student = run.parquet.parent / "student.json"
             student.parent.mkdir(parents=True, exist_ok=True)
-            with self.stages.stage(f"Student: a small network learns the labels of {run.dataset}", student):
-                self.stages.python(
-                    "scripts/fit_student.py", "--data", run.dataset, "--teacher", "labels", "--out", student
-                )
+            with self.stages.stage(f"Student: a small network learns the labels of {dataset}", student):
+                self.stages.python("scripts/fit_student.py", "--data", dataset, "--teacher", "labels", "--out", student)
             teacher = ["--sft-student", student]
         with self.stages.stage("Parquet: verl's format", run.parquet):
             self.stages.python(
-                "data_tools/json_to_parquet.py", "--input", run.dataset, "--output", run.parquet,
+                "data_tools/json_to_parquet.py", "--input", dataset, "--output", run.parquet,
                 "--balance", self.main.config.start.balance, "--sft-fraction", 1, *teacher,
             )  # fmt: skip
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -49,6 +50,16 @@ def test_a_second_writer_learns_who_holds_the_folder_and_since_when(tmp_path: Pa
         assert str(process.pid) in (tmp_path / "new" / LOCK_FILE).read_text()
         with pytest.raises(ConfigError), folder_lock(tmp_path / "new", "letters"):
             pass
+
+
+def test_a_writer_may_wait_for_another_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with holder(tmp_path) as process:
+        Timer(1.5, process.kill).start()
+        with folder_lock(tmp_path, "data", wait=True):
+            assert process.wait(timeout=5) == -signal.SIGKILL
+            assert str(os.getpid()) in (tmp_path / LOCK_FILE).read_text()
+    said = capsys.readouterr().out
+    assert said.startswith(f"waiting until process {process.pid} on ") and said.endswith(f"data to {tmp_path}\n")
 
 
 def test_a_lock_does_not_tell_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
