@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,7 @@ class _Results:
             "findings": findings(self.summary, scenario.name, self.controllers, scenario.reference.name),
             "for_a_city": for_a_city(self.summary, scenario.name, self.controllers, scenario.reference.name),
             "tables": self._tables(scenario.name),
+            "models_compared": self._table_of_models(scenario.name),
             "approaches": self._approach_table(scenario),
             "cycles": self._cycle_table(scenario),
             "notes": _notes(self.summary, scenario),
@@ -243,6 +245,19 @@ class _Results:
             if columns and names:
                 tables.append(Table.of_controllers(title, names, columns))
         return tables
+
+    def _table_of_models(self, scenario: str) -> Table | None:
+        """Each language model against the one named before it, on the same seeds."""
+        there = self.summary.controllers(scenario)
+        models = [each.name for each in self.controllers if each.is_language_model and each.name in there]
+        rows = []
+        for before, model in pairwise(models):
+            ran = [r for r in self.ran if r["scenario"] == scenario and r["controller"] in (before, model)]
+            compared = Summary(records(summarise(pd.DataFrame(ran), {scenario: before})))
+            cells = [_difference_cell(compared.row(scenario, model, key)) for key in (QUEUE, "delay_s")]
+            rows.append((f"{model} against {before}", cells))
+        header = [Cell(text="mean queue", small=("veh",)), Cell(text="delay", small=("s",))]
+        return Table(title="Models against each other", header=header, rows=rows) if rows else None
 
     def _approach_table(self, scenario: ReportedScenario) -> Table | None:
         """Delay, level of service and queue of each approach, by controller; of many, the ones with most vehicles."""

@@ -237,6 +237,20 @@ def test_a_trained_model_comes_with_its_curve_and_what_it_was_made_of(
     assert curves["alt"] == "model: loss from 2 to 1 at step 9"
 
 
+def test_models_are_compared_with_each_other(out: Path, finished: tuple[Path, list[dict[str, Any]]]) -> None:
+    better = [
+        {**record, "controller": "trained", "mean_queue_veh": record["mean_queue_veh"] - 0.5}
+        for record in finished[1]
+        if record["controller"] == "model"
+    ]
+    models = [controller(name, "llm") for name in ("model", "trained")]
+    write(out, [*finished[1], *better], controllers=[*map(controller, RULES), *models])
+    text = page_of(out).text.split("Models against each other")[1]
+    assert re.search(r"trained against model\s*−0\.50 ", text)
+    write(out, finished[1])
+    assert "Models against each other" not in page_of(out).text
+
+
 def test_cycle_and_green_shares_are_those_of_the_traces(out: Path, finished: tuple[Path, list[dict[str, Any]]]) -> None:
     for seed in SEEDS:
         path = trace_file(out, "four_way", "static", seed)
