@@ -272,14 +272,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def sketches(
     scenario: TrafficScenario, planned: PlannedSignals, episodes: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, bytes], dict[tuple[str, str], str]]:
-    """Pictures of the junctions with the most traffic, and what they call the approaches of all (by junction, edge)."""
+    """Pictures of the junctions with the most traffic, and the names of the approaches of all junctions, by junction
+    and edge. The letters in the names are those of the pictures."""
     from data_tools.inspection import approach_facts, stage_facts
     from data_tools.junction_pictures import Ground, stages_picture
     from tsc.sumo.signal_links import read_net, signal_links
 
     vehicles = dict.fromkeys(planned.plans, 0.0)
     for record in episodes:
-        for approach in (record["scenario"] == scenario.name and record.get("approaches")) or ():
+        for approach in record.get("approaches") or () if record["scenario"] == scenario.name else ():
             vehicles[approach["junction"]] += approach["vehicles"]
     busiest = sorted(planned.plans, key=vehicles.__getitem__, reverse=True)[:NUM_SKETCHES]
     net = read_net(scenario.net_file)

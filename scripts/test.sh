@@ -34,6 +34,9 @@ check_shell_scripts() {
 if ! command -v chromium chromium-browser google-chrome >/dev/null; then
     printf 'test: no chromium: the tests that open a page in a browser are skipped (Debian, Ubuntu: apt-get install chromium)\n'
 fi
+if ! command -v Xvfb >/dev/null; then
+    printf 'test: no Xvfb: the test that opens sumo-gui is skipped (Debian, Ubuntu: apt-get install xvfb)\n'
+fi
 stage 'lint' ruff check --quiet
 stage 'formatting' ruff format --check --quiet
 stage 'shell scripts' check_shell_scripts

@@ -183,16 +183,17 @@ def watch(arguments: argparse.Namespace, scratch: Path) -> None:
             flush=True,
         )
         with ExitStack() as stack:
-            serving = {
-                name: answering(
-                    model,
-                    max_answer_tokens=settings.llm.max_answer_tokens,
-                    time_limit_s=settings.llm.decision_time_limit_s,
-                    log_file=REPO_ROOT / "runs" / "watch" / "vllm.log",
-                )
+            asks = {
+                name: stack.enter_context(
+                    answering(
+                        model,
+                        max_answer_tokens=settings.llm.max_answer_tokens,
+                        time_limit_s=settings.llm.decision_time_limit_s,
+                        log_file=REPO_ROOT / "runs" / "watch" / "vllm.log",
+                    )
+                ).ask
                 for name, model in models.items()
             }
-            asks = {name: stack.enter_context(model).ask for name, model in serving.items()}
             play(jobs, asks, shown_map.box, scratch)
         return
     path = arguments.out or REPO_ROOT / "runs" / "watch" / f"{scenario.name}-seed{seed}.html"

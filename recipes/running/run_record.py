@@ -17,7 +17,7 @@ RECORD_FILE = "run.json"
 CODE = ("tsc", "reward", "data_tools", "recipes")
 
 _WORKER = "actor_rollout_ref"
-# What a reader wants to know of a training, and where verl's or TRL's configuration has it.
+# The settings that the report of an evaluation shows, and their keys in verl's and TRL's configurations.
 HYPERPARAMETERS = {
     "learning_rate": (f"{_WORKER}.actor.optim.lr", "optim.lr", "trl.learning_rate"),
     "batch_size": ("data.train_batch_size",),
@@ -28,7 +28,7 @@ HYPERPARAMETERS = {
     "lora_rank": (f"{_WORKER}.model.lora_rank", "model.lora_rank"),
     "seed": ("data.seed", "trl.seed"),  # verl's SFT has none
 }
-# What a training's progress is read off, by the metric's name, and the name that a reader understands.
+# The metrics that show a training's progress, and their names in the report.
 PROGRESS = {"reward/score/mean": "mean score of the answers", "train/loss": "loss"}
 
 
@@ -59,7 +59,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 
 def reported_training(model: Path) -> ReportedTraining | None:
-    """What the training in whose folder the model lies has noted; None for a model from elsewhere.
+    """The record and the progress of the training that made a model. None if the model is not in a training's folder.
 
     model: the folder of the merged model, or of the adapter.
     """

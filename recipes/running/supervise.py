@@ -7,8 +7,8 @@ Example:
 Ends the command and everything that it started, also detached processes, in three cases: this process gets Ctrl-C,
 SIGTERM or SIGHUP; its parent dies; one of verl's long-lived workers dies while verl continues without it
 (--watch-workers). The command has a TMPDIR of its own, which goes after it, as does what it shared in /dev/shm.
-On SIGUSR1, and before it ends a command that stalls, it writes to stacks.txt beside the log what each Python process
-under it is doing, as py-spy sees it.
+SIGUSR1 makes it write stacks.txt in the folder of the log: what each Python process of the command is doing, as py-spy
+reports it. It also writes this file before it ends a command that stalls.
 Exit status: that of the command; 1 after a dead worker or a stall; 128 + the signal's number after a signal.
 """
 
@@ -59,6 +59,7 @@ RAISED = re.compile(
 )
 
 STACKS_FILE = "stacks.txt"
+PY_SPY_TIMEOUT_S = 10.0
 
 # begins the last line of a log after somebody ended the command; the lines before may be errors that this caused
 STOPPED = "the launch was stopped by"
@@ -107,6 +108,16 @@ def _command_line(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
+
+
+def _stack(pid: int) -> str:
+    """What a Python process is doing, or why py-spy cannot see it."""
+    command = [Path(sys.executable).with_name("py-spy"), "dump", "--pid", str(pid)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PY_SPY_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{error}\n"
+    return done.stdout or done.stderr
 
 
 def shared_files(processes: Iterable[psutil.Process]) -> set[Path]:
@@ -236,7 +247,7 @@ class Supervisor:
     def _note_signal(self, signum: int, _frame: FrameType | None) -> None:
         self._signal = signum
 
-    def _note_wish(self, signum: int, _frame: FrameType | None) -> None:
+    def _ask_for_stacks(self, signum: int, _frame: FrameType | None) -> None:
         self._stacks_wanted = True
 
     def _start(self, log: IO[bytes] | None) -> None:
@@ -249,7 +260,7 @@ class Supervisor:
             raise SystemExit(1)  # the caller died before prctl asked for the signal
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._note_signal)
-        signal.signal(signal.SIGUSR1, self._note_wish)
+        signal.signal(signal.SIGUSR1, self._ask_for_stacks)
 
         def in_child() -> None:
             # A shell starts background jobs with SIGINT ignored, and they would inherit that.
@@ -289,23 +300,24 @@ class Supervisor:
             if pid == self._pid:
                 self._status = os.waitstatus_to_exitcode(status)
 
-    def _write_stacks(self) -> Path:
-        """What the Python processes under this one are doing; py-spy's words where it may not look."""
+    def _stacks(self) -> str:
+        """Write what the Python processes of the command are doing. Returns the file's path, or why there is none:
+        whatever fails here must not keep a stalled command from being ended."""
         path = self._arguments.log.with_name(STACKS_FILE)
         parts = []
         for process in self._descendants():
-            words = _command_line(process)
-            if "python" in words or worker_name(process):
-                done = subprocess.run(
-                    [Path(sys.executable).with_name("py-spy"), "dump", "--pid", str(process.pid)],
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                )
-                parts.append(f"{words[:200]}\n{done.stdout or done.stderr}")
-        path.with_suffix(".tmp").write_text("\n".join(parts))
-        path.with_suffix(".tmp").rename(path)
-        return path
+            try:
+                is_python = "python" in _command_line(process) or worker_name(process)
+            except psutil.NoSuchProcess:
+                continue
+            if is_python:
+                parts.append(f"{_command_line(process)[:200]}\n{_stack(process.pid)}")
+        try:
+            path.with_suffix(".tmp").write_text("\n".join(parts))
+            path.with_suffix(".tmp").rename(path)
+        except OSError as error:
+            return f"not written ({error})"
+        return str(path)
 
     def _descendants(self) -> list[psutil.Process]:
         return psutil.Process().children(recursive=True)
@@ -366,14 +378,14 @@ class Supervisor:
                     cause = f"{', '.join(watch.dead)} died, and the run cannot continue without it"
             if self._stacks_wanted and arguments.log:
                 self._stacks_wanted = False
-                print(f"stacks of all processes: {self._write_stacks()}", flush=True)
+                print(f"stacks of all processes: {self._stacks()}", flush=True)
             if arguments.log:
                 size = arguments.log.stat().st_size
                 if size != log_size:
                     log_size, log_grew_s = size, now_s
                 elif now_s - log_grew_s > arguments.stall:
                     cause = f"nothing was written to {arguments.log} for {arguments.stall:.0f} s"
-                    cause += f"; what each process was doing: {self._write_stacks()}"
+                    cause += f"; what each process was doing: {self._stacks()}"
         progress.show(time.monotonic(), last=True)
         if self._signal is not None:
             # Further signals must not interrupt the clean-up.

@@ -32,7 +32,7 @@ end_wandb_with_the_training()
 # Events that should be rare are counted; everything else is averaged over the batch.
 COUNTED_PARTS = ("audited", "audit_disagreed", "failed")
 
-# Of those that a step waits for.
+# The log names so many of the replays that a step waits for.
 NUM_REPLAYS_TOLD = 3
 
 # A policy that gives one answer in more than this share of its readable answers is one-sided. In a data set where one

@@ -213,12 +213,13 @@ os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
 def replays_under_way() -> list[tuple[float, str]]:
-    """Of this machine's server, whoever asked: how long ago (s), and the state file; the oldest first."""
+    """The replays that this machine's server has not finished: how long ago each was asked for (s), and its state
+    file. The oldest comes first."""
     return [(age_s, state_file) for age_s, state_file in _told_by_server(b"replays")]
 
 
 def _told_by_server(question: bytes) -> list[Any]:
-    """Empty where no server runs."""
+    """The server's answer: a list, which is empty if no server runs."""
     connection = ServerAddress.here().connect()
     if connection is None:
         return []

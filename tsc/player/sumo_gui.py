@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -12,7 +14,7 @@ from sumolib.miscutils import getFreeSocketPort
 from tsc.controllers.language_model import Ask
 from tsc.controllers.signal_plans import plan_signals
 from tsc.episodes.runner import EpisodeJob, controller_of
-from tsc.errors import ConfigError, NotApplicable, SimulationClosed
+from tsc.errors import ConfigError, NotApplicable, ScenarioError, SimulationClosed
 from tsc.junction.signal_control import SignalControl, read_signals
 from tsc.rules.controller import Controller
 from tsc.sumo.attached import AttachedSimulation
@@ -56,6 +58,21 @@ def play(jobs: Sequence[EpisodeJob], asks: Mapping[str, Ask], box: Box, folder: 
                     control.advance(controller.decide(control, due) if due else {})
 
 
+def _attached(process: subprocess.Popen[bytes], port: int) -> AttachedSimulation:
+    """Raises ScenarioError if no window opens."""
+    deadline_s = time.monotonic() + WAIT_FOR_SUMO_S
+    while True:
+        try:
+            return AttachedSimulation(port)
+        except ScenarioError as error:
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                raise ScenarioError(
+                    f"sumo-gui opens no window on the display {os.environ.get('DISPLAY')}: check $DISPLAY, or make a "
+                    "page (--out FILE.html)"
+                ) from error
+        time.sleep(0.1)
+
+
 @contextmanager
 def _window(
     job: EpisodeJob, ask: Ask | None, box: Box, folder: Path, place: int
@@ -74,7 +91,7 @@ def _window(
     command += ["--remote-port", str(port), "--start"]
     with subprocess.Popen([*command, "--delay", str(DELAY_MS)], stdout=subprocess.DEVNULL) as process:
         try:
-            simulation = AttachedSimulation(port, wait_s=WAIT_FOR_SUMO_S)
+            simulation = _attached(process, port)
             simulation.show(box)
             controller = controller_of(job, ask)
             control = None

@@ -1,4 +1,4 @@
-"""What wandb gets beside the metrics."""
+"""The artifacts of a training in wandb."""
 
 import os
 import subprocess

@@ -12,7 +12,7 @@ import pytest
 from tests.tsc.sumo_process import in_new_process
 from tsc.cost.outcome import OutcomeSettings
 from tsc.episodes.runner import EpisodeJob, run_job
-from tsc.errors import ConfigError
+from tsc.errors import ConfigError, ScenarioError
 from tsc.junction.signal_settings import SignalSettings
 from tsc.player.sumo_gui import check_kinds, play
 from tsc.sumo.running import SumoFiles
@@ -68,6 +68,11 @@ def test_sumo_gui_shows_what_an_evaluation_simulates(files: SumoFiles, display: 
         assert len(shown) > 300
         assert shown == found[kind]
     assert found["static"] != found["longest_queue"]
+
+
+def test_a_display_that_is_not_there_is_told_at_once(files: SumoFiles, tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match=r"no window on the display :8765: check \$DISPLAY, or .*--out FILE\.html"):
+        in_new_process(_play, files, ":8765", tmp_path)
 
 
 def test_lookahead_is_refused() -> None:
