@@ -16,6 +16,7 @@ absolute paths, so these files have to stay where they are.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -36,8 +37,9 @@ from tqdm import tqdm
 
 from tsc.controllers.opening import opened
 from tsc.controllers.signal_plans import PlannedSignals
-from tsc.cost.continuation import continuations_by_fork, outcomes_of
+from tsc.cost.continuation import outcomes_of
 from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
+from tsc.cost.shared_continuations import SharedContinuations
 from tsc.errors import ConfigError, TscError, run_main
 from tsc.files import REPO_ROOT, folder_lock, sha256_of, write_atomically
 from tsc.junction.decision import Decision
@@ -159,6 +161,9 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
     programs = read_signals(simulation, junction_ids=wanted).programs
     control = SignalControl(simulation, episode.scenario.timing, programs)
     control.start()
+    shared = SharedContinuations(control, episode.outcome)
+    # the garbage collector would visit every object, and so let forks copy every page
+    gc.freeze()
     behaviour = ""
     shares: Mapping[str, float] = config.student_behaviours if episode.student else config.behaviours
     begin_s, end_s = episode.scenario.begin_s, episode.scenario.end_s
@@ -171,7 +176,7 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
         if not begin_s + config.warm_up_s <= second <= end_s - episode.outcome.horizon_s:
             chosen = []
         to_label = due if behaviour == "lookahead" else chosen
-        continuations = {name: continuations_by_fork(control, name, episode.outcome) for name in to_label}
+        continuations = shared.of(to_label)
         outcomes = {name: outcomes_of(each, episode.outcome) for name, each in continuations.items()}
         if chosen:
             state_file = episode.folder / "states" / f"t{second:05d}.xml.gz"
@@ -213,6 +218,7 @@ def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
             decisions = {name: outcomes[name].better() or Decision.YES for name in due}
         else:
             decisions = controllers[behaviour].decide(control, due)
+        shared.chose(decisions)
         control.advance(decisions)
         with _decisions_done.get_lock():
             _decisions_done.value += len(chosen)

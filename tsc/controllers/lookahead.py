@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from tsc.cost.continuation import outcomes_by_fork
+from tsc.cost.continuation import outcomes_of
 from tsc.cost.outcome import OutcomeSettings
+from tsc.cost.shared_continuations import SharedContinuations
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
 
@@ -22,8 +23,14 @@ class Lookahead:
     def __init__(self, settings: OutcomeSettings) -> None:
         self.settings = settings.without_terms()
         self.found: Counter[Decision | None] = Counter()
+        self._continuations: SharedContinuations | None = None
 
     def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
-        better = {name: outcomes_by_fork(control, name, self.settings).better() for name in junction_ids}
+        if self._continuations is None:
+            self._continuations = SharedContinuations(control, self.settings)
+        found = self._continuations.of(junction_ids)
+        better = {name: outcomes_of(each, self.settings).better() for name, each in found.items()}
         self.found.update(better.values())
-        return {name: decision or Decision.YES for name, decision in better.items()}
+        decisions = {name: decision or Decision.YES for name, decision in better.items()}
+        self._continuations.chose(decisions)
+        return decisions

@@ -24,6 +24,8 @@ class Actuated(Rule):
     https://sumo.dlr.de/docs/Simulation/Traffic_Lights.html
     """
 
+    remembers = True
+
     def __init__(self) -> None:
         self._left_s: dict[str, float] = {}
 

@@ -17,7 +17,12 @@ class Controller(Protocol):
 
 
 class Rule(ABC):
-    """A controller that decides for each junction by itself."""
+    """A controller that decides for each junction by itself.
+
+    remembers: whether it decides by more than what is on the road and the signals' clocks now.
+    """
+
+    remembers = False
 
     @abstractmethod
     def extends(self, control: SignalControl, junction_id: str) -> bool:

@@ -11,14 +11,14 @@ from tsc.files import remembered_sha256_of
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
 from tsc.rules.actuated import Actuated
-from tsc.rules.controller import Controller
+from tsc.rules.controller import Rule
 from tsc.rules.gap_out import GapOut
 from tsc.rules.longest_queue import LongestQueue
 from tsc.rules.max_pressure import MaxPressure
 from tsc.rules.static import Static
 from tsc.rules.student import Student, load_student
 
-_TAILS: dict[str, Callable[[], Controller]] = {
+_TAILS: dict[str, Callable[[], Rule]] = {
     "static": Static,
     "gap_out": GapOut,
     "max_pressure": MaxPressure,
@@ -27,7 +27,7 @@ _TAILS: dict[str, Callable[[], Controller]] = {
 }
 
 
-def tail_controller(name: str) -> Controller:
+def tail_controller(name: str) -> Rule:
     """The controller of this name, one of tsc.cost.outcome.TAILS or student:FILE. Raises ConfigError if FILE is not a
     student."""
     kind, _, file = name.partition(":")
@@ -58,6 +58,10 @@ class Tail:
         self._controller = tail_controller(name)
         self._step_s = step_s
         self._held: str | None = None
+
+    @property
+    def remembers(self) -> bool:
+        return self._controller.remembers
 
     def decide(self, *, decided: str | None = None, also: Sequence[str] = ()) -> dict[str, Decision]:
         """The decisions of this second.

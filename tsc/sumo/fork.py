@@ -6,6 +6,7 @@ ends with it. Only for processes without other threads.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import traceback
@@ -58,6 +59,8 @@ def in_fork(function: Callable[[], Result]) -> Result:
 
 def _call_and_exit(function: Callable[[], Result], write_end: int, parent_id: int) -> None:
     die_with_parent(parent_id)
+    # a collection visits every object and so copies every page, for a process that ends soon
+    gc.disable()
     answer: object
     try:
         answer = (function(),)
