@@ -6,6 +6,7 @@ A fault is one line that says where, which field, which value and what is allowe
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 import zlib
@@ -25,6 +26,7 @@ from tsc.files import sha256_of
 from tsc.junction.signal_control import Signals
 from tsc.replays.sample import SCHEMA_VERSION, Sample
 from tsc.replays.saved_state import running_phases, state_text
+from tsc.replays.state_archive import is_saved, state_bytes
 from tsc.scenarios.sumocfg import SumoConfig, sumo_input
 from tsc.sumo.sumo_input import SumoInput
 
@@ -189,6 +191,8 @@ def _read_array(path: Path, text: str) -> Iterator[tuple[int, object] | Fault]:
 
 
 def _read_head(path: Path, num_bytes: int) -> bytes:
+    if not path.is_file():
+        return state_bytes(path)[:num_bytes]
     with path.open("rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -198,8 +202,10 @@ def _read_head(path: Path, num_bytes: int) -> bytes:
 def _digest(path: Path) -> str | None:
     """None if the file does not exist or cannot be read. A device counts as missing, because it may have no end."""
     try:
-        return sha256_of(path) if path.is_file() else None
-    except OSError:
+        if path.is_file():
+            return sha256_of(path)
+        return hashlib.sha256(state_bytes(path)).hexdigest() if is_saved(path) else None
+    except (OSError, StateError):
         return None
 
 
@@ -207,7 +213,7 @@ def _state_head(path: Path) -> tuple[str, float | None] | None:
     """SUMO version and time of a saved state. None if the file is missing or not a state."""
     try:
         head = _read_head(path, _STATE_HEAD_BYTES).decode(errors="replace")
-    except (OSError, EOFError, zlib.error):
+    except (OSError, EOFError, zlib.error, StateError):
         return None
     snapshot = re.search(r"<snapshot\b[^>]*>", head)
     version = re.search(r'\bversion="([^"]+)"', snapshot[0]) if snapshot else None
@@ -312,7 +318,7 @@ class DatasetChecker:
             elif sample.sumo is None and self.sumocfg is not None and head is not None:
                 values["sumo"] = sumo_input(self.sumocfg, folder).model_copy(update={"version": head[0]})
                 self.num_with_sumocfg += 1
-            elif sample.sumo is None and (folder / sample.state_file).is_file():
+            elif sample.sumo is None and is_saved(folder / sample.state_file):
                 own.append(
                     f"state_file is {sample.state_file!r}: it is not a SUMO state, which has a version in its snapshot"
                 )
@@ -431,7 +437,7 @@ class DatasetChecker:
         Counts what the state lacks.
         """
         try:
-            text = state_text(path.read_bytes(), path)
+            text = state_text(state_bytes(path), path)
         except (OSError, StateError):
             return {}, frozenset()
         self.num_lost.update(lost_in(text))

@@ -16,108 +16,44 @@ absolute paths, so these files have to stay where they are.
 from __future__ import annotations
 
 import argparse
-import gc
+import gzip
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from tqdm import tqdm
 
+from data_tools.dataset_episode import DatasetConfig, Episode, run_episode
+from data_tools.ray_episodes import run_on_ray
 from tsc.controllers.opening import opened
 from tsc.controllers.signal_plans import PlannedSignals
-from tsc.cost.continuation import outcomes_of
-from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
-from tsc.cost.shared_continuations import SharedContinuations
+from tsc.cost.outcome import OutcomeSettings, load_outcome_settings
 from tsc.errors import ConfigError, TscError, run_main
-from tsc.files import REPO_ROOT, folder_lock, sha256_of, write_atomically
-from tsc.junction.decision import Decision
-from tsc.junction.observation import observe
+from tsc.files import REPO_ROOT, folder_lock, write_atomically
 from tsc.junction.prompt import OWN_PROMPT, PROMPT_HELP, prompt_maker, prompt_version
-from tsc.junction.signal_control import SignalControl, read_signals, skipped_lines
+from tsc.junction.signal_control import skipped_lines
 from tsc.processes import die_with_parent
-from tsc.replays.sample import DATASET_NAMES, SCHEMA_VERSION, Message, Sample, SampleOutcomes
-from tsc.rules.controller import Controller
-from tsc.rules.random_choice import Random
-from tsc.rules.student import Student, StudentFile, load_student
-from tsc.rules.tail import tail_controller
+from tsc.replays.sample import DATASET_NAMES
+from tsc.rules.student import StudentFile, load_student
 from tsc.scenarios.by_word import WORDS_HELP, traffic_scenarios
 from tsc.scenarios.command_line import add_scenario_options, at_least, settings_of
 from tsc.scenarios.drawn_scenario import DrawnScenario
 from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.sumo.options import check_replayable_options
-from tsc.sumo.running import SumoFiles
-from tsc.sumo.simulation import Simulation
-from tsc.sumo.sumo_input import SumoInput
 from tsc.sumo.version import installed_sumo_version
 from tsc.yaml_file import load_yaml
 
-# The seed of SUMO's own random numbers (how drivers dawdle) in episodes that differ by their vehicles. All of them have
-# this one, so that a replay worker can keep one simulation for their states.
-SUMO_SEED = 1
-
 CONFIGS = REPO_ROOT / "configs"
-
-
-Behaviour = Literal["static", "gap_out", "max_pressure", "longest_queue", "actuated", "lookahead", "random"]
-
-
-class DatasetConfig(BaseModel):
-    """configs/dataset.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    behaviours: dict[Behaviour, float]
-    student_behaviours: dict[Behaviour | Literal["student"], float] = {"student": 1.0}
-    behaviour_block_s: int = Field(gt=0)
-    warm_up_s: int = Field(ge=0)
-    sample_share: float = Field(gt=0, le=1)
-
-    @field_validator("behaviours", "student_behaviours")
-    @classmethod
-    def _shares_sum_to_one(cls, value: dict[str, float]) -> dict[str, float]:
-        if not value or min(value.values()) < 0 or abs(sum(value.values()) - 1) > 1e-6:
-            raise ValueError("shares must be at least 0 and sum to 1")
-        return value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Episode:
-    """One episode to run, with everything that a worker process needs.
-
-    split: None means that json_to_parquet draws it. signals: None means those of the scenario's own files.
-    """
-
-    scenario: TrafficScenario
-    number: int
-    split: Literal["train", "val"] | None
-    seed: int
-    out: Path
-    config: DatasetConfig
-    outcome: OutcomeSettings
-    signals: PlannedSignals | None
-    prompt: str
-    student: StudentFile | None
-
-    @property
-    def folder(self) -> Path:
-        return self.out / "episodes" / f"{self.scenario.name}-seed{self.seed:04d}"
-
-    @property
-    def samples_file(self) -> Path:
-        """It is written last: an episode that has it is complete."""
-        return self.folder / "samples.jsonl"
 
 
 # the progress of all workers, which the parent shows
@@ -131,99 +67,13 @@ def _prepare_worker(decisions: Synchronized[int], seconds: Synchronized[int], pa
     _decisions_done, _seconds_done = decisions, seconds
 
 
-def run_episode(episode: Episode) -> None:
-    """Run one episode in this process and write its folder, with the samples file last."""
-    shutil.rmtree(episode.folder, ignore_errors=True)
-    (episode.folder / "states").mkdir(parents=True)
-    files = episode.scenario.files(episode.seed, demand_file=episode.folder / "demand.rou.xml")
-    if episode.scenario.draws_vehicles:
-        files = replace(files, seed=SUMO_SEED)
-    if episode.signals is not None:
-        planned = episode.signals.files
-        files = replace(files, net_file=planned.net_file, additional_files=planned.additional_files)
-    lines = [json.dumps(sample.to_json(), separators=(",", ":")) for sample in _samples(episode, files)]
-    write_atomically(episode.samples_file, "".join(f"{line}\n" for line in lines).encode())
-
-
-def _samples(episode: Episode, files: SumoFiles) -> Iterator[Sample]:
-    config = episode.config
-    # behaviour and sampling draw from generators of their own, so that another sample_share does not change the traffic
-    behaviour_draw = random.Random(f"behaviour/{episode.scenario.name}/{episode.seed}")
-    sample_draw = random.Random(f"sample/{episode.scenario.name}/{episode.seed}")
-    controllers: dict[str, Controller] = {name: tail_controller(name) for name in TAILS}
-    controllers["random"] = Random(episode.seed)
-    if episode.student is not None:
-        controllers["student"] = Student(episode.student)
-    messages = prompt_maker(episode.prompt)
-    sumo = SumoInput.of(files, episode.out)
-    simulation = Simulation(files, saves_states=True)
-    wanted = tuple(episode.signals.plans) if episode.signals else episode.scenario.signals.junction_ids
-    programs = read_signals(simulation, junction_ids=wanted).programs
-    control = SignalControl(simulation, episode.scenario.timing, programs)
-    control.start()
-    shared = SharedContinuations(control, episode.outcome)
-    # the garbage collector would visit every object, and so let forks copy every page
-    gc.freeze()
-    behaviour = ""
-    shares: Mapping[str, float] = config.student_behaviours if episode.student else config.behaviours
-    begin_s, end_s = episode.scenario.begin_s, episode.scenario.end_s
-    for second in range(begin_s, end_s):
-        if (second - begin_s) % config.behaviour_block_s == 0:
-            (behaviour,) = behaviour_draw.choices(list(shares), weights=list(shares.values()))
-        due = control.due_junctions()
-        chosen = [name for name in due if sample_draw.random() < config.sample_share]
-        # the horizon of every sample lies within the episode
-        if not begin_s + config.warm_up_s <= second <= end_s - episode.outcome.horizon_s:
-            chosen = []
-        to_label = due if behaviour == "lookahead" else chosen
-        continuations = shared.of(to_label)
-        outcomes = {name: outcomes_of(each, episode.outcome) for name, each in continuations.items()}
-        if chosen:
-            state_file = episode.folder / "states" / f"t{second:05d}.xml.gz"
-            simulation.save_state(state_file)
-            state_sha256, clocks = sha256_of(state_file), control.stored_clocks()
-            for name in chosen:
-                observation = observe(control, name)
-                clock, timing = control.clocks[name], control.timing_of(name)
-                yield Sample(
-                    schema_version=SCHEMA_VERSION,
-                    scenario=episode.scenario.name,
-                    episode=episode.number,
-                    split=episode.split,
-                    behaviour=behaviour,
-                    time_s=float(second),
-                    prompt_version=prompt_version(episode.prompt),
-                    state_file=str(state_file.relative_to(episode.out)),
-                    state_sha256=state_sha256,
-                    clocks=clocks,
-                    sumo=sumo,
-                    id=f"{episode.scenario.name}-seed{episode.seed:04d}-t{second:05d}-{name}",
-                    junction_id=name,
-                    prompt=[Message.model_validate(message) for message in messages(observation)],
-                    current_green_elapsed=clock.elapsed_green_s,
-                    min_green=timing.min_green_s,
-                    max_green=timing.max_green_s,
-                    green_extension=timing.green_extension_s,
-                    stage=clock.stage,
-                    next_stage=control.program(name).next_stage(clock.stage),
-                    observation=observation.as_dict(),
-                    outcomes=SampleOutcomes(
-                        settings=episode.outcome.as_dict(),
-                        ends={decision: each.end for decision, each in continuations[name].items()},
-                        **outcomes[name].as_dict(),
-                    ),
-                    expert_decision=outcomes[name].better(),
-                )
-        if behaviour == "lookahead":
-            decisions = {name: outcomes[name].better() or Decision.YES for name in due}
-        else:
-            decisions = controllers[behaviour].decide(control, due)
-        shared.chose(decisions)
-        control.advance(decisions)
+def _run_counted(episode: Episode) -> None:
+    def on_second(decisions: int) -> None:
         with _decisions_done.get_lock():
-            _decisions_done.value += len(chosen)
+            _decisions_done.value += decisions
             _seconds_done.value += 1
-    simulation.close()
+
+    run_episode(episode, on_second)
 
 
 def plan_episodes(
@@ -307,7 +157,7 @@ def run_episodes(episodes: list[Episode], workers: int) -> None:
     bar = tqdm(total=total_s, unit=" s simulated", unit_scale=True, disable=None, mininterval=0.5)
     begin = time.monotonic()
     with pool, bar:
-        running: dict[Future[None], Episode] = {pool.submit(run_episode, episode): episode for episode in episodes}
+        running: dict[Future[None], Episode] = {pool.submit(_run_counted, episode): episode for episode in episodes}
         pending = set(running)
         try:
             while pending:
@@ -339,13 +189,24 @@ def write_dataset(episodes: list[Episode], out: Path) -> int:
     with temporary.open("w", encoding="utf-8") as file:
         file.write("[")
         for episode in episodes:
-            with episode.samples_file.open(encoding="utf-8") as lines:
-                for line in lines:
-                    file.write(("," if count else "") + "\n" + line.rstrip("\n"))
-                    count += 1
+            for line in _lines_of(episode):
+                file.write(("," if count else "") + "\n" + line.rstrip("\n"))
+                count += 1
         file.write("\n]\n")
     temporary.replace(path)
     return count
+
+
+def _lines_of(episode: Episode) -> Iterator[str]:
+    """The samples of an episode. Raises ConfigError if the file is damaged."""
+    try:
+        with gzip.open(episode.samples_file, "rt", encoding="utf-8") as lines:
+            yield from lines
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(
+            f"{episode.samples_file} is damaged ({error}): delete {episode.folder}, and run the same command with "
+            "--resume"
+        ) from error
 
 
 def main() -> None:
@@ -373,6 +234,11 @@ def main() -> None:
     )
     parser.add_argument(
         "--workers", type=at_least(1), default=multiprocessing.cpu_count(), help="processes (default: cores)"
+    )
+    parser.add_argument(
+        "--ray-address",
+        metavar="IP:PORT",
+        help="run the episodes on all nodes of this Ray cluster, one for each of their CPUs (docs/datasets.md)",
     )
     parser.add_argument("--config", type=Path, default=CONFIGS / "dataset.yaml", help="behaviours and sampling")
     parser.add_argument(
@@ -438,10 +304,14 @@ def main() -> None:
             for line in skipped_lines(planned.skipped if planned else {}):
                 print(line)
         episodes = plan_episodes(scenarios, arguments, config, outcomes, signals, student)
-        missing = [episode for episode in episodes if not episode.samples_file.exists()]
+        for left_by_a_kill in (arguments.out / "episodes").glob(".*"):
+            shutil.rmtree(left_by_a_kill, ignore_errors=True)
+        missing = [episode for episode in episodes if not episode.is_complete]
         if len(missing) < len(episodes):
             print(f"{len(episodes) - len(missing)} of {len(episodes)} episodes are complete")
-        if missing:
+        if missing and arguments.ray_address:
+            run_on_ray(missing, arguments.ray_address)
+        elif missing:
             run_episodes(missing, min(arguments.workers, len(missing)))
         elif (arguments.out / DATASET_NAMES[0]).exists():
             return

@@ -25,6 +25,7 @@ from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens
 from tsc.cost.measures import unit_of
 from tsc.errors import SampleError, run_main
 from tsc.replays.sample import Sample, find_dataset_files
+from tsc.replays.state_archive import is_saved, state_bytes
 
 _BAR_CHARS = 40
 
@@ -192,7 +193,10 @@ def sample_lines(sample: Sample, file: Path, index: int) -> Iterator[str]:
 
 
 def _file_line(what: str, path: Path) -> str:
-    size = f"{path.stat().st_size:,} bytes" if path.is_file() else "MISSING"
+    if path.is_file():
+        size = f"{path.stat().st_size:,} bytes"
+    else:
+        size = f"{len(state_bytes(path)):,} bytes, in an archive" if is_saved(path) else "MISSING"
     return f"  {what} {path} ({size})"
 
 

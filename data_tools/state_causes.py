@@ -22,6 +22,7 @@ from tsc.errors import StateError
 from tsc.files import remembered_sha256_of
 from tsc.replays.request import ReplayRequest
 from tsc.replays.saved_state import occupied_internal_lanes, state_text, state_time_s
+from tsc.replays.state_archive import state_bytes
 from tsc.sumo.version import installed_sumo_version
 
 
@@ -139,7 +140,7 @@ def why_different(request: ReplayRequest, time_s: float | None) -> str:
 def _obstacles(request: ReplayRequest) -> Iterator[str]:
     folder, sumo = Path(request.dataset_dir), request.sumo
     try:
-        data = request.state_path.read_bytes()
+        data = state_bytes(request.state_path)
     except FileNotFoundError:
         yield "state missing"
         return
@@ -173,7 +174,7 @@ def _obstacles(request: ReplayRequest) -> Iterator[str]:
 
 
 def _differences(request: ReplayRequest, time_s: float | None) -> Iterator[str]:
-    text = state_text(request.state_path.read_bytes(), request.state_path)
+    text = state_text(state_bytes(request.state_path), request.state_path)
     folder = Path(request.dataset_dir)
     net = folder / request.sumo.net_file
     if _made_by(request, text) != installed_sumo_version():

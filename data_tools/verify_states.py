@@ -56,6 +56,7 @@ from tsc.replays.replay import completed, replay_continuations
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample, find_dataset_files
 from tsc.replays.saved_state import state_text, with_decimal_places
+from tsc.replays.state_archive import state_bytes
 from tsc.scenarios.by_word import sumo_config_of
 from tsc.scenarios.command_line import at_least
 from tsc.scenarios.sumocfg import SumoConfig, sumo_input
@@ -127,7 +128,7 @@ def verify(job: Job) -> Verification:
             is_repeatable = replay_continuations(job.request, job.settings, job.prepare) == continuations
             cause = None if is_repeatable else why_different(job.request, job.time_s)
             verdict = "repeatable" if is_repeatable else "not_repeatable"
-            lost = lost_in(state_text(job.request.state_path.read_bytes(), job.request.state_path))
+            lost = lost_in(state_text(state_bytes(job.request.state_path), job.request.state_path))
             return Verification(verdict=verdict, cause=cause, lost=tuple(lost))
     except TscError as error:
         return failed(job, str(error))

@@ -3,6 +3,7 @@
 Examples:
     python scripts/benchmark.py reward --json runs/benchmark/reward.json
     python scripts/benchmark.py reward --only replay-bare replay-city --quick
+    python scripts/benchmark.py data --json runs/benchmark/data.json
     python scripts/benchmark.py step --json runs/benchmark/step.json
     python scripts/benchmark.py evaluate --json runs/benchmark/evaluate.json
 
@@ -23,6 +24,7 @@ from benchmarks.decision_speed import smollm2_rows, tiny_rows
 from benchmarks.effort import FULL, QUICK, Effort
 from benchmarks.episode_speed import CONTROLLERS, episode_rows, worker_rows
 from benchmarks.grpo_step import speed_rows, step_rows
+from benchmarks.label_speed import LABEL_ROWS, label_rows, label_worker_rows, size_rows
 from benchmarks.replay_speed import bare_rows, city_rows, memory_rows, stretch_rows, traci_rows
 from benchmarks.rows import Row, machine_lines, table, write_rows
 from benchmarks.score_rate import score_rows
@@ -41,6 +43,11 @@ REWARD: Mapping[Measure, tuple[str, ...]] = {
     memory_rows: ("worker-memory",),
 }
 STEP: Mapping[Measure, tuple[str, ...]] = {speed_rows: ("step-generate", "step-model", "step-whole")}
+DATA: Mapping[Measure, tuple[str, ...]] = {
+    **{partial(label_rows, name=name): names for name, names in LABEL_ROWS.items()},
+    label_worker_rows: ("label-workers",),
+    size_rows: ("sample-bytes",),
+}
 EVALUATE: Mapping[Measure, tuple[str, ...]] = {
     **{partial(episode_rows, controller=name): (f"episode-{name}",) for name in CONTROLLERS},
     worker_rows: ("workers",),
@@ -74,6 +81,7 @@ def main() -> int:
     subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     for name, measures, help_text in (
         ("reward", REWARD, "replays and scores"),
+        ("data", DATA, "making a dataset: labels, and their size on disk"),
         ("step", STEP, "a GRPO step beside verl's own engine and agent loops"),
         ("evaluate", EVALUATE, "episodes, workers, and the decisions of a language model"),
     ):

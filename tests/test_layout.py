@@ -23,7 +23,7 @@ ON_TOP = {"scripts", "benchmarks"} | {path.stem for path in STUDIES.glob("*.py")
 FORBIDDEN = {
     "tsc": {"reward", "data_tools", "recipes", "verl", "torch", "ray"} | ON_TOP,
     "reward": {"data_tools", "recipes", "verl", "torch", "ray"} | ON_TOP,
-    "data_tools": {"reward", "recipes", "verl", "torch", "ray"} | ON_TOP,
+    "data_tools": {"reward", "recipes", "verl", "torch"} | ON_TOP,
     "recipes": ON_TOP,
 }
 

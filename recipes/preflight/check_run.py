@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from reward.ground_truth import parse_ground_truth
 from tsc.errors import ConfigError, SampleError, run_main
+from tsc.replays.state_archive import is_saved
 from tsc.replays.stretch import MAX_DECISIONS
 
 WORKER = "actor_rollout_ref"
@@ -148,7 +149,7 @@ def check_decisions(number: int, train: Path) -> None:
             raise ConfigError(
                 f"DECISIONS={number} plays on from each row's state, but row {row} of {train} does not say how: {error}"
             ) from error
-        if not request.embedded and not request.state_path.is_file():
+        if not request.embedded and not is_saved(request.state_path):
             raise ConfigError(
                 f"DECISIONS={number} plays on from each row's state, but that of row {row} of {train}, "
                 f"{request.state_path}, does not exist: move the dataset back, or generate and convert it again"

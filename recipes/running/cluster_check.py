@@ -25,6 +25,7 @@ from recipes.models.checkpoints import SHARD, latest_step
 from recipes.preflight.hardware import load_hardware
 from recipes.running.node_address import check_head
 from tsc.errors import ConfigError, run_main
+from tsc.replays.state_archive import ARCHIVE_NAME
 
 PACKAGES = ("ray", "verl", "vllm", "torch", "transformers", "peft", "transferqueue", "libsumo")
 # The folders and the kinds of files that make up the project's version.
@@ -178,7 +179,10 @@ def sampled_files(parquet: Path, num_rows: int = NUM_SAMPLED_ROWS) -> dict[str, 
         request = json.loads(rows[index].as_py()["ground_truth"])["request"]
         embedded = request.get("embedded", {})
         sumo = request["sumo"]
-        named = {request["state_file"]: request.get("state_sha256")}
+        state, digest = request["state_file"], request.get("state_sha256")
+        named = {state: digest}
+        if Path(state).parent.name == ARCHIVE_NAME and state not in embedded:
+            named = {str(Path(state).parent): None}  # the archive of this state and others
         named |= dict.fromkeys([sumo["net_file"], *sumo["route_files"], *sumo.get("additional_files", [])])
         for name, digest in named.items():
             if name not in embedded:

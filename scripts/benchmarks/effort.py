@@ -12,7 +12,8 @@ class Effort:
     repetitions: of each side of a comparison, in turn. …_replays, scores, …_episodes: of one repetition.
     episodes: simulated hours from which the states are taken. steps: of GRPO, without the first, which is not counted;
     speed_steps: the same for each of step_trainings trainings of both sides.
-    episode_s: simulated time of an evaluation's episode.
+    episode_s: simulated time of an evaluation's episode. label_s: of an episode that is labelled, except four_way's
+    hour; label_repetitions: of each side.
     """
 
     episodes: int = 5
@@ -32,6 +33,8 @@ class Effort:
     smollm2_episodes: int = 16
     smollm2_episode_s: int = 150
     smollm2_repetitions: int = 3
+    label_s: int = 1800
+    label_repetitions: int = 3
 
 
 FULL = Effort()
@@ -55,4 +58,6 @@ QUICK = Effort(
     smollm2_episodes=2,
     smollm2_episode_s=100,
     smollm2_repetitions=1,
+    label_s=600,
+    label_repetitions=1,
 )

@@ -18,6 +18,7 @@ import sumo
 from tests.hand_made_student import write_longest_queue_student
 from tsc.files import sha256_of
 from tsc.replays.sample import Sample
+from tsc.replays.state_archive import is_saved
 from tsc.sumo.running import SumoFiles
 
 BASE = ["--episodes", "2", "--validation-episodes", "1"]
@@ -60,7 +61,7 @@ def test_a_killed_generation_resumes_to_the_same_bytes(
 ) -> None:
     out = tmp_path / "killed"
     process = subprocess.Popen(command(repo_root, short_scenario, out, "--workers", "1"), stdout=subprocess.DEVNULL)
-    while not list(out.glob("episodes/*/samples.jsonl")):
+    while not list(out.glob("episodes/*/samples.jsonl.gz")):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGSTOP)  # so that it does not end before the second begins
@@ -95,7 +96,7 @@ def test_every_sample_keeps_the_contract(small_dataset: Path, samples: list[dict
     assert len(samples) > 30
     for values in samples:
         sample = Sample.model_validate(values)
-        assert (small_dataset / sample.state_file).is_file()
+        assert is_saved(small_dataset / sample.state_file)
         assert sample.outcomes is not None
         assert sample.expert_decision == sample.outcomes.outcomes.better()
         assert sample.clocks[sample.junction_id].elapsed_green_s == sample.current_green_elapsed

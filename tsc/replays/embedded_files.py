@@ -16,6 +16,7 @@ from tsc.errors import SampleError
 from tsc.files import memory_file
 from tsc.replays.request import ReplayRequest
 from tsc.replays.saved_state import MAX_STATE_BYTES
+from tsc.replays.state_archive import is_saved, state_bytes
 
 # Net, routes and additional files are repeated in every row, so only small ones travel. The large ones of a city are
 # copied once, by hand.
@@ -43,6 +44,8 @@ class FileEmbedder:
         """Raises SampleError if a file cannot be read, is not the one that the request names by its digest, or lies
         outside of the dataset and has no digest: no dataset of others may make a private file travel."""
         state = self._read(request.state_file, request.state_sha256, request)
+        if not request.state_path.is_file() and len(state) <= MAX_UNPACKED_BYTES:
+            state = lzma.compress(state, preset=1)  # from an archive, so it is plain XML
         files = {request.state_file: base64.b64encode(state).decode()}
         self.num_states += 1
         self.state_chars += len(files[request.state_file])
@@ -68,13 +71,13 @@ class FileEmbedder:
     def _read(name: str, digest: str | None, request: ReplayRequest) -> bytes:
         path = Path(request.dataset_dir, name)
         what = f"cannot embed {path} of sample {request.sample_id}"
-        if not path.is_file():
+        if not is_saved(path):
             raise SampleError(f"{what}: No such file")
         if digest is None and not path.resolve().is_relative_to(Path(request.dataset_dir).resolve()):
             raise SampleError(f"{what}: it lies outside of the dataset, and the sample does not know its content")
-        if path.stat().st_size > MAX_STATE_BYTES:
+        data = state_bytes(path)
+        if len(data) > MAX_STATE_BYTES:
             raise SampleError(f"{what}: it has more than {MAX_STATE_BYTES >> 20} MiB")
-        data = path.read_bytes()
         if digest not in (None, hashlib.sha256(data).hexdigest()):
             raise SampleError(f"{what}: it is not the file whose digest the sample gives: generate the dataset again")
         return data

@@ -25,7 +25,6 @@ from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl, Signals, read_signals
 from tsc.replays.request import ReplayRequest
 from tsc.replays.saved_state import (
-    MAX_STATE_BYTES,
     demand_until_s,
     occupied_internal_lanes,
     state_text,
@@ -35,6 +34,7 @@ from tsc.replays.saved_state import (
     with_right_of_way,
     without_departures_after,
 )
+from tsc.replays.state_archive import state_bytes
 from tsc.sumo.additional_files import without_outputs
 from tsc.sumo.fork import in_fork
 from tsc.sumo.running import SumoFiles
@@ -90,10 +90,10 @@ def _sha256_of_scenario_file(path: Path) -> str:
 def checked_state(request: ReplayRequest) -> str:
     """The text of the state. Raises StateError or ScenarioError if a file is missing, changed, or of another SUMO."""
     path = request.state_path
-    if not path.is_file():
-        raise StateError(f"state {path} does not exist: generate the dataset again, or move it back")
-    with path.open("rb") as file:
-        data = file.read(MAX_STATE_BYTES + 1)
+    try:
+        data = state_bytes(path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise StateError(f"state {path} does not exist: generate the dataset again, or move it back") from None
     if request.state_sha256 is not None:
         digest = hashlib.sha256(data).hexdigest()
         if digest != request.state_sha256:

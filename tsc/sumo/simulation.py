@@ -109,7 +109,11 @@ class Simulation(RunningSumo):
         return () if self.files.step_length_s == 1.0 else (self.time_s + 1.0,)
 
     def save_state(self, path: Path) -> None:
-        """Write the state as .xml.gz, without time stamps: same simulation, same bytes. The file appears atomically.
+        """Write saved_state as .xml.gz. The file appears atomically. Raises StateError."""
+        write_atomically(path, gzip.compress(self.saved_state(), compresslevel=6, mtime=0))
+
+    def saved_state(self) -> bytes:
+        """The state as XML, without time stamps: same simulation, same bytes.
 
         Only the first simulation of a process can be saved. SUMO stores its random number generators as counts of the
         numbers drawn, and a later simulation continues the count of the one before. Its state would be restored with
@@ -117,11 +121,9 @@ class Simulation(RunningSumo):
         """
         if not self._is_first_of_process:
             raise StateError("only the first simulation of a process can be saved faithfully: use a new process")
-        raw = path.with_name(f".{path.name}.raw.xml")
-        self._sumo.simulation.saveState(str(raw))
-        data = strip_generated_comment(raw.read_bytes())
-        raw.unlink()
-        write_atomically(path, gzip.compress(data, compresslevel=6, mtime=0))
+        with open(os.memfd_create("state.xml"), "rb") as file:
+            self._sumo.simulation.saveState(f"/proc/self/fd/{file.fileno()}")
+            return strip_generated_comment(file.read())
 
     def load_state(self, path: Path) -> None:
         """Turn this simulation into the saved one. It must have been opened without demand, and must not have moved.

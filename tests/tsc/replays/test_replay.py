@@ -18,6 +18,7 @@ from tsc.replays.replay import replay, replay_continuations
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import Sample
 from tsc.replays.saved_state import state_time_s
+from tsc.replays.state_archive import state_bytes
 
 SETTINGS = OutcomeSettings()
 
@@ -57,11 +58,16 @@ def test_live_replays_have_the_costs_of_the_forked_labels(samples: list[Sample],
 def _with_demand_to_be_read(small_dataset: Path, request: ReplayRequest, folder: Path) -> ReplayRequest:
     """SUMO's mark of how far it had read the route files, set to the second of the state."""
     moved = dataclasses.replace(request, dataset_dir=str(_copy(small_dataset, folder)), state_sha256=None)
-    text = gzip.decompress(moved.state_path.read_bytes()).decode()
+    text = state_bytes(moved.state_path).decode()
     read_until = f'loaderTime="{round(state_time_s(text) * 1000)}"'
     text = re.sub(r'(<delay [^>]*?)( loaderTime="\d+")?/>', rf"\1 {read_until}/>", text)
-    moved.state_path.write_bytes(gzip.compress(text.encode()))
-    return moved
+    return _with_state(moved, gzip.compress(text.encode()))
+
+
+def _with_state(moved: ReplayRequest, state: bytes) -> ReplayRequest:
+    """The same request with another state, in a file of its own."""
+    (Path(moved.dataset_dir) / "t1.xml.gz").write_bytes(state)
+    return dataclasses.replace(moved, state_file="t1.xml.gz")
 
 
 def test_a_state_that_does_not_hold_its_demand_is_replayed_with_the_route_files(
@@ -108,19 +114,19 @@ def test_a_changed_state_is_found_by_its_digest(
     small_dataset: Path, requests: list[ReplayRequest], tmp_path: Path
 ) -> None:
     moved = dataclasses.replace(requests[0], dataset_dir=str(_copy(small_dataset, tmp_path)))
-    moved.state_path.write_bytes(moved.state_path.read_bytes()[:-200])
+    changed = _with_state(moved, state_bytes(moved.state_path)[:-200])
     with pytest.raises(StateError, match="changed or damaged"):
-        in_new_process(_replay_all, [moved])
+        in_new_process(_replay_all, [changed])
 
 
 def test_a_truncated_state_without_digest_is_an_error_and_no_number(
     small_dataset: Path, requests: list[ReplayRequest], tmp_path: Path
 ) -> None:
     moved = dataclasses.replace(requests[0], dataset_dir=str(_copy(small_dataset, tmp_path)), state_sha256=None)
-    text = gzip.decompress(moved.state_path.read_bytes())
-    moved.state_path.write_bytes(gzip.compress(text[: len(text) // 2]))
-    with pytest.raises(StateError, match=moved.state_file):
-        in_new_process(_replay_all, [moved])
+    text = state_bytes(moved.state_path)
+    truncated = _with_state(moved, gzip.compress(text[: len(text) // 2]))
+    with pytest.raises(StateError, match=truncated.state_file):
+        in_new_process(_replay_all, [truncated])
 
 
 def test_another_demand_is_found_by_its_digest(

@@ -207,7 +207,7 @@ def test_a_number_of_decisions_out_of_bounds_is_refused(requests: list[ReplayReq
 
 
 def test_more_decisions_than_the_stretch_has_are_an_error_that_names_the_state(requests: list[ReplayRequest]) -> None:
-    with pytest.raises(ReplayError, match=r"t\d+\.xml\.gz.*2 decisions for junction 'A0', but the stretch has 1"):
+    with pytest.raises(ReplayError, match=r"t\d+\.xml.*2 decisions for junction 'A0', but the stretch has 1"):
         in_new_process(_play_too_much, requests[0])
 
 
