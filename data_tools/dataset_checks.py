@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from data_tools.json_objects import Fault, read_objects
 from data_tools.net_signals import signals_of
 from data_tools.state_causes import lanes_in, lanes_of, lost_in
 from tsc.errors import SampleError, StateError
@@ -49,27 +50,6 @@ class CheckedSample:
     state: str
 
 
-@dataclass
-class Fault:
-    """message: without the place. count: how many samples have it. A fault of a file that they share is one fault."""
-
-    file: Path
-    message: str
-    index: int | None = None
-    sample_id: str | None = None
-    count: int = 1
-
-    def __str__(self) -> str:
-        where = str(self.file)
-        if self.index is not None:
-            where += f": sample {self.index}"
-            if self.sample_id:
-                where += f" ({self.sample_id})"
-            if self.count > 1:
-                where += f" and {self.count - 1:,} more"
-        return f"{where}: {self.message}"
-
-
 def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 1] + "…"
@@ -91,24 +71,6 @@ def fault_messages(error: ValidationError) -> Iterator[str]:
         else:
             message = message[:1].lower() + message[1:] if message.startswith("Input") else message
             yield f"{field} is {_shown(detail['input'])}: {message}"
-
-
-def read_objects(path: Path) -> Iterator[tuple[int, object] | Fault]:
-    """The objects of a JSON array or of JSON Lines, each with its index, and a Fault for each place that is not JSON.
-
-    After a broken line, reading continues with the next line. A broken array ends there.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            head = file.read(1)
-            while head.isspace():
-                head = file.read(1)
-            file.seek(0)
-            yield from _read_array(path, file.read()) if head == "[" else _read_lines(path, file)
-    except OSError as error:
-        yield Fault(path, f"cannot be read: {error.strerror}")
-    except UnicodeDecodeError as error:
-        yield Fault(path, f"is not UTF-8 text: {error.reason} at byte {error.start}; what follows was not read")
 
 
 def read_samples(files: Sequence[Path]) -> Iterator[tuple[Path, int, Sample]]:
@@ -134,60 +96,6 @@ def read_samples(files: Sequence[Path]) -> Iterator[tuple[Path, int, Sample]]:
             yield file, index, sample
     if not found:
         raise SampleError(f"{', '.join(map(str, files))} does not contain any sample")
-
-
-def _read_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, object] | Fault]:
-    index = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield index, json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            column = getattr(error, "colno", 1)
-            yield Fault(Path(f"{path}:{number}:{column}"), f"broken JSON line: {getattr(error, 'msg', error)}")
-        index += 1
-
-
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def _read_array(path: Path, text: str) -> Iterator[tuple[int, object] | Fault]:
-    # object by object: json.loads of the whole array would hold all objects at once
-    decoder = json.JSONDecoder()
-
-    def after_space(position: int) -> int:
-        return _SPACE.match(text, position).end()  # type: ignore[union-attr]  # matches the empty string too
-
-    def broken(message: str, position: int) -> Fault:
-        place = json.JSONDecodeError(message, text, min(position, len(text)))
-        return Fault(
-            Path(f"{path}:{place.lineno}:{place.colno}"), f"broken JSON array: {message}; what follows was not read"
-        )
-
-    position = after_space(text.index("[") + 1)
-    if text.startswith("]", position):
-        return
-    index = 0
-    while True:
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            yield broken(getattr(error, "msg", str(error)), getattr(error, "pos", position))
-            return
-        yield index, value
-        index += 1
-        position = after_space(position)
-        mark = text[position : position + 1]
-        if mark == "]":
-            rest = after_space(position + 1)
-            if rest != len(text):
-                yield broken("Extra data", rest)
-            return
-        if mark != ",":
-            yield broken("Expecting ',' delimiter", position)
-            return
-        position = after_space(position + 1)
 
 
 def _read_head(path: Path, num_bytes: int) -> bytes:
@@ -452,7 +360,7 @@ class DatasetChecker:
         assert sample.sumo is not None
         sumo = sample.sumo
         update: dict[str, Any] = {}
-        home = folder.resolve()
+        home = folder  # of check_file, so it is resolved
         if not all(sumo.digests.values()):
             digests = {
                 name: known or (self._digest(path) if (path := (home / name).resolve()).is_relative_to(home) else None)

@@ -24,7 +24,7 @@ from tsc.controllers.signal_plans import PlannedSignals
 from tsc.cost.continuation import outcomes_of
 from tsc.cost.outcome import TAILS, OutcomeSettings
 from tsc.cost.shared_continuations import SharedContinuations
-from tsc.errors import run_main
+from tsc.errors import DISK_FULL, TscError, run_main
 from tsc.junction.decision import Decision
 from tsc.junction.observation import observe
 from tsc.junction.prompt import prompt_maker, prompt_version
@@ -106,14 +106,21 @@ def run_episode(episode: Episode, on_second: Callable[[int], None] = lambda _: N
 
     on_second: is called after each simulated second with the number of decisions that were labelled in it.
     The episode's folder appears when it is complete. Another process may run the same episode at the same time.
+    Raises TscError if the disk is full.
     """
     folder = episode.folder.with_name(f".{episode.folder.name}.{socket.gethostname()}.{os.getpid()}")
-    folder.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True)
         num_samples = _write_episode(episode, folder, on_second)
         with contextlib.suppress(OSError):  # the other process was first
             folder.rename(episode.folder)
         return num_samples
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise TscError(
+            f"cannot write {folder}: {error.strerror}: make room there, and run the same command with --resume"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -19,7 +19,7 @@ Group = tuple[str, str, int]
 TRAIN, VAL = "train", "val"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
     """What a split needs to know about a sample.
 

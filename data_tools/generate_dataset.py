@@ -173,7 +173,8 @@ def run_episodes(episodes: list[Episode], workers: int) -> None:
                             "killed): run the same command with --resume"
                         ) from error
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in pending:
+                future.cancel()
             for process in list((pool._processes or {}).values()):
                 process.terminate()
             raise

@@ -19,8 +19,8 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from data_tools.dataset_checks import Fault, read_objects
 from data_tools.dataset_split import episode_key
+from data_tools.json_objects import Fault, read_objects
 from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
 from tsc.cost.measures import unit_of
 from tsc.errors import SampleError, run_main

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -33,6 +32,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ from tqdm import tqdm
 
 from data_tools.dataset_checks import CheckedSample, DatasetChecker
 from data_tools.dataset_split import TRAIN, VAL, Group, Placed, chosen_groups, episode_key, joined_groups, split
-from data_tools.prompt_lengths import QUANTILES, how_counted, load_tokenizer, prompt_tokens, quantiles
+from data_tools.prompt_lengths import QUANTILES, how_counted, load_tokenizer, quantiles
+from data_tools.row_spool import Prompt, RowSpool
 from data_tools.state_causes import CAUSES
 from tsc.errors import ConfigError, SampleError, run_main
 from tsc.files import folder_lock, write_atomically
@@ -64,7 +65,8 @@ MAX_PRINTED_FAULTS = 50
 _UNFINISHED = ".unfinished-"
 _ROW_GROUP = 10_000
 # Embedded states are large: a small row group keeps few of them in memory at once.
-_EMBEDDED_ROW_GROUP = 256
+_EMBEDDED_ROW_GROUP = 250
+_BATCH = 250
 # These files are placed last, in this order: whoever finds one of them also finds the files that belong to it.
 _MAY_BE_LEFT_OUT = ("val.parquet", "sft_val.parquet")
 _PLACED_LAST = ("sft_train.parquet", "train.parquet")
@@ -82,13 +84,12 @@ GRPO_SCHEMA = pa.schema(
 SFT_SCHEMA = pa.schema([("messages", _MESSAGES)])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row(Placed):
-    """The part of a checked sample that training needs."""
+    """The part of a checked sample that training needs. number: of its prompt and ground truth in the spool."""
 
+    number: int
     sample_id: str
-    prompt: list[dict[str, str]]
-    ground_truth: str
     answer: Decision | None  # the better one; None on a tie, or if the outcomes are unknown
     taught: Decision | None  # the answer that SFT learns: the same, or a student's
     is_tie: bool
@@ -98,36 +99,38 @@ class Row(Placed):
     num_stages: int | None  # of the junction; None for a sample without an observation
     timing: Timing
 
-    def grpo(self, index: int, side: str, embedder: FileEmbedder | None) -> dict[str, Any]:
+    def grpo(
+        self, index: int, side: str, prompt: Prompt, ground_truth: str, embedder: FileEmbedder | None
+    ) -> dict[str, Any]:
         """With an embedder, the row gets the files that its replay needs. Raises SampleError if one cannot be read."""
-        ground_truth = self.ground_truth
         if embedder is not None:
             truth = json.loads(ground_truth)
             truth["request"] = embedder.embed(ReplayRequest.from_json(truth["request"])).to_json()
             ground_truth = _json_text(truth)
         return {
             "data_source": f"tsc/{self.scenario}",
-            "prompt": self.prompt,
+            "prompt": prompt,
             "ability": ABILITY,
             "reward_model": {"style": "rule", "ground_truth": ground_truth},
             "extra_info": {"index": index, "split": side, "sample_id": self.sample_id},
         }
 
-    def sft(self, side: str) -> dict[str, Any]:
+    def sft(self, side: str, prompt: Prompt) -> dict[str, Any]:
         """Validation is on the better answers, whoever teaches."""
         answer = self.taught if side == TRAIN else self.answer
         assert answer is not None
-        return {"messages": [*self.prompt, {"role": "assistant", "content": answer.answer}]}
+        return {"messages": [*prompt, {"role": "assistant", "content": answer.answer}]}
 
 
 def _json_text(values: dict[str, Any]) -> str:
     return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
 
 
-def row_of(checked: CheckedSample, student: Student | None) -> Row:
-    """Raises SampleError for a sample without the observation that a student needs."""
+def row_of(checked: CheckedSample, student: Student | None, spool: RowSpool) -> Row:
+    """Puts the prompt and the ground truth into the spool. Raises SampleError for a sample without the observation that
+    a student needs."""
     sample = checked.sample
-    request = ReplayRequest.from_sample(sample, checked.file.resolve().parent)
+    request = ReplayRequest.from_sample(sample, _folder_of(checked.file))
     outcomes = sample.outcomes
     better = outcomes.outcomes.better() if outcomes is not None else None
     answer = sample.expert_decision or better
@@ -136,28 +139,40 @@ def row_of(checked: CheckedSample, student: Student | None) -> Row:
         "request": request.to_json(),
         "outcomes": outcomes.to_json() if outcomes is not None else None,
     }
+    taught = answer if student is None else student.decision(Observation.from_dict(sample.observation))
+    # there are many rows, and few different texts in these fields
     return Row(
+        number=spool.add([{"role": each.role, "content": each.content} for each in sample.prompt], _json_text(truth)),
         sample_id=request.sample_id,
-        # All samples have the same system message, which is kept once.
-        prompt=[{"role": message.role, "content": sys.intern(message.content)} for message in sample.prompt],
-        ground_truth=_json_text(truth),
-        scenario=sample.scenario,
-        episode=episode_key(sample),
+        scenario=sys.intern(sample.scenario),
+        episode=sys.intern(episode_key(sample)),
         time_s=sample.time_s,
-        state=checked.state,
+        state=sys.intern(checked.state),
         side=sample.split,
         answer=answer,
-        taught=answer if student is None else student.decision(Observation.from_dict(sample.observation)),
+        taught=taught,
         is_tie=outcomes is not None and better is None,
         is_faithful=sample.replay.is_faithful if sample.replay is not None else None,
-        junction_id=sample.junction_id,
-        prompt_version=sample.prompt_version,
+        junction_id=sys.intern(sample.junction_id),
+        prompt_version=sys.intern(sample.prompt_version) if sample.prompt_version is not None else None,
         num_stages=len(stages) if sample.observation and (stages := sample.observation.get("stages")) else None,
-        timing=sample.timing,
+        timing=_kept_once(sample.timing),
     )
 
 
-def read_rows(files: Mapping[Path, str], checker: DatasetChecker, student: Student | None) -> list[list[Row]]:
+@cache
+def _folder_of(file: Path) -> Path:
+    return file.resolve().parent
+
+
+@cache
+def _kept_once(timing: Timing) -> Timing:
+    return timing
+
+
+def read_rows(
+    files: Mapping[Path, str], checker: DatasetChecker, student: Student | None, spool: RowSpool
+) -> list[list[Row]]:
     """Return the rows of each file that have no fault. `checker` collects the faults of the others. files: with their
     names in messages. student: who teaches; None for the better answers. Raises SampleError for a sample that a student
     cannot answer."""
@@ -167,7 +182,7 @@ def read_rows(files: Mapping[Path, str], checker: DatasetChecker, student: Stude
             of_file = []
             for checked in checker.check_file(file, name):
                 try:
-                    of_file.append(row_of(checked, student))
+                    of_file.append(row_of(checked, student, spool))
                 except SampleError as error:
                     raise SampleError(
                         f"{name}: sample {checked.index}: {error}: --sft-student is for datasets of "
@@ -200,11 +215,36 @@ def written_together(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]], *, row_group: int) -> None:
-    rows = iter(rows)
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        while chunk := list(itertools.islice(rows, row_group)):
-            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+class ParquetRows:
+    """A Parquet file that is written row by row."""
+
+    def __init__(self, path: Path, schema: pa.Schema, *, row_group: int) -> None:
+        self._schema = schema
+        self._row_group = row_group
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+        # rows of the present group, which take less memory so
+        self._batches: list[pa.RecordBatch] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == _BATCH:
+            self._end_batch()
+            if len(self._batches) * _BATCH >= self._row_group:
+                self._end_group()
+
+    def _end_batch(self) -> None:
+        self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+    def _end_group(self) -> None:
+        self._writer.write_table(pa.Table.from_batches(self._batches, schema=self._schema))
+        self._batches = []
+
+    def close(self) -> None:
+        self._end_batch()
+        self._end_group()
+        self._writer.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,16 +310,33 @@ def arrange(rows: list[Row], options: argparse.Namespace) -> Conversion:
     return Conversion(rows=rows, sides=sides, groups=groups, surplus=surplus, files=files)
 
 
-def write_files(folder: Path, conversion: Conversion, summary: dict[str, Any], embedder: FileEmbedder | None) -> None:
-    rows = conversion.rows
+def write_files(
+    folder: Path, conversion: Conversion, spool: RowSpool, summary: dict[str, Any], embedder: FileEmbedder | None
+) -> None:
     row_group = _ROW_GROUP if embedder is None else _EMBEDDED_ROW_GROUP
     with written_together(folder) as temporary:
         grpo_files = {side: temporary / f"{side}.parquet" for side in (TRAIN, VAL)}
-        for side, path in grpo_files.items():
-            grpo = (rows[i].grpo(i, side, embedder) for i in conversion.files[path.name])
-            write_parquet(path, GRPO_SCHEMA, grpo, row_group=row_group)
-            sft = (rows[i].sft(side) for i in conversion.files[f"sft_{side}.parquet"])
-            write_parquet(temporary / f"sft_{side}.parquet", SFT_SCHEMA, sft, row_group=_ROW_GROUP)
+        grpo = {side: ParquetRows(path, GRPO_SCHEMA, row_group=row_group) for side, path in grpo_files.items()}
+        sft_files = {side: temporary / f"sft_{side}.parquet" for side in grpo_files}
+        sft = {side: ParquetRows(path, SFT_SCHEMA, row_group=_ROW_GROUP) for side, path in sft_files.items()}
+        # both go through the rows in their order
+        in_grpo, in_sft = (
+            {side: iter([*conversion.files[f"{prefix}{side}.parquet"], None]) for side in grpo_files}
+            for prefix in ("", "sft_")
+        )
+        next_grpo, next_sft = ({side: next(those) for side, those in each.items()} for each in (in_grpo, in_sft))
+        spooled = enumerate(spool.rows())
+        for i, row in enumerate(conversion.rows):
+            prompt, ground_truth = next(text for number, text in spooled if number == row.number)
+            side = conversion.sides[i]
+            if next_grpo[side] == i:
+                grpo[side].add(row.grpo(i, side, prompt, ground_truth, embedder))
+                next_grpo[side] = next(in_grpo[side])
+            if next_sft[side] == i:
+                sft[side].add(row.sft(side, prompt))
+                next_sft[side] = next(in_sft[side])
+        for file in (*grpo.values(), *sft.values()):
+            file.close()
         for name in _MAY_BE_LEFT_OUT:
             if not conversion.files[name]:  # verl stops at an empty file
                 (temporary / name).unlink()
@@ -300,9 +357,10 @@ def summarise(
     ties_left_out: Counter[str],
     num_unfaithful: int,
     num_faulty: int,
-    tokenizer: Any | None,
+    spool: RowSpool,
+    is_exact: bool,
 ) -> dict[str, Any]:
-    lengths = prompt_tokens([row.prompt for row in conversion.rows], tokenizer)
+    lengths = [spool.num_tokens(row.number) for row in conversion.rows]
     placed = Counter((row.scenario, side) for row, side in zip(conversion.rows, conversion.sides, strict=True))
     return {
         "files": {name: conversion.counts(name) for name in conversion.files},
@@ -314,7 +372,7 @@ def summarise(
         "surplus_left_out": len(conversion.surplus),
         "unfaithful_left_out": num_unfaithful,
         "faulty_left_out": num_faulty,
-        "prompt_tokens": {**quantiles(lengths), "exact": tokenizer is not None},
+        "prompt_tokens": {**quantiles(lengths), "exact": is_exact},
         "trained_on": seen_decisions([conversion.rows[i] for i in conversion.files["train.parquet"]]),
     }
 
@@ -410,7 +468,8 @@ def convert(files: Mapping[Path, str], options: argparse.Namespace) -> None:
         installed_sumo=installed_sumo_version(), check_states=options.check_states, sumocfg=sumocfg
     )
     student = Student(load_student(options.sft_student)) if options.sft_student else None
-    rows_of_files = read_rows(files, checker, student)
+    spool = RowSpool(options.output, tokenizer)
+    rows_of_files = read_rows(files, checker, student, spool)
     report_faults(checker, options.output, skipping=options.on_error == "skip")
     split_is_given = False
     rows: list[Row] = []
@@ -447,9 +506,10 @@ def convert(files: Mapping[Path, str], options: argparse.Namespace) -> None:
         ties_left_out=ties_left_out,
         num_unfaithful=num_unfaithful,
         num_faulty=checker.num_faulty,
-        tokenizer=tokenizer,
+        spool=spool,
+        is_exact=tokenizer is not None,
     )
-    write_files(options.output, conversion, summary, FileEmbedder() if options.embed_states else None)
+    write_files(options.output, conversion, spool, summary, FileEmbedder() if options.embed_states else None)
 
     seconds = time.monotonic() - started
     print(

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from data_tools.dataset_checks import Fault, fault_messages, read_objects
+from data_tools.dataset_checks import fault_messages
+from data_tools.json_objects import Fault, read_objects
 from tsc.cost.outcome import Outcomes
 from tsc.errors import ConfigError, SampleError, did_you_mean
 from tsc.files import install_command

@@ -43,7 +43,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.dataset_checks import Fault, read_objects, read_samples
+from data_tools.dataset_checks import read_samples
+from data_tools.json_objects import Fault, read_objects
 from data_tools.state_causes import CAUSES, lost_in, why_different, why_not_replayed
 from tsc.cost.continuation import outcomes_of
 from tsc.cost.measures import MEASURES, unit_of

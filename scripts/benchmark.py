@@ -24,7 +24,7 @@ from benchmarks.decision_speed import smollm2_rows, tiny_rows
 from benchmarks.effort import FULL, QUICK, Effort
 from benchmarks.episode_speed import CONTROLLERS, episode_rows, worker_rows
 from benchmarks.grpo_step import speed_rows, step_rows
-from benchmarks.label_speed import LABEL_ROWS, label_rows, label_worker_rows, size_rows
+from benchmarks.label_speed import LABEL_ROWS, label_rows, label_worker_rows, parquet_rows, size_rows
 from benchmarks.replay_speed import bare_rows, city_rows, memory_rows, stretch_rows, traci_rows
 from benchmarks.rows import Row, machine_lines, table, write_rows
 from benchmarks.score_rate import score_rows
@@ -47,6 +47,7 @@ DATA: Mapping[Measure, tuple[str, ...]] = {
     **{partial(label_rows, name=name): names for name, names in LABEL_ROWS.items()},
     label_worker_rows: ("label-workers",),
     size_rows: ("sample-bytes",),
+    parquet_rows: ("parquet", "parquet-memory"),
 }
 EVALUATE: Mapping[Measure, tuple[str, ...]] = {
     **{partial(episode_rows, controller=name): (f"episode-{name}",) for name in CONTROLLERS},

@@ -1,16 +1,21 @@
 """Errors that name what went wrong, where, what is allowed and the remedy.
 
-Entry points run through `run_main`. It catches `TscError` (and the PermissionError of another user's file), prints the
-message to standard error and exits with status 2. Any other exception is a bug of ours and keeps its traceback.
+Entry points run through `run_main`. It catches `TscError` (and an OSError for another user's file or a full disk),
+prints the message to standard error and exits with status 2. Any other exception is a bug of ours and keeps its
+traceback.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
+
+# of an OSError: no space left, a quota is used up, a file is too large for the file system
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TscError(Exception):
@@ -66,7 +71,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry point and exit with its status.
 
-    A `TscError`, or a file that this user may not use, is printed as `error: …` and gives status 2; Ctrl-C gives 130.
+    A `TscError`, a file that this user may not use, or a full disk, is printed as `error: …` and gives status 2; Ctrl-C
+    gives 130.
     """
     try:
         sys.exit(main() or 0)
@@ -79,6 +85,14 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         print(
             f"error: user {os.getuid()} may not read or write {error.filename}: give it the rights, or choose another",
             file=sys.stderr,
+        )
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = error.filename or "a file"
+        print(
+            f"error: cannot write {where}: {error.strerror}: make room, and run the same command again", file=sys.stderr
         )
         sys.exit(2)
     except KeyboardInterrupt:

@@ -12,10 +12,12 @@ from time import process_time
 
 from benchmarks.stopwatch import Cost, cost_of
 from benchmarks.traci_replay import TraciReplay
+from tsc.files import write_atomically
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
 from tsc.junction.timing import Timing
 from tsc.replays.request import ReplayRequest
+from tsc.replays.state_archive import state_bytes
 from tsc.rules.max_pressure import MaxPressure
 from tsc.sumo.binaries import sumo_binary
 from tsc.sumo.running import SumoFiles
@@ -52,13 +54,22 @@ def bare_cost(step_cpu_s: Sequence[float], decision_times_s: Sequence[float], ho
     return Cost(num_units=len(decision_times_s), wall_s=total_s, cpu_s=total_s)
 
 
+def state_on_disk(request: ReplayRequest) -> Path:
+    """The saved state in a file of its own, as SUMO reads it."""
+    if request.state_path.is_file():
+        return request.state_path
+    path = request.state_path.parents[1] / f"alone-{request.state_path.name}"
+    write_atomically(path, state_bytes(request.state_path))
+    return path
+
+
 def fresh_libsumo_queue_veh_s(requests: Sequence[ReplayRequest], horizon_s: int) -> list[int]:
     """The queues of replays that start libsumo anew for each answer (with --load-state), step, and close it."""
     queues_veh_s = []
     for request in requests:
         files = request.sumo.files_in(Path(request.dataset_dir))
         for decision in Decision:
-            simulation = Simulation(files, state_file=request.state_path)
+            simulation = Simulation(files, state_file=state_on_disk(request))
             lanes = simulation.program(request.junction_id).incoming_lanes
             simulation.set_phase_remaining(request.junction_id, _green_to_come_s(request, decision))
             queue_veh_s = 0
@@ -79,7 +90,7 @@ def traci_replays(requests: Sequence[ReplayRequest]) -> list[TraciReplay]:
     replays = []
     for request in requests:
         files = request.sumo.files_in(Path(request.dataset_dir))
-        command = [str(sumo_binary("sumo")), *files.options(), "--load-state", str(request.state_path)]
+        command = [str(sumo_binary("sumo")), *files.options(), "--load-state", str(state_on_disk(request))]
         command += ["--no-step-log", "--no-warnings", "--duration-log.disable"]
         replays += [(command, request.junction_id, _green_to_come_s(request, decision)) for decision in Decision]
     return replays

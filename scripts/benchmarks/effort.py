@@ -14,6 +14,7 @@ class Effort:
     speed_steps: the same for each of step_trainings trainings of both sides.
     episode_s: simulated time of an evaluation's episode. label_s: of an episode that is labelled, except four_way's
     hour; label_repetitions: of each side.
+    parquet_samples: that are converted.
     """
 
     episodes: int = 5
@@ -33,8 +34,9 @@ class Effort:
     smollm2_episodes: int = 16
     smollm2_episode_s: int = 150
     smollm2_repetitions: int = 3
-    label_s: int = 1800
+    label_s: int = 900
     label_repetitions: int = 3
+    parquet_samples: int = 100_000
 
 
 FULL = Effort()
@@ -60,4 +62,5 @@ QUICK = Effort(
     smollm2_repetitions=1,
     label_s=600,
     label_repetitions=1,
+    parquet_samples=20_000,
 )

@@ -10,11 +10,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.alternatives import bare_cost, bare_step_cpu_s
 from benchmarks.benchmark_datasets import DEFAULT_SCENARIO, default_dataset
@@ -46,6 +47,14 @@ LABELLED = {
 TIME_ROWS = ("label-time-continuations", "label-time-states", "label-time-rest")
 LABEL_ROWS = {name: (name, *(TIME_ROWS if name == "label-four_way" else ())) for name in LABELLED}
 WORKER_EPISODES = 4
+# runs a command, and prints the CPU time (s) and the memory (MiB) that it took
+MEASURED = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+"""
+PANDAS = "import pandas, sys; pandas.read_json(sys.argv[1]).to_parquet(sys.argv[2])"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +184,64 @@ def label_worker_rows(folder: Path, effort: Effort) -> list[Row]:
     costs = in_turn(effort.label_repetitions, *sides)
     what = f"{WORKER_EPISODES} episodes with two workers on two cores; with one on one core"
     return [Row.of_rates("label-workers", what, *costs, unit="1/s", must_reach=Bound(at="least", value=1.8))]
+
+
+def many_samples(folder: Path, effort: Effort) -> Path:
+    """A JSON array of many samples: those of four_way again and again, with other ids and episodes."""
+    dataset = default_dataset(folder, effort.episodes)
+    path = dataset / f"many-{effort.parquet_samples}.json"
+    if not path.exists():
+        samples = json.loads((dataset / "grpo_dataset.json").read_text())
+        with write_through(path) as file:
+            for number in range(effort.parquet_samples):
+                again, index = divmod(number, len(samples))
+                sample = samples[index] | {"id": f"{samples[index]['id']}-{again}", "episode": 1000 * again}
+                file.write(("," if number else "[") + "\n" + json.dumps(sample, separators=(",", ":")))
+            file.write("\n]\n")
+    return path
+
+
+@contextmanager
+def write_through(path: Path) -> Iterator[IO[str]]:
+    """A file that appears when it is complete."""
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("w") as file:
+        yield file
+    temporary.replace(path)
+
+
+def command_cost(command: Sequence[str], num_units: int) -> tuple[Cost, float]:
+    """The cost of a command, and the most memory that one of its processes had (MiB)."""
+    words = [sys.executable, "-c", MEASURED, *command]
+    begin = time.perf_counter()
+    done = subprocess.run(words, cwd=REPO_ROOT, check=True, capture_output=True, text=True)
+    cpu_s, mebibytes = map(float, done.stdout.split()[-2:])
+    return Cost(num_units=num_units, wall_s=time.perf_counter() - begin, cpu_s=cpu_s), mebibytes
+
+
+def parquet_rows(folder: Path, effort: Effort) -> list[Row]:
+    """json_to_parquet, with all its checks, compared with pandas, which only reads and writes."""
+    path = many_samples(folder, effort)
+    out = folder / "parquet"
+    out.mkdir(exist_ok=True)
+    ours = [sys.executable, "data_tools/json_to_parquet.py", "--input", str(path), "--output", str(out), "--resplit"]
+    pandas = [sys.executable, "-c", PANDAS, str(path), str(out / "pandas.parquet")]
+    memory: list[float] = []
+
+    def side(command: Sequence[str]) -> Cost:
+        cost, mebibytes = command_cost(command, effort.parquet_samples)
+        if command is ours:
+            memory.append(mebibytes)
+        return cost
+
+    costs = in_turn(effort.label_repetitions, partial(side, ours), partial(side, pandas))
+    number = f"{effort.parquet_samples:,} samples"
+    return [
+        Row.of_rates("parquet", f"json_to_parquet of {number}; pandas.read_json and to_parquet", *costs, by_cpu=True,
+                     unit="1/s of CPU", must_reach=Bound(at="least", value=2)),
+        Row(name="parquet-memory", what=f"json_to_parquet of {number}", value=max(memory), unit="MiB",
+            must_reach=Bound(at="most", value=600)),
+    ]  # fmt: skip
 
 
 def size_rows(folder: Path, effort: Effort) -> list[Row]:

@@ -3,6 +3,8 @@
 import filecmp
 import json
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +82,69 @@ def test_a_killed_generation_resumes_to_the_same_bytes(
     resumed = run(repo_root, short_scenario, out, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "of 3 episodes are complete" in resumed.stdout
+    assert_same_tree(out, small_dataset)
+
+
+def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on(
+    repo_root: Path, short_scenario: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(repo_root, short_scenario, out, "--workers", "2"), stderr=subprocess.PIPE, text=True
+    )
+    while not list(out.glob("episodes/.*/demand.rou.xml")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in said
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    resumed = run(repo_root, short_scenario, out, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_tree(out, small_dataset)
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(
+    repo_root: Path, short_scenario: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "full"
+
+    def files_stay_small() -> None:  # the demand can still be written, the states cannot
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+
+    full = subprocess.run(
+        command(repo_root, short_scenario, out),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        preexec_fn=files_stay_small,
+    )
+    assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
+    assert "File too large: make room there, and run the same command with --resume" in full.stderr
+    assert not (out / "grpo_dataset.json").exists()
+    resumed = run(repo_root, short_scenario, out, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_tree(out, small_dataset)
+
+
+def test_a_half_written_episode_is_named_with_the_remedy(
+    repo_root: Path, short_scenario: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "half"
+    shutil.copytree(small_dataset, out)
+    (out / "grpo_dataset.json").unlink()
+    half = out / "episodes/four_way-seed0002/samples.jsonl.gz"
+    half.write_bytes(half.read_bytes()[:-50])
+    told = run(repo_root, short_scenario, out, "--resume")
+    assert told.returncode == 2 and "Traceback" not in told.stderr
+    assert f"{half} is damaged" in told.stderr and f"delete {half.parent}, and run" in told.stderr
+    assert not (out / "grpo_dataset.json").exists()
+    shutil.rmtree(half.parent)
+    resumed = run(repo_root, short_scenario, out, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
     assert_same_tree(out, small_dataset)
 
 

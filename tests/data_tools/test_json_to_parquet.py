@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
@@ -31,6 +30,7 @@ from tsc.junction.decision import Decision, parse_answer
 from tsc.junction.observation import Observation
 from tsc.replays.embedded_files import MAX_SCENARIO_BYTES, UnpackedFiles
 from tsc.replays.request import ReplayRequest
+from tsc.replays.state_archive import state_bytes
 from tsc.rules.student import Student, load_student
 from tsc.sumo.version import installed_sumo_version
 
@@ -214,7 +214,7 @@ def test_a_broken_line_is_named_and_the_lines_after_it_are_still_read(write_data
 
 def test_a_file_that_is_not_text_is_refused(tmp_path, out, capsys):
     path = tmp_path / "states.json"
-    path.write_bytes(gzip.compress(b"[]"))
+    path.write_bytes(b"[\xff]")
     (line,) = refusal(path, out, capsys)
     assert "is not UTF-8 text" in line
 
@@ -667,8 +667,9 @@ def test_a_minimal_sample_replays_like_the_full_one(small_dataset, tmp_path):
     )
     foreign = [{name: sample[name] for name in FOREIGN_FIELDS} for sample in samples]
     for sample in foreign:
-        shutil.copy(small_dataset / sample["state_file"], tmp_path)
+        state = state_bytes(small_dataset / sample["state_file"])
         sample["state_file"] = Path(sample["state_file"]).name
+        (tmp_path / sample["state_file"]).write_bytes(state)
     (tmp_path / "foreign.json").write_text(json.dumps(foreign))
     truths = {}
     for name, dataset in (("foreign", tmp_path / "foreign.json"), ("full", small_dataset)):

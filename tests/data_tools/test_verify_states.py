@@ -26,6 +26,7 @@ from tsc.errors import ConfigError, SampleError, StateError
 from tsc.files import folder_lock
 from tsc.processes import landlock_version
 from tsc.replays.saved_state import state_text
+from tsc.replays.state_archive import state_bytes
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 Sample = dict[str, Any]
@@ -87,9 +88,17 @@ def test_the_same_seed_draws_the_same_states(small_dataset: Path) -> None:
 # -- causes: each of these breaks one sample of a copy, whose other samples and files stay as they were
 
 
+def alone(folder: Path, sample: Sample) -> Path:
+    """The sample's state in a file of its own."""
+    path = folder / Path(sample["state_file"]).name
+    path.write_bytes(state_bytes(folder / sample["state_file"]))
+    sample["state_file"] = path.name
+    return path
+
+
 def rewrite(folder: Path, sample: Sample, change: Callable[[str], str], *, with_digest: bool = True) -> None:
     """A state of the sample's own with changed text."""
-    text = gzip.decompress((folder / sample["state_file"]).read_bytes()).decode()
+    text = state_bytes(folder / sample["state_file"]).decode()
     changed = change(text)
     assert changed != text
     sample["state_file"] = f"changed-{sample['id']}.xml.gz"
@@ -353,8 +362,8 @@ def test_states_of_other_generators_say_what_they_lack(copy: Path, capsys, tmp_p
     bare = [{name: sample[name] for name in required} for sample in samples]
     for sample in bare:
         sample["prompt"] = sample["prompt"][-1]["content"]
-        state = copy / sample["state_file"]
-        text = gzip.decompress(state.read_bytes()).decode()
+        state = alone(copy, sample)
+        text = state.read_text()
         state.write_text(re.sub(r"<rngState.*?</rngState>", "", text, flags=re.DOTALL))
     write(copy, bare)
     assert verify_states.main(["--data", str(copy), "--workers", "1"]) == 0
@@ -557,8 +566,8 @@ def test_a_vehicle_that_makes_sumo_write_a_file_is_refused(copy: Path, tmp_path:
     device = f'<param key="has.ssm.device" value="true"/><param key="device.ssm.file" value="{tmp_path}/kept.txt"/>'
     samples = samples_of(copy)
     for sample in samples:
-        state = copy / sample["state_file"]
-        text = gzip.decompress(state.read_bytes()).decode()
+        state = alone(copy, sample)
+        text = state.read_text()
         state.write_bytes(gzip.compress(re.sub(r"(<vehicle [^>]*)/>", rf"\1>{device}</vehicle>", text).encode()))
         sample["state_sha256"] = hashlib.sha256(state.read_bytes()).hexdigest()
     write(copy, samples)
@@ -569,7 +578,7 @@ def test_a_vehicle_that_makes_sumo_write_a_file_is_refused(copy: Path, tmp_path:
 
 
 def test_a_state_that_unpacks_to_more_than_memory_is_an_error(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = copy / samples_of(copy)[0]["state_file"]
+    state = alone(copy, samples_of(copy)[0])
     with gzip.open(state, "wb") as file:
         for _ in range(300):
             file.write(bytes(1 << 20))

@@ -21,7 +21,7 @@ from tsc.junction.timing import MAX_TIMING_S, Timing
 from tsc.sumo.sumo_input import SumoInput
 
 SCHEMA_VERSION = 1
-DATASET_NAMES = ("grpo_dataset.json", "grpo_dataset.jsonl")
+DATASET_NAMES = tuple(f"grpo_dataset.{kind}{packed}" for kind in ("json", "jsonl") for packed in ("", ".gz", ".zst"))
 
 
 def _in_dataset(name: str) -> str:
@@ -202,7 +202,7 @@ class Sample(_Record):
 
 
 def find_dataset_files(path: Path) -> list[Path]:
-    """The dataset file `path`, or every grpo_dataset.json(l) at or below the folder `path`, sorted.
+    """The dataset file `path`, or every file named as in DATASET_NAMES at or below the folder `path`, sorted.
 
     Raises SampleError if there is none.
     """
@@ -213,6 +213,7 @@ def find_dataset_files(path: Path) -> list[Path]:
     found = sorted(p for name in DATASET_NAMES for p in path.rglob(name))
     if not found:
         raise SampleError(
-            f"no {' or '.join(DATASET_NAMES)} in {path} or below: make one with data_tools/generate_dataset.py"
+            f"no {DATASET_NAMES[0]} (.jsonl, .gz, .zst) in {path} or below: make one with "
+            "data_tools/generate_dataset.py"
         )
     return found

@@ -1,0 +1,61 @@
+"""What is long in a row, kept on disk until the row is written: its prompt and its ground truth."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from data_tools.prompt_lengths import prompt_tokens
+
+# Text of this data gets 20 times smaller at the lowest level already.
+_LEVEL = 1
+_BATCH = 1024
+
+Prompt = list[dict[str, str]]
+
+
+class RowSpool:
+    """A row's number is the number of rows that were added before it. num_tokens: of each row's prompt.
+
+    The file has no name, so that it vanishes with the process, however that ends.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Any | None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._packed = zstandard.ZstdCompressor(level=_LEVEL).stream_writer(self._file, closefd=False)
+        self._tokenizer = tokenizer
+        self._uncounted: list[Prompt] = []
+        self._num_tokens = array("L")
+
+    def add(self, prompt: Prompt, ground_truth: str) -> int:
+        """Returns the row's number."""
+        self._packed.write(json.dumps([prompt, ground_truth], ensure_ascii=False).encode() + b"\n")
+        self._uncounted.append(prompt)
+        if len(self._uncounted) == _BATCH:
+            self._count()
+        return len(self._num_tokens) + len(self._uncounted) - 1
+
+    def _count(self) -> None:
+        self._num_tokens.extend(prompt_tokens(self._uncounted, self._tokenizer))
+        self._uncounted = []
+
+    def num_tokens(self, number: int) -> int:
+        if number >= len(self._num_tokens):
+            self._count()
+        return self._num_tokens[number]
+
+    def rows(self) -> Iterator[tuple[Prompt, str]]:
+        """All rows in order. Nothing can be added any more."""
+        self._packed.close()  # type: ignore[no-untyped-call]
+        self._file.seek(0)
+        with zstandard.ZstdDecompressor().stream_reader(self._file, closefd=False) as data:
+            for line in io.TextIOWrapper(data, encoding="utf-8", newline="\n"):
+                prompt, ground_truth = json.loads(line)
+                yield prompt, ground_truth
