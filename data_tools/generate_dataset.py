@@ -6,7 +6,8 @@ Examples:
     python data_tools/generate_dataset.py --scenario mine.sumocfg --out data/mine --episodes 4
 
 Writes OUT/grpo_dataset.json, OUT/scenario/ (what is built once for a scenario) and OUT/episodes/ (demand, states,
-samples of each episode). The same arguments give the same bytes, whatever the number of workers.
+samples of each episode; docs/large_datasets.md). The same arguments give the same bytes, whatever the number of workers
+or machines.
 
 Every episode has vehicles of its own, drawn from its seed: from the rates of a scenario or family file, or from the
 route files of SUMO's own scenarios (docs/networks.md). Samples of these name the net and the additional files by
@@ -239,7 +240,7 @@ def main() -> None:
     parser.add_argument(
         "--ray-address",
         metavar="IP:PORT",
-        help="run the episodes on all nodes of this Ray cluster, one for each of their CPUs (docs/datasets.md)",
+        help="run the episodes on all nodes of this Ray cluster, one for each of their CPUs (docs/large_datasets.md)",
     )
     parser.add_argument("--config", type=Path, default=CONFIGS / "dataset.yaml", help="behaviours and sampling")
     parser.add_argument(

@@ -1,14 +1,13 @@
 """Show what a dataset of decision points contains, or one sample in readable form.
 
 Examples:
-    python data_tools/inspect_dataset.py --input data/four_way
+    python data_tools/inspect_dataset.py --input data/four_way --html runs/data.html
     python data_tools/inspect_dataset.py --input data/four_way --index 17
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import sys
@@ -16,108 +15,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from pydantic import ValidationError
 
-from data_tools.dataset_split import episode_key
+from data_tools.dataset_summary import DatasetSummary, described_settings, page, summary_lines
 from data_tools.json_objects import Fault, read_objects
-from data_tools.prompt_lengths import how_counted, load_tokenizer, prompt_tokens, quantiles
+from data_tools.prompt_lengths import load_tokenizer
 from tsc.cost.measures import unit_of
 from tsc.errors import SampleError, run_main
+from tsc.files import write_atomically
 from tsc.replays.sample import Sample, find_dataset_files
 from tsc.replays.state_archive import is_saved, state_bytes
-
-_BAR_CHARS = 40
-
-
-def answer_of(sample: Sample) -> str:
-    """Return yes, no, tie, or unlabelled."""
-    if sample.outcomes is not None:
-        better = sample.outcomes.outcomes.better()
-        return better.value if better is not None else "tie"
-    return sample.expert_decision.value if sample.expert_decision is not None else "unlabelled"
-
-
-def described_settings(sample: Sample) -> str:
-    assert sample.outcomes is not None
-    settings = sample.outcomes.outcome_settings
-    terms = f", terms {', '.join(settings.terms)}" if settings.terms else ""
-    return f"{settings.measure} over {settings.horizon_s} s, {settings.tail} tail, scope {settings.scope}{terms}"
-
-
-def record_of(sample: Sample) -> dict[str, Any]:
-    """The figures of one sample that the summary counts. None is not counted."""
-    outcomes = sample.outcomes
-    return {
-        "scenario": sample.scenario,
-        "episode": episode_key(sample),
-        "junction": sample.junction_id,
-        "answer": answer_of(sample),
-        "side": sample.split or "not placed",
-        "elapsed_green_s": sample.current_green_elapsed,
-        "settings": described_settings(sample) if outcomes else None,
-        "unit": (unit_of(outcomes.outcome_settings.measure) or None) if outcomes else None,
-        "gap": abs(outcomes.yes - outcomes.no) if outcomes else None,
-        "time_s": sample.time_s,
-        "prompt_version": sample.prompt_version or "unknown",
-        "sumo_version": sample.sumo.version if sample.sumo is not None else None,
-        "prompt": [{"role": m.role, "content": sys.intern(m.content)} for m in sample.prompt],
-    }
-
-
-def gather(files: Sequence[Path]) -> tuple[pd.DataFrame, int]:
-    """Collect the records of all samples. Those that break the contract are only counted."""
-    records = []
-    num_broken = 0
-    for item in itertools.chain.from_iterable(map(read_objects, files)):
-        try:
-            if isinstance(item, Fault):
-                num_broken += 1
-            else:
-                records.append(record_of(Sample.model_validate(item[1])))
-        except ValidationError:
-            num_broken += 1
-    return pd.DataFrame(records), num_broken
-
-
-def _counted(values: pd.Series) -> str:
-    counts = values.value_counts().sort_index()
-    return ", ".join(f"{name} {count:,} ({100 * count / counts.sum():.1f} %)" for name, count in counts.items())
-
-
-def _quantiles(values: Sequence[float]) -> str:
-    return ", ".join(f"{name} {value:,g}" for name, value in quantiles(values).items())
-
-
-def summary_lines(samples: pd.DataFrame, num_broken: int, tokenizer: Any | None) -> Iterator[str]:
-    yield f"{len(samples):,} decisions"
-    if num_broken:
-        yield f"  {num_broken:,} more break the contract: json_to_parquet.py lists them"
-    if samples.empty:
-        return
-    for name, ours in samples.groupby("scenario"):
-        yield (
-            f"  scenario {name}: {len(ours):,} decisions, {ours['episode'].nunique():,} episode(s), "
-            f"{ours['junction'].nunique():,} junction(s)"
-        )
-    yield f"  better answer: {_counted(samples['answer'])}"
-    yield f"  split: {_counted(samples['side'])}"
-    if samples["gap"].notna().any():
-        yield f"  outcomes: {_counted(samples['settings'])}"
-        units = ", ".join(sorted(samples["unit"].dropna().unique())) or "in the unit of the measure"
-        yield f"  gap between the two answers, {units}: {_quantiles(samples['gap'].dropna().tolist())}"
-    if samples["time_s"].notna().any():
-        yield f"  time of decision, s: {_quantiles(samples['time_s'].dropna().tolist())}"
-    tokens = prompt_tokens(samples["prompt"].tolist(), tokenizer)
-    yield f"  prompt tokens: {_quantiles(tokens)} ({how_counted(tokenizer)})"
-    yield f"  prompt version: {_counted(samples['prompt_version'])}"
-    if samples["sumo_version"].notna().any():
-        yield f"  saved with SUMO: {_counted(samples['sumo_version'])}"
-    yield "  elapsed green at the decision, and how often it had better be extended:"
-    is_yes = (samples["answer"] == "yes").groupby(samples["elapsed_green_s"]).agg(["size", "mean"])
-    for elapsed_s, count, share in is_yes.itertuples():
-        bar = "#" * max(1, round(_BAR_CHARS * count / is_yes["size"].max()))
-        yield f"    {elapsed_s:>5g} s {count:>8,}  yes {100 * share:>5.1f} %  {bar}"
 
 
 def find_sample(files: Sequence[Path], *, index: int | None, sample_id: str | None) -> tuple[Path, int, Any]:
@@ -214,11 +121,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="a model's folder: count prompt tokens instead of estimating them"
     )
+    which.add_argument("--html", type=Path, metavar="FILE", help="also write the summary as a page for a browser")
     options = parser.parse_args(arguments)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     files = find_dataset_files(options.input)
     if options.index is None and options.sample_id is None:
-        lines = summary_lines(*gather(files), tokenizer)
+        summary = DatasetSummary(files, tokenizer)
+        if options.html is not None:
+            options.html.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(options.html, page(summary, str(options.input)).encode())
+        lines = summary_lines(summary)
     else:
         file, index, raw = find_sample(files, index=options.index, sample_id=options.sample_id)
         try:

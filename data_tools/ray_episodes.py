@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import socket
 import subprocess
@@ -75,6 +76,10 @@ def _connected(address: str) -> Any:
             f"no Ray cluster answers at {address} ({error}): give --ray-address IP:PORT as `scripts/ray_cluster.sh "
             "head` printed it"
         ) from error
+    # as scripts/ray_cluster.sh protects a cluster
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if token.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     # tasks find the packages here, wherever the command was given
@@ -85,7 +90,7 @@ def _connected(address: str) -> Any:
         cause = str(error).strip().splitlines()[-1]
         raise ConfigError(
             f"cannot join the Ray cluster at {address} ({cause}): is this machine a node of it "
-            f"(HEAD={address} bash scripts/ray_cluster.sh worker)?"
+            f"(HEAD={address} bash scripts/ray_cluster.sh worker), and is ~/.ray/auth_token the same as on its head?"
         ) from error
     return ray
 

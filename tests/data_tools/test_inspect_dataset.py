@@ -87,3 +87,32 @@ def test_a_generated_dataset_is_summarised(small_dataset, capsys):
     printed = shown(capsys, "--input", small_dataset)
     assert "scenario four_way" in printed and "3 episode(s), 1 junction(s)" in printed
     assert "break the contract" not in printed
+
+
+def test_states_that_cannot_be_replayed_are_named(write_dataset, capsys):
+    path = write_dataset()
+    (path.parent / "states/e000/t00300.xml").unlink()
+    (path.parent / "states/e000/t00200.xml").write_text("changed")
+    printed = shown(capsys, "--input", path)
+    assert "saved states: 1 changed, 1 missing of 36, such as " in printed
+    assert str(path.parent / "states/e000/t00200.xml") in printed
+
+
+def test_what_both_sides_of_the_split_share_is_counted(write_dataset, capsys):
+    def placed(samples):
+        for number, sample in enumerate(samples):
+            sample["split"] = "val" if number % 2 else "train"
+
+    printed = shown(capsys, "--input", write_dataset(change=placed))
+    assert "in train and in val: 2 episodes, 0 states, " in printed
+    assert "not split yet" in shown(capsys, "--input", write_dataset("plain"))
+
+
+def test_the_page_has_the_figures_of_the_summary(small_dataset, capsys, tmp_path):
+    page = tmp_path / "new/page.html"
+    printed = shown(capsys, "--input", small_dataset, "--html", page)
+    html = page.read_text()
+    assert "http" not in html.replace("http-equiv", "")
+    (answers,) = (line.removeprefix("  better answer: ") for line in printed.splitlines() if "better answer" in line)
+    assert answers in html and "How far the two answers lie apart" in html and "<td>A0</td>" in html
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]

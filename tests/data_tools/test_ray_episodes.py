@@ -12,8 +12,9 @@ from tests.data_tools.test_generate_dataset import assert_same_tree, command, ru
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """Two nodes of one CPU. The first one is the head."""
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Two nodes of one CPU, without a token. The first one is the head."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
