@@ -151,4 +151,4 @@ def _run_all(ray: Any, episodes: Sequence[Episode]) -> None:
                 if fault:
                     raise TscError(f"episode {episode.folder.name}: {fault}\nrun the same command with --resume")
                 bar.update(1)
-    print(f"ran {len(episodes)} episodes in {time.monotonic() - begin:.0f} s")
+    print(f"ran {len(episodes)} episodes in {time.monotonic() - begin:.1f} s")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import sumo
 
-from benchmarks import replay_speed
+from benchmarks import label_speed, replay_speed
 from benchmarks.alternatives import bare_cost, bare_step_cpu_s, fresh_libsumo_queue_veh_s, traci_replays
 from benchmarks.benchmark_datasets import CITY_NET, samples_of, spread
 from benchmarks.effort import FULL, QUICK, Effort
@@ -206,6 +206,28 @@ def test_live_replays_are_compared_with_the_bare_steps_of_their_own_episode(
     (row,) = bare_rows(tmp_path, Effort(**{**vars(QUICK), "repetitions": 1, "live_replays": 2}))
     assert row.name == "replay-bare"
     assert row.beside is not None and row.beside > row.value > 0
+
+
+def test_labels_are_compared_with_the_bare_steps_of_their_continuations(
+    short_scenario: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(label_speed, "DEFAULT_SCENARIO", short_scenario)
+    monkeypatch.setitem(label_speed.LABELLED, "label-four_way", (str(short_scenario), 0.5))
+    row, *parts = label_speed.label_rows(tmp_path, QUICK, name="label-four_way")
+    assert row.beside is not None and row.beside > row.value > 0
+    # the parts are all of a label's time
+    assert sum(part.value for part in parts) == pytest.approx(1000 / row.value)
+    assert all(part.value > 0 for part in parts)
+
+
+def test_the_size_of_a_sample_is_compared_with_gzip_and_json(
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(label_speed, "default_dataset", lambda folder, episodes: small_dataset)
+    (row,) = label_speed.size_rows(tmp_path, QUICK)
+    samples = json.loads((small_dataset / "grpo_dataset.json").read_text())
+    assert row.value * len(samples) > (small_dataset / "grpo_dataset.json").stat().st_size
+    assert row.ratio is not None and row.ratio < 0.7
 
 
 def test_quick_measures_the_same_with_less() -> None:
