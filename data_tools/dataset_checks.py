@@ -108,13 +108,22 @@ def _read_head(path: Path, num_bytes: int) -> bytes:
 
 
 def _digest(path: Path) -> str | None:
-    """None if the file does not exist or cannot be read. A device counts as missing, because it may have no end."""
+    """None if the file does not exist or cannot be read. A device counts as missing, because it may have no end.
+
+    Raises StateError for a damaged archive."""
     try:
         if path.is_file():
             return sha256_of(path)
         return hashlib.sha256(state_bytes(path)).hexdigest() if is_saved(path) else None
-    except (OSError, StateError):
+    except OSError:
         return None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return is_saved(path)
+    except StateError:  # another check tells
+        return False
 
 
 def _state_head(path: Path) -> tuple[str, float | None] | None:
@@ -226,7 +235,7 @@ class DatasetChecker:
             elif sample.sumo is None and self.sumocfg is not None and head is not None:
                 values["sumo"] = sumo_input(self.sumocfg, folder).model_copy(update={"version": head[0]})
                 self.num_with_sumocfg += 1
-            elif sample.sumo is None and is_saved(folder / sample.state_file):
+            elif sample.sumo is None and _is_there(folder / sample.state_file):
                 own.append(
                     f"state_file is {sample.state_file!r}: it is not a SUMO state, which has a version in its snapshot"
                 )
@@ -254,7 +263,11 @@ class DatasetChecker:
         path = folder / sample.state_file
         if not self.check_states:
             return sample.state_sha256 or str(path)
-        digest = self._digest(path)
+        try:
+            digest = self._digest(path)
+        except StateError as error:
+            own.append(f"state_file is {sample.state_file!r}: {error}")
+            return str(path)
         if digest is None:
             own.append(f"state_file is {sample.state_file!r}: no such file in {folder}")
         elif sample.state_sha256 not in (None, digest):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import gzip
 import hashlib
@@ -94,7 +93,9 @@ class Episode:
 
     @property
     def samples_file(self) -> Path:
-        return self.folder / SAMPLES_NAME
+        """Earlier versions did not compress it, and did not write the episode's folder as a whole."""
+        plain = self.folder / SAMPLES_NAME.removesuffix(".gz")
+        return plain if plain.exists() else self.folder / SAMPLES_NAME
 
     @property
     def is_complete(self) -> bool:
@@ -112,8 +113,14 @@ def run_episode(episode: Episode, on_second: Callable[[int], None] = lambda _: N
     try:
         folder.mkdir(parents=True)
         num_samples = _write_episode(episode, folder, on_second)
-        with contextlib.suppress(OSError):  # the other process was first
-            folder.rename(episode.folder)
+        _sync(folder)
+        if not episode.is_complete:
+            shutil.rmtree(episode.folder, ignore_errors=True)  # left half-made by an earlier version
+            try:
+                folder.rename(episode.folder)
+            except OSError:
+                if not episode.is_complete:  # else the other process was first
+                    raise
         return num_samples
     except OSError as error:
         if error.errno not in DISK_FULL:
@@ -123,6 +130,16 @@ def run_episode(episode: Episode, on_second: Callable[[int], None] = lambda _: N
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Let the disk have the folder's files, so that a loss of power cannot leave an episode with empty ones."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def files_of(episode: Episode, demand_file: Path) -> SumoFiles:

@@ -77,7 +77,7 @@ class DatasetSummary:
         self.how_counted = how_counted(tokenizer)
         self.num_broken = 0
         self.faulty_states: dict[str, str] = {}
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, str | None]] = set()
         records: list[dict[str, Any]] = []
         tokens: list[int] = []
         prompts: list[list[dict[str, str]]] = []
@@ -103,9 +103,9 @@ class DatasetSummary:
 
     def _check(self, state: Path, sha256: str | None) -> None:
         name = str(state)
-        if name in self._checked:
+        if (name, sha256) in self._checked:
             return
-        self._checked.add(name)
+        self._checked.add((name, sha256))
         try:
             data = state_bytes(state)
         except OSError:

@@ -56,6 +56,8 @@ from tsc.yaml_file import load_yaml
 
 CONFIGS = REPO_ROOT / "configs"
 
+_SHOWN_AFTER_S = 60
+
 
 # the progress of all workers, which the parent shows
 _decisions_done: Synchronized[int]
@@ -200,11 +202,20 @@ def write_dataset(episodes: list[Episode], out: Path) -> int:
 
 
 def _lines_of(episode: Episode) -> Iterator[str]:
-    """The samples of an episode. Raises ConfigError if the file is damaged."""
+    """The samples of an episode. Raises ConfigError if the file is missing or damaged."""
+    path = episode.samples_file
+    for _ in range(_SHOWN_AFTER_S):  # a shared folder may show what another machine wrote a little later
+        if os.listdir(path.parent.parent) and path.exists():
+            break
+        time.sleep(1)
+    else:
+        raise ConfigError(f"{path} is not there: run the same command with --resume")
     try:
-        with gzip.open(episode.samples_file, "rt", encoding="utf-8") as lines:
+        if not path.stat().st_size:
+            raise EOFError("it is empty")
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
             yield from lines
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ConfigError(
             f"{episode.samples_file} is damaged ({error}): delete {episode.folder}, and run the same command with "
             "--resume"
@@ -315,7 +326,7 @@ def main() -> None:
             run_on_ray(missing, arguments.ray_address)
         elif missing:
             run_episodes(missing, min(arguments.workers, len(missing)))
-        elif (arguments.out / DATASET_NAMES[0]).exists():
+        elif any((arguments.out / name).exists() for name in DATASET_NAMES):
             return
         count = write_dataset(episodes, arguments.out)
         print(f"{count} samples of {len(episodes)} episodes in {arguments.out / DATASET_NAMES[0]}")

@@ -21,6 +21,9 @@ import zstandard
 _PART_CHARS = 1 << 20
 # no object is larger; a broken one would otherwise be sought in the whole rest of the file
 _MAX_OBJECT_CHARS = 1 << 28
+# Of packed data at a time: zstd can turn it into 32,000 times as much.
+_PACKED_BYTES = 1 << 12
+PACKED_SUFFIXES = (".gz", ".zst")
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -73,25 +76,26 @@ class _ZstdFrames(io.RawIOBase):
         self._file = file
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._is_in_frame = False
-        self._ready = b""
+        self._ready, self._position = b"", 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            packed = (self._frame.unused_data if self._frame.eof else b"") or self._file.read(_PART_CHARS)
+        while self._position == len(self._ready):
+            packed = (self._frame.unused_data if self._frame.eof else b"") or self._file.read(_PACKED_BYTES)
             if not packed:
                 if self._is_in_frame:
                     raise EOFError("the file ends within a zstd frame")
                 return 0
             if self._frame.eof:
                 self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._ready = self._frame.decompress(packed)
+            self._ready, self._position = self._frame.decompress(packed), 0
             self._is_in_frame = not self._frame.eof
-        size = min(len(buffer), len(self._ready))
-        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
-        return size
+        part = self._ready[self._position : self._position + len(buffer)]
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)
 
 
 @contextmanager
@@ -99,6 +103,8 @@ def _opened(path: Path) -> Iterator[IO[str]]:
     """The text of a file, which may be compressed."""
     with path.open("rb") as raw:
         magic = raw.read(4)
+        if not magic and path.suffix in PACKED_SUFFIXES:
+            raise EOFError("it is empty")
         raw.seek(0)
         data: IO[bytes] = raw
         if magic.startswith(_GZIP):
@@ -109,9 +115,12 @@ def _opened(path: Path) -> Iterator[IO[str]]:
             yield text
 
 
-def _read_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, object] | Fault]:
+def _read_lines(path: Path, file: IO[str]) -> Iterator[tuple[int, object] | Fault]:
     index = 0
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(iter(lambda: file.readline(_MAX_OBJECT_CHARS), ""), start=1):
+        if len(line) == _MAX_OBJECT_CHARS:
+            yield Fault(Path(f"{path}:{number}"), "a line has no end; what follows was not read")
+            return
         if not line.strip():
             continue
         try:

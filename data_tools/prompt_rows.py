@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from data_tools.dataset_checks import fault_messages
-from data_tools.json_objects import Fault, read_objects
+from data_tools.json_objects import PACKED_SUFFIXES, Fault, read_objects
 from tsc.cost.outcome import Outcomes
 from tsc.errors import ConfigError, SampleError, did_you_mean
 from tsc.files import install_command
@@ -120,7 +120,8 @@ def read_prompt_rows(path: Path) -> list[PromptRow]:
 
 def check_suffix(path: Path, allowed: Sequence[str], what: str) -> None:
     """Raises ConfigError for a file of another kind, and where the package for workbooks is missing."""
-    if path.suffix not in allowed:
+    suffix = Path(path.stem).suffix if path.suffix in PACKED_SUFFIXES else path.suffix
+    if suffix not in allowed or (suffix != path.suffix and suffix in (PARQUET, EXCEL)):
         raise ConfigError(f"{what} {path} ends with {path.suffix!r}: choose one of {', '.join(allowed)}")
     if path.suffix == EXCEL:
         try:

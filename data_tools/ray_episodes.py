@@ -43,8 +43,13 @@ def _look(mark: str) -> _Look:
     return _Look(sees_folder=Path(mark).is_file(), code=code_digest(*_CODE), sumo_version=installed_sumo_version())
 
 
-def _run(episode: bytes) -> str:
-    """Run a pickled episode in a process without Ray's threads, because it forks. Returns its fault, if it has one."""
+def _run(episode: bytes, code: str, sumo_version: str) -> str:
+    """Run a pickled episode in a process without Ray's threads, because it forks. Returns its fault, if it has one.
+
+    code, sumo_version: those of the other nodes. This one may have joined the cluster after they were compared.
+    """
+    if (code, sumo_version) != (code_digest(*_CODE), installed_sumo_version()):
+        return f"{socket.gethostname()} has other code or another SUMO than the node of the command"
     command = [sys.executable, "-m", "data_tools.dataset_episode"]
     done = subprocess.run(command, input=episode, cwd=REPO_ROOT, capture_output=True, check=False)
     if done.returncode == 0:
@@ -134,13 +139,14 @@ def _run_all(ray: Any, episodes: Sequence[Episode]) -> None:
     task = ray.remote(num_cpus=1, max_retries=RETRIES, max_calls=1)(_run)
     waiting = list(reversed(episodes))
     under_way: dict[Any, Episode] = {}
+    here = (code_digest(*_CODE), installed_sumo_version())
     begin = time.monotonic()
     with tqdm(total=len(episodes), unit=" episodes", disable=None) as bar:
         while waiting or under_way:
             room = QUEUED_PER_CPU * max(1, round(ray.cluster_resources().get("CPU", 1))) - len(under_way)
             for _ in range(min(room, len(waiting))):
                 episode = waiting.pop()
-                under_way[task.options(name=episode.folder.name).remote(pickle.dumps(episode))] = episode
+                under_way[task.options(name=episode.folder.name).remote(pickle.dumps(episode), *here)] = episode
             done, _ = ray.wait(list(under_way), num_returns=1, timeout=5.0)
             for reference in done:
                 episode = under_way.pop(reference)

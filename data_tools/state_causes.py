@@ -144,6 +144,9 @@ def _obstacles(request: ReplayRequest) -> Iterator[str]:
     except FileNotFoundError:
         yield "state missing"
         return
+    except StateError:
+        yield "state damaged"
+        return
     if request.state_sha256 not in (None, hashlib.sha256(data).hexdigest()):
         yield "state changed"
     try:

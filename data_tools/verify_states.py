@@ -44,7 +44,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_tools.dataset_checks import read_samples
-from data_tools.json_objects import Fault, read_objects
+from data_tools.json_objects import PACKED_SUFFIXES, Fault, read_objects
 from data_tools.state_causes import CAUSES, lost_in, why_different, why_not_replayed
 from tsc.cost.continuation import outcomes_of
 from tsc.cost.measures import MEASURES, unit_of
@@ -525,6 +525,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError("--as-saved does not replay as training does, so its verdicts cannot be marks: omit --mark")
 
     files = find_dataset_files(options.data)
+    if options.mark and (packed := [file for file in files if file.suffix in PACKED_SUFFIXES]):
+        raise ConfigError(
+            f"--mark writes into the dataset, and {packed[0]} is compressed: unpack it first (gunzip, unzstd)"
+        )
     with contextlib.ExitStack() as locks:
         if options.mark:
             for folder in {file.resolve().parent: None for file in files}:

@@ -25,9 +25,9 @@ from recipes.models.checkpoints import SHARD, latest_step
 from recipes.preflight.hardware import load_hardware
 from recipes.running.node_address import check_head
 from tsc.errors import ConfigError, run_main
-from tsc.replays.state_archive import ARCHIVE_NAME
+from tsc.replays.state_archive import lies_in_archive
 
-PACKAGES = ("ray", "verl", "vllm", "torch", "transformers", "peft", "transferqueue", "libsumo")
+PACKAGES = ("ray", "verl", "vllm", "torch", "transformers", "peft", "transferqueue", "libsumo", "zstandard")
 # The folders and the kinds of files that make up the project's version.
 CODE = ("tsc", "reward", "recipes", "configs")
 CODE_SUFFIXES = {".py", ".yaml"}
@@ -181,7 +181,7 @@ def sampled_files(parquet: Path, num_rows: int = NUM_SAMPLED_ROWS) -> dict[str, 
         sumo = request["sumo"]
         state, digest = request["state_file"], request.get("state_sha256")
         named = {state: digest}
-        if Path(state).parent.name == ARCHIVE_NAME and state not in embedded:
+        if lies_in_archive(Path(state)) and state not in embedded:
             named = {str(Path(state).parent): None}  # the archive of this state and others
         named |= dict.fromkeys([sumo["net_file"], *sumo["route_files"], *sumo.get("additional_files", [])])
         for name, digest in named.items():

@@ -1,6 +1,7 @@
 """Generation as a user runs it: the command, its files, and what it says."""
 
 import filecmp
+import gzip
 import json
 import re
 import resource
@@ -18,8 +19,9 @@ import pytest
 import sumo
 
 from tests.hand_made_student import write_longest_queue_student
+from tsc.errors import SampleError
 from tsc.files import sha256_of
-from tsc.replays.sample import Sample
+from tsc.replays.sample import Sample, find_dataset_files
 from tsc.replays.state_archive import is_saved
 from tsc.sumo.running import SumoFiles
 
@@ -146,6 +148,47 @@ def test_a_half_written_episode_is_named_with_the_remedy(
     resumed = run(repo_root, short_scenario, out, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_tree(out, small_dataset)
+
+
+def as_earlier_versions_wrote_it(out: Path, name: str) -> Path:
+    """The episode with plain samples, and a folder for states."""
+    folder = out / "episodes" / name
+    (folder / "samples.jsonl").write_bytes(gzip.decompress((folder / "samples.jsonl.gz").read_bytes()))
+    (folder / "samples.jsonl.gz").unlink()
+    (folder / "states").mkdir()
+    return folder
+
+
+def test_a_dataset_of_an_earlier_version_goes_on(
+    repo_root: Path, short_scenario: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "earlier"
+    shutil.copytree(small_dataset, out)
+    complete = as_earlier_versions_wrote_it(out, "four_way-seed0001")
+    half_made = as_earlier_versions_wrote_it(out, "four_way-seed0002")
+    (half_made / "samples.jsonl").unlink()
+    before = (out / "grpo_dataset.json").read_bytes()
+    (out / "grpo_dataset.json").unlink()
+    resumed = run(repo_root, short_scenario, out, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "2 of 3 episodes are complete" in resumed.stdout
+    assert (complete / "samples.jsonl").exists() and not (half_made / "states").exists()
+    assert (out / "grpo_dataset.json").read_bytes() == before
+    assert not list(out.glob("episodes/.*"))
+
+
+def test_a_compressed_dataset_is_not_joined_again(
+    repo_root: Path, short_scenario: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "packed"
+    shutil.copytree(small_dataset, out)
+    (out / "grpo_dataset.json.gz").write_bytes(gzip.compress((out / "grpo_dataset.json").read_bytes()))
+    with pytest.raises(SampleError, match="are both there, so samples would count twice: remove one"):
+        find_dataset_files(out)
+    (out / "grpo_dataset.json").unlink()
+    resumed = run(repo_root, short_scenario, out, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert find_dataset_files(out) == [out / "grpo_dataset.json.gz"]
 
 
 def test_a_folder_begun_with_other_settings_is_not_mixed(

@@ -65,3 +65,19 @@ def test_a_file_that_was_not_written_to_its_end_is_a_fault(tmp_path: Path, pack:
     path.write_bytes(whole[: len(whole) // 2])
     *_, fault = read_objects(path)
     assert isinstance(fault, Fault) and str(path) in str(fault)
+
+
+def test_an_empty_compressed_file_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.json.gz"
+    path.touch()
+    (fault,) = read_objects(path)
+    assert isinstance(fault, Fault) and "is damaged (it is empty)" in str(fault)
+
+
+def test_a_line_without_end_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_objects, "_MAX_OBJECT_CHARS", 1000)
+    path = tmp_path / "dataset.jsonl.zst"
+    path.write_bytes(zstandard.compress(b'{"number": 1}\n' + b"1" * 100_000))
+    first, fault = read_objects(path)
+    assert first == (0, {"number": 1})
+    assert isinstance(fault, Fault) and "a line has no end" in str(fault)

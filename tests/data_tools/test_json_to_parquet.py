@@ -435,13 +435,12 @@ def test_a_kill_while_writing_leaves_no_file_and_the_next_run_cleans_up(write_da
     program = (
         "import os, signal, sys\n"
         "from data_tools import json_to_parquet as tool\n"
-        "write, done = tool.write_parquet, []\n"
-        "def write_two_then_die(path, schema, rows, **options):\n"
+        "close, done = tool.ParquetRows.close, []\n"
+        "def close_two_then_die(file):\n"
         "    if len(done) == 2:\n"
-        "        path.write_bytes(b'PAR1 half')\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    write(path, schema, rows, **options); done.append(path)\n"
-        "tool.write_parquet = write_two_then_die\n"
+        "    close(file); done.append(file)\n"
+        "tool.ParquetRows.close = close_two_then_die\n"
         "tool.main(sys.argv[1:])\n"
     )
     run = subprocess.run(
@@ -497,7 +496,7 @@ def test_a_second_conversion_into_a_folder_is_refused_until_the_first_has_ended_
         "from data_tools import json_to_parquet as tool\n"
         "def wait(*arguments, **options):\n"
         "    print('writing', flush=True); time.sleep(600)\n"
-        "tool.write_parquet = wait\n"
+        "tool.ParquetRows.close = wait\n"
         "tool.main(sys.argv[1:])\n"
     )
     words = ["--input", str(path), "--output", str(out)]

@@ -97,16 +97,27 @@ class SharedContinuations:
         return {answer: known[answer] for answer in Decision}
 
     def _of_several(self, junction_ids: Sequence[str]) -> dict[str, dict[Decision, Continuation]]:
-        tails_answers = _new_tail(self._control, self._settings).decide()
-        by_tail = _forked(partial(_by_tail_alone, self._control, tuple(junction_ids), self._settings))
-        calls = self._each((name, tails_answers[name].other) for name in junction_ids)
-        known = {(name, tails_answers[name]): each for name, each in by_tail.result().items()}
-        calls |= self._each(key for key in tails_answers.items() if key[0] in junction_ids and key not in known)
-        known |= {key: call.result() for key, call in calls.items()}
+        control, settings = self._control, self._settings
+        tails_answers = _new_tail(control, settings).decide()
+        by_tail = _forked(partial(_by_tail_alone, control, tuple(junction_ids), settings))
+        known = self._each((name, tails_answers[name].other) for name in junction_ids)
+        known |= {(name, tails_answers[name]): each for name, each in by_tail.result().items()}
+        wanted = [(name, tails_answers[name]) for name in junction_ids]
+        known |= self._each(key for key in wanted if key not in known)
         return {name: {answer: known[name, answer] for answer in Decision} for name in junction_ids}
 
-    def _each(self, tested: Iterable[tuple[str, Decision]]) -> dict[tuple[str, Decision], ForkedCall[Continuation]]:
-        return {key: _forked(partial(continue_with, self._control, *key, self._settings)) for key in tested}
+    def _each(self, tested: Iterable[tuple[str, Decision]]) -> dict[tuple[str, Decision], Continuation]:
+        """Each in a fork of its own, two at a time: hundreds of junctions may be due together."""
+        known: dict[tuple[str, Decision], Continuation] = {}
+        before: tuple[tuple[str, Decision], ForkedCall[Continuation]] | None = None
+        for key in tested:
+            call = _forked(partial(continue_with, self._control, *key, self._settings))
+            if before is not None:
+                known[before[0]] = before[1].result()
+            before = (key, call)
+        if before is not None:
+            known[before[0]] = before[1].result()
+        return known
 
 
 def _forked(function: partial[Result]) -> ForkedCall[Result]:

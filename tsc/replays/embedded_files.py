@@ -44,7 +44,7 @@ class FileEmbedder:
         """Raises SampleError if a file cannot be read, is not the one that the request names by its digest, or lies
         outside of the dataset and has no digest: no dataset of others may make a private file travel."""
         state = self._read(request.state_file, request.state_sha256, request)
-        if not request.state_path.is_file() and len(state) <= MAX_UNPACKED_BYTES:
+        if not request.state_path.is_file():
             state = lzma.compress(state, preset=1)  # from an archive, so it is plain XML
         files = {request.state_file: base64.b64encode(state).decode()}
         self.num_states += 1
@@ -123,9 +123,10 @@ class UnpackedFiles:
                 data = base64.b64decode(text, validate=True)
                 if data.startswith(_XZ_MAGIC):
                     unpacker = lzma.LZMADecompressor()
-                    data = unpacker.decompress(data, MAX_UNPACKED_BYTES)
+                    max_bytes = MAX_STATE_BYTES if name == request.state_file else MAX_UNPACKED_BYTES
+                    data = unpacker.decompress(data, max_bytes)
                     if not unpacker.eof:
-                        raise lzma.LZMAError(f"it ends too early, or has more than {MAX_UNPACKED_BYTES >> 20} MiB")
+                        raise lzma.LZMAError(f"it ends too early, or has more than {max_bytes >> 20} MiB")
             except (binascii.Error, lzma.LZMAError) as error:
                 raise SampleError(
                     f"embedded file {name!r} of sample {request.sample_id} is damaged ({error}): convert the dataset "

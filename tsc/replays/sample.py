@@ -211,6 +211,12 @@ def find_dataset_files(path: Path) -> list[Path]:
     if not path.exists():
         raise SampleError(f"{path} does not exist: name a dataset file or a folder that holds {DATASET_NAMES[0]}")
     found = sorted(p for name in DATASET_NAMES for p in path.rglob(name))
+    kinds: dict[Path, Path] = {}
+    for file in found:
+        # without .gz and .zst
+        kind = file if file.suffix.startswith(".json") else file.with_suffix("")
+        if kinds.setdefault(kind, file) != file:
+            raise SampleError(f"{kinds[kind]} and {file} are both there, so samples would count twice: remove one")
     if not found:
         raise SampleError(
             f"no {DATASET_NAMES[0]} (.jsonl, .gz, .zst) in {path} or below: make one with "

@@ -103,6 +103,8 @@ def state_bytes(path: Path) -> bytes:
     At most MAX_STATE_BYTES + 1 of a file. Raises FileNotFoundError, and StateError for a damaged archive.
     """
     if not _is_in_archive(path):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not a file")
         with path.open("rb") as file:
             return file.read(MAX_STATE_BYTES + 1)
     archive = path.parent
@@ -113,8 +115,13 @@ def state_bytes(path: Path) -> bytes:
     return _frame_of(archive, *_version(archive), frame_begin, frame_length)[begin : begin + length]
 
 
+def lies_in_archive(path: Path) -> bool:
+    """Whether the path of a state names an archive and a state in it."""
+    return path.parent.name.endswith(".tar.zst")
+
+
 def _is_in_archive(path: Path) -> bool:
-    return path.parent.name.endswith(".tar.zst") and path.parent.is_file()
+    return lies_in_archive(path) and path.parent.is_file()
 
 
 def _version(archive: Path) -> tuple[int, int]:
@@ -136,10 +143,14 @@ def _read_index(archive: Path, size: int, changed_ns: int) -> dict[str, _Place]:
                 raise ValueError(f"its index cannot have {length} bytes")
             file.seek(size - 8 - length)
             index = {name: tuple(place) for name, place in json.loads(file.read(length)).items()}
-            if not all(len(place) == 4 and min(place) >= 0 for place in index.values()):
-                raise ValueError("its index is not one of states")
+            for place in index.values():
+                frame_begin, frame_length, begin, length = place
+                if not all(type(number) is int and number >= 0 for number in place):
+                    raise ValueError("its index is not one of states")
+                if frame_begin + frame_length > size or begin + length > _MAX_FRAME_BYTES:
+                    raise ValueError("its index leads out of it")
             return index
-    except (OSError, ValueError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise StateError(f"{archive} is not a whole archive of states ({error}): generate the dataset again") from error
 
 

@@ -1,6 +1,8 @@
 """Archives of saved states: the same bytes come back, plain tools read them, and damage is told."""
 
+import json
 import os
+import struct
 import subprocess
 from pathlib import Path
 
@@ -79,3 +81,19 @@ def test_nothing_appears_if_writing_fails(tmp_path: Path) -> None:
         archive.add("t1.xml", b"state")
         raise RuntimeError
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", [[0, 1, 0, 2**70], [0, 10**9, 0, 1], [0, 1.5, 0, 1], [0, 1], "four", [-1, 1, 0, 1]])
+def test_an_index_that_cannot_be_right_is_told(archive: Path, place: object) -> None:
+    index = json.dumps({"t00003.xml": place}).encode()
+    archive.write_bytes(archive.read_bytes() + index + struct.pack("<Q", len(index)))
+    with pytest.raises(StateError, match=f"{ARCHIVE_NAME} is not a whole archive"):
+        state_bytes(archive / "t00003.xml")
+
+
+def test_what_is_not_a_file_is_missing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "fifo", tmp_path, tmp_path / "file/t1.xml"):
+        with pytest.raises(FileNotFoundError):
+            state_bytes(path)
