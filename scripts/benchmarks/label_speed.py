@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from benchmarks.alternatives import bare_cost, bare_step_cpu_s
 from benchmarks.benchmark_datasets import DEFAULT_SCENARIO, default_dataset
 from benchmarks.effort import Effort
@@ -200,15 +198,16 @@ def ray_cost(out: Path, nodes: int, duration_s: int) -> Cost:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         for _ in range(nodes - 1):
             cluster.add_node(num_cpus=1)
         for core, node in zip(sorted(os.sched_getaffinity(0)), cluster.list_all_nodes(), strict=False):
             for info in node.all_processes["raylet"]:
-                raylet = psutil.Process(info.process.pid)
-                for process in (raylet, *raylet.children(recursive=True)):
-                    process.cpu_affinity([core])
+                raylet = info.process.pid
+                workers = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+                for process_id in (raylet, *map(int, workers)):
+                    os.sched_setaffinity(process_id, {core})
         command = [*generation(out, duration_s), "--ray-address", cluster.address]
         done = subprocess.run(command, cwd=REPO_ROOT, check=True, capture_output=True, text=True)
     finally:
