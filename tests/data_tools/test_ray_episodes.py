@@ -1,26 +1,41 @@
 """Generation over the nodes of a Ray cluster: the same bytes as on one machine, also if a node is lost."""
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from tests.data_tools.test_generate_dataset import assert_same_tree, command, run
 
+# Two nodes of one CPU, of which the first one is the head. The second one is lost when a line comes. Ray's threads must
+# not be in pytest's own process, in which other tests fork.
+TWO_NODES = """
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+try:
+    node = cluster.add_node(num_cpus=1)
+    print("address", cluster.address, flush=True)
+    input()
+    cluster.remove_node(node, allow_graceful=False)
+    input()
+except EOFError:
+    pass
+finally:
+    cluster.shutdown()
+"""
+
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Two nodes of one CPU, without a token. The first one is the head."""
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        cluster.add_node(num_cpus=1)
-        yield cluster
-    finally:
-        cluster.shutdown()
+    words = [sys.executable, "-c", TWO_NODES]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def attempts(out: Path) -> list[Path]:
@@ -29,10 +44,12 @@ def attempts(out: Path) -> list[Path]:
 
 
 def test_two_nodes_of_which_one_is_lost_write_the_same_bytes_as_one_machine(
-    repo_root: Path, short_scenario: Path, small_dataset: Path, tmp_path: Path, cluster: Cluster
+    repo_root: Path, short_scenario: Path, small_dataset: Path, tmp_path: Path, cluster: subprocess.Popen[str]
 ) -> None:
     out = tmp_path / "out"
-    options = ["--ray-address", cluster.address]
+    assert cluster.stdout is not None and cluster.stdin is not None
+    address = next(line.split()[1] for line in cluster.stdout if line.startswith("address "))
+    options = ["--ray-address", address]
     generation = subprocess.Popen(
         command(repo_root, short_scenario, out, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -41,8 +58,8 @@ def test_two_nodes_of_which_one_is_lost_write_the_same_bytes_as_one_machine(
         assert generation.poll() is None, generation.communicate()[0]
         assert time.monotonic() < deadline, "no two episodes are under way"
         time.sleep(0.05)
-    (lost,) = cluster.worker_nodes
-    cluster.remove_node(lost, allow_graceful=False)
+    cluster.stdin.write("\n")
+    cluster.stdin.flush()
     said, _ = generation.communicate(timeout=300)
     assert generation.returncode == 0, said
     for left in attempts(out):  # of the lost node; the next call on this folder would remove it
