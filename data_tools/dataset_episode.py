@@ -38,7 +38,7 @@ from tsc.rules.tail import tail_controller
 from tsc.scenarios.traffic_scenario import TrafficScenario
 from tsc.sumo.running import SumoFiles
 from tsc.sumo.simulation import Simulation
-from tsc.sumo.sumo_input import SumoInput
+from tsc.sumo.sumo_input import SumoInput, name_in_dataset
 
 # The seed of SUMO's own random numbers (how drivers dawdle) in episodes that differ by their vehicles. All of them have
 # this one, so that a replay worker can keep one simulation for their states.
@@ -157,8 +157,8 @@ def _write_episode(episode: Episode, folder: Path, on_second: Callable[[int], No
     files = files_of(episode, folder / DEMAND_NAME)
     # the folder has another name as long as the episode runs
     sumo = SumoInput.of(files, episode.out)
-    own = episode.folder.relative_to(episode.out)
-    names = tuple(str(own / DEMAND_NAME) if Path(name).name == DEMAND_NAME else name for name in sumo.route_files)
+    drawn, kept = (name_in_dataset(each / DEMAND_NAME, episode.out) for each in (folder, episode.folder))
+    names = tuple(kept if name == drawn else name for name in sumo.route_files)
     sumo = sumo.model_copy(update={"route_files": names})
     with StateArchiveWriter(folder / ARCHIVE_NAME) as states:
         samples = _samples(episode, files, sumo, states, on_second)

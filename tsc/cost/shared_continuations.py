@@ -18,8 +18,7 @@ from tsc.sumo.simulation import detach_outputs_of_fork
 
 Result = TypeVar("Result")
 
-# How many of the next decision points a fork goes on to. An episode mostly follows good answers, so the way with the
-# tail's answer is the one that it stays on for longer.
+# A fork goes on to so many of the next decision points. Episodes follow the tail's answers longer than the others.
 NEXT_WITH_TAILS_ANSWER = 4
 NEXT_WITH_OTHER_ANSWER = 1
 
@@ -41,9 +40,9 @@ class SharedContinuations:
 
     - Several junctions are due in one second. A fork in which the tail decides for all of them is the continuation of
       each with the answer that the tail gives.
-    - The net has one junction. A fork goes on to the next decision points, and from each for the horizon. If the
-      episode takes that way (`chose` says so), the continuation of these decisions with the tail's answer is known.
-      The tail must not remember anything, because it begins anew at each tested decision.
+    - The net has one junction. A fork simulates further, until the horizon of the next decisions has passed. If the
+      episode gives the same answers (`chose` says so), these decisions are known with the tail's answer. This needs a
+      tail that remembers nothing, because each tested decision has a new tail.
 
     The tail leaves a tested junction alone until its next decision point. Where it would have ended such a green, the
     continuation is not shared. Use this only in processes without other threads.
