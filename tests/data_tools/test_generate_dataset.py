@@ -340,6 +340,21 @@ def test_a_sumocfg_that_cannot_be_replayed_is_refused_before_anything_is_written
     assert not (tmp_path / "out").exists()
 
 
+def test_route_files_that_are_used_as_filed_keep_their_names(repo_root: Path, files: SumoFiles, tmp_path: Path) -> None:
+    """Also one that is named as the demand that episodes draw."""
+    routes, scenario, out = tmp_path / "demand.rou.xml", tmp_path / "mine.sumocfg", tmp_path / "out"
+    shutil.copy(files.route_files[0], routes)
+    scenario.write_text(
+        f'<configuration><input><net-file value="{files.net_file}"/><route-files value="{routes}"/></input>'
+        "</configuration>"
+    )
+    options = ("--demand-as-filed", "--duration", "130", "--episodes", "1", "--validation-episodes", "0")
+    done = run(repo_root, scenario, out, *options)
+    assert done.returncode == 0, done.stderr
+    samples = json.loads((out / "grpo_dataset.json").read_text())
+    assert {name for sample in samples for name in sample["sumo"]["route_files"]} == {str(routes)}
+
+
 def test_a_network_of_every_difficulty_at_once_gives_samples_that_replay_and_convert(
     repo_root: Path, files: SumoFiles, tmp_path: Path
 ) -> None:
