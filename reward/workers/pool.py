@@ -213,8 +213,8 @@ os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
 def replays_under_way() -> list[tuple[float, str]]:
-    """The replays that this machine's server has not finished: how long ago each was asked for (s), and its state
-    file. The oldest comes first."""
+    """The age (s) and the state file of each replay that this machine's server has not finished. The oldest comes
+    first."""
     return [(age_s, state_file) for age_s, state_file in _told_by_server(b"replays")]
 
 
