@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from tsc.scenarios.sumocfg import SumoConfig, sumo_input
 from tsc.sumo.sumo_input import SumoInput
 
 _MAX_VALUE_CHARS = 80
+_KEPT_STATES = 4096
+_MAX_INDEX = 1 << 40
 # SUMO writes its configuration as a comment ahead of the snapshot element
 _STATE_HEAD_BYTES = 1 << 18
 
@@ -119,6 +121,10 @@ def _digest(path: Path) -> str | None:
         return None
 
 
+def _hash_of(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
 def _is_there(path: Path) -> bool:
     try:
         return is_saved(path)
@@ -157,18 +163,27 @@ class DatasetChecker:
         self.num_read = 0
         self.num_with_sumocfg = 0
         self.num_lost: Counter[str] = Counter()  # states without a label, by what they were saved without
-        self._place_of_id: dict[str, tuple[Path, int]] = {}
+        self._files: list[Path] = []
+        # where each id was first: file number and index in one number, by a hash, because there are many
+        self._place_of_id: dict[bytes, int] = {}
         self._shared_faults: dict[tuple[Path, str], Fault] = {}
-        # the samples of an input share most of their files, so each is read once
+        # The samples of an input share most of their scenario's files, so each is read once. Samples that share a state
+        # lie together.
         self._digest = cache(_digest)
-        self._state_head = cache(_state_head)
-        self._foreign_state = cache(self._read_foreign_state)
+        self._state_digest = lru_cache(_KEPT_STATES)(_digest)
+        self._state_head = lru_cache(_KEPT_STATES)(_state_head)
+        self._foreign_state = lru_cache(_KEPT_STATES)(self._read_foreign_state)
         self._signals = cache(signals_of)
         self._faults_of_sumo = cache(lambda sumo, folder: list(self._find_faults_of_sumo(sumo, folder)))
+
+    def forget_ids(self) -> None:
+        """Frees memory. No more samples are read."""
+        self._place_of_id.clear()
 
     def check_file(self, path: Path, name: str) -> Iterator[CheckedSample]:
         """The samples of the dataset file `path` that have no fault. name: begins the ids that are made here."""
         folder = path.resolve().parent
+        self._files.append(path)
         for item in read_objects(path):
             self.num_read += 1
             if isinstance(item, Fault):
@@ -201,9 +216,14 @@ class DatasetChecker:
         if filled.outcomes is None and self.check_states and not own:
             own.extend(self._faults_of_elapsed_green(filled, folder))
         assert filled.id is not None
-        first = self._place_of_id.setdefault(filled.id, (path, index))
-        if first != (path, index):
-            own.append(f"id is also that of sample {first[1]} of {first[0]}: must be unique over the whole input")
+        place = len(self._files) * _MAX_INDEX + index
+        first = self._place_of_id.setdefault(_hash_of(filled.id), place)
+        if first != place:
+            file_number, first_index = divmod(first, _MAX_INDEX)
+            own.append(
+                f"id is also that of sample {first_index} of {self._files[file_number - 1]}: must be unique over the "
+                "whole input"
+            )
 
         self.faults.extend(Fault(path, message, index, sample_id) for message in own)
         for message in shared:
@@ -239,7 +259,7 @@ class DatasetChecker:
                 own.append(
                     f"state_file is {sample.state_file!r}: it is not a SUMO state, which has a version in its snapshot"
                 )
-        return sample.model_copy(update=values)
+        return sample.model_copy(update=values) if values else sample
 
     @staticmethod
     def _faults_of_timing(sample: Sample) -> Iterator[str]:
@@ -264,7 +284,7 @@ class DatasetChecker:
         if not self.check_states:
             return sample.state_sha256 or str(path)
         try:
-            digest = self._digest(path)
+            digest = self._state_digest(path)
         except StateError as error:
             own.append(f"state_file is {sample.state_file!r}: {error}")
             return str(path)

@@ -24,14 +24,14 @@ class Placed:
     """What a split needs to know about a sample.
 
     episode: the name that `episode_key` gives.
-    state: the name of the saved state, which all samples of that state share.
+    state: the name or the number of the saved state, which all samples of that state share.
     side: `train` or `val` if the dataset has chosen already, else None.
     """
 
     scenario: str
     episode: str
     time_s: float | None
-    state: str
+    state: str | int
     side: str | None = None
 
     def group(self, block_s: float) -> Group:
@@ -53,7 +53,9 @@ def episode_key(sample: Sample) -> str:
 def joined_groups(samples: Iterable[Placed], block_s: float) -> list[Group]:
     """Return the group of each sample, in order. Groups that share a state get the name of the smallest of them."""
     parent: dict[Group, Group] = {}
-    group_of_state: dict[str, Group] = {}
+    group_of_state: dict[str | int, Group] = {}
+
+    kept_once: dict[Group, Group] = {}
 
     def root(group: Group) -> Group:
         while parent[group] != group:
@@ -64,6 +66,7 @@ def joined_groups(samples: Iterable[Placed], block_s: float) -> list[Group]:
     own = []
     for sample in samples:
         group = sample.group(block_s)
+        group = kept_once.setdefault(group, group)
         parent.setdefault(group, group)
         own.append(group)
         first, second = sorted((root(group_of_state.setdefault(sample.state, group)), root(group)))
@@ -87,7 +90,7 @@ def chosen_groups(groups: Iterable[Group], fraction: float, *, seed: int, purpos
 
 
 def split(
-    samples: Sequence[Placed], groups: Sequence[Group], *, val_fraction: float, seed: int, block_s: float
+    samples: Iterable[Placed], groups: Sequence[Group], *, val_fraction: float, seed: int, block_s: float
 ) -> list[str]:
     """Return `train` or `val` for each sample. `groups` comes from joined_groups of the same samples.
 
@@ -103,13 +106,13 @@ def split(
                 f"the dataset's own `split` puts one group on both sides (scenario {scenario}, episode {episode}, "
                 f"{when}): pass --resplit to split by time block instead, or a smaller --block-s"
             )
+    placed_by_dataset = bool(side_of)
     free = [group for group in dict.fromkeys(groups) if group not in side_of]
     val = chosen_groups(free, val_fraction, seed=seed, purpose=VAL)
     side_of.update((group, VAL if group in val else TRAIN) for group in free)
     sides = [side_of[group] for group in groups]
     missing = {TRAIN, VAL} - set(sides)
-    if samples and val_fraction > 0 and missing:
-        placed_by_dataset = any(sample.side is not None for sample in samples)
+    if sides and val_fraction > 0 and missing:
         remedy = (
             "pass --resplit to ignore the dataset's own `split`"
             if placed_by_dataset

@@ -22,16 +22,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
 import time
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,16 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_tools.dataset_checks import CheckedSample, DatasetChecker
-from data_tools.dataset_split import TRAIN, VAL, Group, Placed, chosen_groups, episode_key, joined_groups, split
+from data_tools.dataset_rows import Kind, Rows
+from data_tools.dataset_split import TRAIN, VAL, Group, chosen_groups, episode_key, joined_groups, split
 from data_tools.prompt_lengths import QUANTILES, how_counted, load_tokenizer, quantiles
-from data_tools.row_spool import Prompt, RowSpool
+from data_tools.row_spool import Prompt, RowSpool, Texts
 from data_tools.state_causes import CAUSES
 from tsc.errors import ConfigError, SampleError, run_main
 from tsc.files import folder_lock, write_atomically
 from tsc.junction.decision import Decision
 from tsc.junction.observation import Observation
 from tsc.junction.seen_decisions import SeenDecisions
-from tsc.junction.timing import Timing
 from tsc.replays.embedded_files import MAX_SCENARIO_BYTES, FileEmbedder
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import find_dataset_files
@@ -84,80 +84,63 @@ GRPO_SCHEMA = pa.schema(
 SFT_SCHEMA = pa.schema([("messages", _MESSAGES)])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row(Placed):
-    """The part of a checked sample that training needs. number: of its prompt and ground truth in the spool."""
+def grpo_row(texts: Texts, scenario: str, *, index: int, side: str, embedder: FileEmbedder | None) -> dict[str, Any]:
+    """With an embedder, the row gets the files that its replay needs. Raises SampleError if one cannot be read."""
+    ground_truth = texts.ground_truth
+    if embedder is not None:
+        truth = json.loads(ground_truth)
+        truth["request"] = embedder.embed(ReplayRequest.from_json(truth["request"])).to_json()
+        ground_truth = _json_text(truth)
+    return {
+        "data_source": f"tsc/{scenario}",
+        "prompt": texts.prompt,
+        "ability": ABILITY,
+        "reward_model": {"style": "rule", "ground_truth": ground_truth},
+        "extra_info": {"index": index, "split": side, "sample_id": texts.sample_id},
+    }
 
-    number: int
-    sample_id: str
-    answer: Decision | None  # the better one; None on a tie, or if the outcomes are unknown
-    taught: Decision | None  # the answer that SFT learns: the same, or a student's
-    is_tie: bool
-    is_faithful: bool | None  # the mark of verify_states; None for a sample without a mark
-    junction_id: str
-    prompt_version: str | None
-    num_stages: int | None  # of the junction; None for a sample without an observation
-    timing: Timing
 
-    def grpo(
-        self, index: int, side: str, prompt: Prompt, ground_truth: str, embedder: FileEmbedder | None
-    ) -> dict[str, Any]:
-        """With an embedder, the row gets the files that its replay needs. Raises SampleError if one cannot be read."""
-        if embedder is not None:
-            truth = json.loads(ground_truth)
-            truth["request"] = embedder.embed(ReplayRequest.from_json(truth["request"])).to_json()
-            ground_truth = _json_text(truth)
-        return {
-            "data_source": f"tsc/{self.scenario}",
-            "prompt": prompt,
-            "ability": ABILITY,
-            "reward_model": {"style": "rule", "ground_truth": ground_truth},
-            "extra_info": {"index": index, "split": side, "sample_id": self.sample_id},
-        }
-
-    def sft(self, side: str, prompt: Prompt) -> dict[str, Any]:
-        """Validation is on the better answers, whoever teaches."""
-        answer = self.taught if side == TRAIN else self.answer
-        assert answer is not None
-        return {"messages": [*prompt, {"role": "assistant", "content": answer.answer}]}
+def sft_row(prompt: Prompt, answer: Decision | None) -> dict[str, Any]:
+    assert answer is not None
+    return {"messages": [*prompt, {"role": "assistant", "content": answer.answer}]}
 
 
 def _json_text(values: dict[str, Any]) -> str:
     return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
 
 
-def row_of(checked: CheckedSample, student: Student | None, spool: RowSpool) -> Row:
-    """Puts the prompt and the ground truth into the spool. Raises SampleError for a sample without the observation that
+def add_row(checked: CheckedSample, student: Student | None, rows: Rows, spool: RowSpool) -> None:
+    """Add a sample to the rows and its texts to the spool. Raises SampleError for a sample without the observation that
     a student needs."""
     sample = checked.sample
     request = ReplayRequest.from_sample(sample, _folder_of(checked.file))
     outcomes = sample.outcomes
-    better = outcomes.outcomes.better() if outcomes is not None else None
+    costs = outcomes.outcomes if outcomes is not None else None
+    better = costs.better() if costs is not None else None
     answer = sample.expert_decision or better
     truth = {
         "scenario": sample.scenario,
         "request": request.to_json(),
-        "outcomes": outcomes.to_json() if outcomes is not None else None,
+        "outcomes": {"settings": outcomes.settings, **costs.as_dict()}
+        if outcomes is not None and costs is not None
+        else None,
     }
-    taught = answer if student is None else student.decision(Observation.from_dict(sample.observation))
-    # there are many rows, and few different texts in these fields
-    return Row(
-        number=spool.add([{"role": each.role, "content": each.content} for each in sample.prompt], _json_text(truth)),
-        sample_id=request.sample_id,
-        scenario=sys.intern(sample.scenario),
-        episode=sys.intern(episode_key(sample)),
-        time_s=sample.time_s,
-        state=sys.intern(checked.state),
+    kind = Kind(
+        scenario=sample.scenario,
+        episode=episode_key(sample),
         side=sample.split,
         answer=answer,
-        taught=taught,
+        taught=answer if student is None else student.decision(Observation.from_dict(sample.observation)),
         is_tie=outcomes is not None and better is None,
         is_faithful=sample.replay.is_faithful if sample.replay is not None else None,
-        junction_id=sys.intern(sample.junction_id),
-        prompt_version=sys.intern(sample.prompt_version) if sample.prompt_version is not None else None,
+        junction_id=sample.junction_id,
+        prompt_version=sample.prompt_version,
         num_stages=len(stages) if sample.observation and (stages := sample.observation.get("stages")) else None,
-        timing=_kept_once(sample.timing),
+        timing=request.timing,
     )
+    rows.add(kind, time_s=sample.time_s, state=checked.state, sample_id=request.sample_id)
+    prompt = [{"role": each.role, "content": each.content} for each in sample.prompt]
+    spool.add(Texts(prompt, _json_text(truth), request.sample_id))
 
 
 @cache
@@ -165,32 +148,29 @@ def _folder_of(file: Path) -> Path:
     return file.resolve().parent
 
 
-@cache
-def _kept_once(timing: Timing) -> Timing:
-    return timing
-
-
 def read_rows(
-    files: Mapping[Path, str], checker: DatasetChecker, student: Student | None, spool: RowSpool
-) -> list[list[Row]]:
-    """Return the rows of each file that have no fault. `checker` collects the faults of the others. files: with their
-    names in messages. student: who teaches; None for the better answers. Raises SampleError for a sample that a student
-    cannot answer."""
-    rows = []
+    files: Mapping[Path, str], checker: DatasetChecker, student: Student | None, spool: RowSpool, *, seed: int
+) -> tuple[Rows, list[range]]:
+    """The rows that have no fault, and the numbers of those of each file. `checker` collects the faults of the others.
+
+    files: with their names in messages. student: who teaches; None for the better answers. seed: of Rows. Raises
+    SampleError for a sample that a student cannot answer.
+    """
+    rows, of_files = Rows(seed=seed), []
     with tqdm(unit=" samples", desc="checking", disable=None) as progress:
         for file, name in files.items():
-            of_file = []
+            begin = len(rows)
             for checked in checker.check_file(file, name):
                 try:
-                    of_file.append(row_of(checked, student, spool))
+                    add_row(checked, student, rows, spool)
                 except SampleError as error:
                     raise SampleError(
                         f"{name}: sample {checked.index}: {error}: --sft-student is for datasets of "
                         "data_tools/generate_dataset.py"
                     ) from error
                 progress.update(checker.num_read - progress.n)
-            rows.append(of_file)
-    return rows
+            of_files.append(range(begin, len(rows)))
+    return rows, of_files
 
 
 @contextlib.contextmanager
@@ -249,65 +229,76 @@ class ParquetRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """The rows, and which file each of them goes to.
+    """Which rows are converted, and which file each of them goes to.
 
-    sides, groups: of each row.
-    surplus: numbers of the training rows that are left out so that both answers are equally frequent.
-    files: by file name, the numbers of its rows.
+    numbers: of the converted rows, in `rows`. All else counts the converted rows from 0.
+    sides, groups: of each converted row.
+    surplus: the training rows that are left out so that both answers are equally frequent.
+    files: by file name, its rows.
     """
 
-    rows: list[Row]
+    rows: Rows
+    numbers: array[int]
     sides: list[str]
     groups: list[Group]
     surplus: set[int]
-    files: dict[str, list[int]]
+    files: dict[str, array[int]]
+
+    def kind(self, i: int) -> Kind:
+        return self.rows[self.numbers[i]]
 
     def counts(self, name: str) -> dict[str, int]:
         """The figures of one file."""
-        numbers = self.files[name]
-        answers = Counter(row.answer.value for i in numbers if (row := self.rows[i]).answer is not None)
-        num_ties = sum(self.rows[i].is_tie for i in numbers)
+        own = self.files[name]
+        kinds = Counter(map(self.kind, own))
+        answers: Counter[Decision | None] = Counter()
+        for kind, count in kinds.items():
+            answers[kind.answer] += count
+        num_ties = sum(count for kind, count in kinds.items() if kind.is_tie)
         return {
-            "samples": len(numbers),
-            "groups": len({self.groups[i] for i in numbers}),
-            "yes": answers["yes"],
-            "no": answers["no"],
+            "samples": len(own),
+            "groups": len({self.groups[i] for i in own}),
+            "yes": answers[Decision.YES],
+            "no": answers[Decision.NO],
             "ties": num_ties,
-            "unlabelled": len(numbers) - answers.total() - num_ties,
+            "unlabelled": answers[None] - num_ties,
         }
 
 
-def surplus_of_majority(rows: Sequence[Row], labelled: Iterable[int], *, seed: int) -> set[int]:
-    """Draw, by hash, the labelled rows to leave out so that "yes" and "no" are the better answer equally often.
+def surplus_of_majority(rows: Rows, numbers: array[int], labelled: Iterable[int]) -> set[int]:
+    """Draw the labelled rows to leave out so that "yes" and "no" are the better answer equally often. Rows are counted
+    as in Conversion.
 
     If one answer is better in two of three states, a policy gains at once by always giving it. It then stops exploring
     before it learns when the other answer is better. Imitation of such labels makes it start there.
     """
     with_answer: dict[Decision | None, list[int]] = {decision: [] for decision in Decision}
     for i in labelled:
-        with_answer[rows[i].answer].append(i)
+        with_answer[rows[numbers[i]].answer].append(i)
     less, more = sorted(with_answer.values(), key=len)
-
-    def rank(i: int) -> bytes:
-        return hashlib.sha256(f"{seed}/balance/{rows[i].sample_id}".encode()).digest()
-
-    return set(sorted(more, key=rank)[len(less) :])
+    return set(sorted(more, key=lambda i: rows.drawn(numbers[i]))[len(less) :])
 
 
-def arrange(rows: list[Row], options: argparse.Namespace) -> Conversion:
-    groups = joined_groups(rows, options.block_s)
-    sides = split(rows, groups, val_fraction=options.val_fraction, seed=options.seed, block_s=options.block_s)
-    train, val = ([i for i, own in enumerate(sides) if own == side] for side in (TRAIN, VAL))
-    labelled = [i for i in train if rows[i].answer is not None]
+def arrange(rows: Rows, numbers: array[int], options: argparse.Namespace) -> Conversion:
+    groups = joined_groups(rows.placed(numbers), options.block_s)
+    sides = split(
+        rows.placed(numbers), groups, val_fraction=options.val_fraction, seed=options.seed, block_s=options.block_s
+    )
+    train, val = (array("L", (i for i, own in enumerate(sides) if own == side)) for side in (TRAIN, VAL))
+
+    def has_answer(i: int) -> bool:
+        return rows[numbers[i]].answer is not None
+
+    labelled = array("L", filter(has_answer, train))
     sft_groups = chosen_groups((groups[i] for i in labelled), options.sft_fraction, seed=options.seed, purpose="sft")
-    surplus = surplus_of_majority(rows, labelled, seed=options.seed) if options.balance else set()
+    surplus = surplus_of_majority(rows, numbers, labelled) if options.balance else set()
     files = {
-        "train.parquet": [i for i in train if options.balance != "all" or i not in surplus],
+        "train.parquet": array("L", (i for i in train if options.balance != "all" or i not in surplus)),
         "val.parquet": val,
-        "sft_train.parquet": [i for i in labelled if groups[i] in sft_groups and i not in surplus],
-        "sft_val.parquet": [i for i in val if rows[i].answer is not None],
+        "sft_train.parquet": array("L", (i for i in labelled if groups[i] in sft_groups and i not in surplus)),
+        "sft_val.parquet": array("L", filter(has_answer, val)),
     }
-    return Conversion(rows=rows, sides=sides, groups=groups, surplus=surplus, files=files)
+    return Conversion(rows=rows, numbers=numbers, sides=sides, groups=groups, surplus=surplus, files=files)
 
 
 def write_files(
@@ -321,20 +312,20 @@ def write_files(
         sft = {side: ParquetRows(path, SFT_SCHEMA, row_group=_ROW_GROUP) for side, path in sft_files.items()}
         # both go through the rows in their order
         in_grpo, in_sft = (
-            {side: iter([*conversion.files[f"{prefix}{side}.parquet"], None]) for side in grpo_files}
-            for prefix in ("", "sft_")
+            {side: iter(conversion.files[f"{prefix}{side}.parquet"]) for side in grpo_files} for prefix in ("", "sft_")
         )
-        next_grpo, next_sft = ({side: next(those) for side, those in each.items()} for each in (in_grpo, in_sft))
+        next_grpo, next_sft = ({side: next(those, None) for side, those in each.items()} for each in (in_grpo, in_sft))
         spooled = enumerate(spool.rows())
-        for i, row in enumerate(conversion.rows):
-            prompt, ground_truth = next(text for number, text in spooled if number == row.number)
-            side = conversion.sides[i]
+        for i, number in enumerate(conversion.numbers):
+            texts = next(texts for spool_number, texts in spooled if spool_number == number)
+            side, kind = conversion.sides[i], conversion.kind(i)
             if next_grpo[side] == i:
-                grpo[side].add(row.grpo(i, side, prompt, ground_truth, embedder))
-                next_grpo[side] = next(in_grpo[side])
+                grpo[side].add(grpo_row(texts, kind.scenario, index=i, side=side, embedder=embedder))
+                next_grpo[side] = next(in_grpo[side], None)
             if next_sft[side] == i:
-                sft[side].add(row.sft(side, prompt))
-                next_sft[side] = next(in_sft[side])
+                # validation is on the better answers, whoever teaches
+                sft[side].add(sft_row(texts.prompt, kind.taught if side == TRAIN else kind.answer))
+                next_sft[side] = next(in_sft[side], None)
         for file in (*grpo.values(), *sft.values()):
             file.close()
         for name in _MAY_BE_LEFT_OUT:
@@ -360,8 +351,8 @@ def summarise(
     spool: RowSpool,
     is_exact: bool,
 ) -> dict[str, Any]:
-    lengths = [spool.num_tokens(row.number) for row in conversion.rows]
-    placed = Counter((row.scenario, side) for row, side in zip(conversion.rows, conversion.sides, strict=True))
+    lengths = array("L", map(spool.num_tokens, conversion.numbers))
+    placed = Counter((conversion.kind(i).scenario, side) for i, side in enumerate(conversion.sides))
     return {
         "files": {name: conversion.counts(name) for name in conversion.files},
         "scenarios": {
@@ -373,19 +364,19 @@ def summarise(
         "unfaithful_left_out": num_unfaithful,
         "faulty_left_out": num_faulty,
         "prompt_tokens": {**quantiles(lengths), "exact": is_exact},
-        "trained_on": seen_decisions([conversion.rows[i] for i in conversion.files["train.parquet"]]),
+        "trained_on": seen_decisions({conversion.kind(i) for i in conversion.files["train.parquet"]}),
     }
 
 
-def seen_decisions(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """What the card of a model says that is trained on these rows (recipes/models/model_card.py)."""
-    if not rows:
+def seen_decisions(kinds: Collection[Kind]) -> dict[str, Any] | None:
+    """What the card of a model says that is trained on rows of these kinds (recipes/models/model_card.py)."""
+    if not kinds:
         return None
     seen = SeenDecisions.of(
-        {(row.scenario, row.junction_id) for row in rows},
-        prompt_versions=[row.prompt_version for row in rows if row.prompt_version is not None],
-        num_stages={row.num_stages for row in rows if row.num_stages is not None},
-        timings={row.timing for row in rows},
+        {(kind.scenario, kind.junction_id) for kind in kinds},
+        prompt_versions=[kind.prompt_version for kind in kinds if kind.prompt_version is not None],
+        num_stages={kind.num_stages for kind in kinds if kind.num_stages is not None},
+        timings={kind.timing for kind in kinds},
     )
     return seen.model_dump(mode="json")
 
@@ -469,38 +460,39 @@ def convert(files: Mapping[Path, str], options: argparse.Namespace) -> None:
     )
     student = Student(load_student(options.sft_student)) if options.sft_student else None
     spool = RowSpool(options.output, tokenizer)
-    rows_of_files = read_rows(files, checker, student, spool)
+    rows, of_files = read_rows(files, checker, student, spool, seed=options.seed)
     report_faults(checker, options.output, skipping=options.on_error == "skip")
+    checker.forget_ids()
     split_is_given = False
-    rows: list[Row] = []
-    for file, of_file in zip(files, rows_of_files, strict=True):
+    for file, of_file in zip(files, of_files, strict=True):
         # a file's own split is kept only if every row has one
-        num_placed = sum(row.side is not None for row in of_file)
+        num_placed = sum(rows[number].side is not None for number in of_file)
         keeps_split = num_placed == len(of_file) and not options.resplit
         split_is_given |= keeps_split and num_placed > 0
         if 0 < num_placed < len(of_file) and not options.resplit:
             print(f"note: {file}: only {num_placed:,} of {len(of_file):,} samples have a split, so none is used")
-        rows += of_file if keeps_split else [replace(row, side=None) for row in of_file]
-    num_unfaithful = 0
+        if not keeps_split:
+            for number in of_file:
+                rows.forget_side(number)
+    numbers = array("L", range(len(rows)))
     if options.replays == "drop":
-        if all(row.is_faithful is None for row in rows):
+        if all(rows[number].is_faithful is None for number in numbers):
             raise SampleError(
                 f"--replays drop: no sample of {asked} is marked: run data_tools/verify_states.py --data FOLDER --mark "
                 "first"
             )
-        faithful = [row for row in rows if row.is_faithful is not False]
-        num_unfaithful = len(rows) - len(faithful)
-        rows = faithful
+        numbers = array("L", (number for number in numbers if rows[number].is_faithful is not False))
+    num_unfaithful = len(rows) - len(numbers)
     ties_left_out: Counter[str] = Counter()
     if options.ties == "drop":
-        ties_left_out.update(row.scenario for row in rows if row.is_tie)
-        rows = [row for row in rows if not row.is_tie]
-    if not rows:
+        ties_left_out.update(rows[number].scenario for number in numbers if rows[number].is_tie)
+        numbers = array("L", (number for number in numbers if not rows[number].is_tie))
+    if not numbers:
         raise SampleError(
             f"{asked} has no sample to train on: {checker.num_read:,} read, {checker.num_faulty:,} faulty, "
             f"{num_unfaithful:,} do not replay as labelled, {ties_left_out.total():,} ties"
         )
-    conversion = arrange(rows, options)
+    conversion = arrange(rows, numbers, options)
     summary = summarise(
         conversion,
         ties_left_out=ties_left_out,

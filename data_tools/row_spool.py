@@ -1,4 +1,4 @@
-"""What is long in a row, kept on disk until the row is written: its prompt and its ground truth."""
+"""What is long in a row, kept on disk until the row is written: its prompt, its ground truth and its sample's id."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zstandard
 
@@ -19,6 +19,14 @@ _LEVEL = 1
 _BATCH = 1024
 
 Prompt = list[dict[str, str]]
+
+
+class Texts(NamedTuple):
+    """ground_truth: JSON."""
+
+    prompt: Prompt
+    ground_truth: str
+    sample_id: str
 
 
 class RowSpool:
@@ -34,10 +42,11 @@ class RowSpool:
         self._uncounted: list[Prompt] = []
         self._num_tokens = array("L")
 
-    def add(self, prompt: Prompt, ground_truth: str) -> int:
+    def add(self, texts: Texts) -> int:
         """Returns the row's number."""
-        self._packed.write(json.dumps([prompt, ground_truth], ensure_ascii=False).encode() + b"\n")
-        self._uncounted.append(prompt)
+        prompt, sample_id = (json.dumps(each, ensure_ascii=False) for each in (texts.prompt, texts.sample_id))
+        self._packed.write(f"{prompt}\n{texts.ground_truth}\n{sample_id}\n".encode())
+        self._uncounted.append(texts.prompt)
         if len(self._uncounted) == _BATCH:
             self._count()
         return len(self._num_tokens) + len(self._uncounted) - 1
@@ -51,11 +60,11 @@ class RowSpool:
             self._count()
         return self._num_tokens[number]
 
-    def rows(self) -> Iterator[tuple[Prompt, str]]:
+    def rows(self) -> Iterator[Texts]:
         """All rows in order. Nothing can be added any more."""
         self._packed.close()  # type: ignore[no-untyped-call]
         self._file.seek(0)
         with zstandard.ZstdDecompressor().stream_reader(self._file, closefd=False) as data:
-            for line in io.TextIOWrapper(data, encoding="utf-8", newline="\n"):
-                prompt, ground_truth = json.loads(line)
-                yield prompt, ground_truth
+            lines = io.TextIOWrapper(data, encoding="utf-8", newline="\n")
+            for prompt, ground_truth, sample_id in zip(lines, lines, lines, strict=True):
+                yield Texts(json.loads(prompt), ground_truth.removesuffix("\n"), json.loads(sample_id))

@@ -34,9 +34,9 @@ Measure = Callable[[Path, Effort], list[Row]]
 
 # the functions and the rows that they measure, in the order of the table
 REWARD: Mapping[Measure, tuple[str, ...]] = {
-    bare_rows: ("replay-bare",),
+    bare_rows: ("replay-bare", "replay-bare-start"),
     traci_rows: ("replay-traci", "replay-traci-cpu"),
-    city_rows: ("replay-city",),
+    city_rows: ("replay-city", "replay-city-start"),
     score_rows: ("score-cached", "score-labelled"),
     step_rows: ("step-cached", "step-live", "step-live-wait"),
     stretch_rows: ("stretch-4", "stretch-8"),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from benchmarks.stopwatch import Cost, cost_of
 from tsc.cost.outcome import OutcomeSettings
-from tsc.replays.replay import replay
+from tsc.junction.signal_control import SignalControl
+from tsc.replays.replay import continue_state, replay
 from tsc.replays.request import ReplayRequest
 from tsc.replays.stretch_replay import play
 
@@ -18,6 +19,21 @@ def live_cost(requests: Sequence[ReplayRequest], settings: OutcomeSettings) -> C
     """The cost of tsc.replays.replay.replay in this process, with both answers, after one replay to warm up."""
     replay(requests[0], settings)
     return cost_of(lambda: [replay(request, settings) for request in requests], len(requests))
+
+
+def start_cost(requests: Sequence[ReplayRequest], settings: OutcomeSettings) -> Cost:
+    """The same without the seconds that are simulated: files, the net's copy, the state loaded, the second copy."""
+
+    def start_all() -> None:
+        for request in requests:
+            continue_state(request, [_nothing, _nothing], length_s=settings.horizon_s)
+
+    start_all()
+    return cost_of(start_all, len(requests))
+
+
+def _nothing(_: SignalControl) -> None:
+    pass
 
 
 def stretch_cost(

@@ -845,21 +845,30 @@ def test_a_tokenizer_folder_that_is_none_is_refused(write_dataset, out, tmp_path
         convert(write_dataset(), out, "--tokenizer", str(tmp_path / "gone"))
 
 
-def test_verl_reads_the_grpo_files(write_dataset, out, tokenizer_folder, tmp_path, monkeypatch):
+def test_verl_and_datasets_read_the_grpo_files_of_several_conversions(
+    write_dataset, out, tokenizer_folder, tmp_path, monkeypatch
+):
     import datasets
     from omegaconf import OmegaConf
     from transformers import AutoTokenizer
     from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    # several row groups to a file
+    monkeypatch.setattr(json_to_parquet, "_BATCH", 2)
+    monkeypatch.setattr(json_to_parquet, "_ROW_GROUP", 4)
     convert(write_dataset(), out)
+    convert(write_dataset(), tmp_path / "more", "--seed", "1")
     config = OmegaConf.create(
         {"cache_dir": str(tmp_path / "verl"), "max_prompt_length": 400, "filter_overlong_prompts_workers": 1}
     )
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     for name in NAMES[:2]:
-        read = RLHFDataset(str(out / name), tokenizer, config)
-        expected = rows(out, name)
+        files = [str(folder / name) for folder in (out, tmp_path / "more")]
+        expected = [*rows(out, name), *rows(tmp_path / "more", name)]
+        assert all(pq.ParquetFile(file).num_row_groups > 1 for file in files)
+        assert datasets.load_dataset("parquet", data_files=files, split="train").to_list() == expected
+        read = RLHFDataset(files, tokenizer, config)
         assert len(read) == len(expected)
         batch = collate_fn([read[number] for number in range(len(read))])
         truths = [json.loads(model["ground_truth"]) for model in batch["reward_model"]]

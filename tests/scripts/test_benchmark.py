@@ -203,8 +203,9 @@ def test_live_replays_are_compared_with_the_bare_steps_of_their_own_episode(
 ) -> None:
     monkeypatch.setattr(replay_speed, "default_dataset", lambda folder, episodes: small_dataset)
     monkeypatch.setattr(replay_speed, "DEFAULT_SCENARIO", short_scenario)
-    (row,) = bare_rows(tmp_path, Effort(**{**vars(QUICK), "repetitions": 1, "live_replays": 2}))
+    row, start = bare_rows(tmp_path, Effort(**{**vars(QUICK), "repetitions": 1, "live_replays": 2}))
     assert row.name == "replay-bare"
+    assert start.name == "replay-bare-start" and 0 < start.ratio < 1
     assert row.beside is not None and row.beside > row.value > 0
 
 

@@ -54,6 +54,7 @@ class ReplayRequest:
                 f"sample {sample.id or sample.state_file!r} does not name its SUMO files (field 'sumo'): "
                 "pass the scenario with --sumocfg"
             )
+        timing = sample.timing
         return cls(
             sample_id=sample.id or sample.state_file,
             dataset_dir=str(dataset_dir),
@@ -61,9 +62,9 @@ class ReplayRequest:
             state_file=sample.state_file,
             state_sha256=sample.state_sha256,
             current_green_elapsed_s=sample.current_green_elapsed,
-            min_green_s=sample.timing.min_green_s,
-            max_green_s=sample.timing.max_green_s,
-            green_extension_s=sample.timing.green_extension_s,
+            min_green_s=timing.min_green_s,
+            max_green_s=timing.max_green_s,
+            green_extension_s=timing.green_extension_s,
             clocks=sample.clocks,
             sumo=sample.sumo,
         )

@@ -88,7 +88,8 @@ class SampleOutcomes(_Record):
 
     @property
     def outcomes(self) -> Outcomes:
-        return Outcomes.from_dict(self.model_dump(include={"yes", "no", "terms"}))
+        terms = {name: Outcomes(yes=costs.yes, no=costs.no) for name, costs in self.terms.items()}
+        return Outcomes(yes=self.yes, no=self.no, terms=terms)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values without `ends` and without fields beyond the contract."""
