@@ -24,7 +24,15 @@ from benchmarks.decision_speed import smollm2_rows, tiny_rows
 from benchmarks.effort import FULL, QUICK, Effort
 from benchmarks.episode_speed import CONTROLLERS, episode_rows, worker_rows
 from benchmarks.grpo_step import speed_rows, step_rows
-from benchmarks.label_speed import LABEL_ROWS, label_rows, label_worker_rows, parquet_rows, ray_rows, size_rows
+from benchmarks.label_speed import (
+    LABEL_ROWS,
+    label_rows,
+    label_worker_rows,
+    parquet_memory_rows,
+    parquet_rows,
+    ray_rows,
+    size_rows,
+)
 from benchmarks.replay_speed import bare_rows, city_rows, memory_rows, stretch_rows, traci_rows
 from benchmarks.rows import Row, machine_lines, table, write_rows
 from benchmarks.score_rate import score_rows
@@ -48,7 +56,8 @@ DATA: Mapping[Measure, tuple[str, ...]] = {
     label_worker_rows: ("label-workers",),
     ray_rows: ("label-ray",),
     size_rows: ("sample-bytes",),
-    parquet_rows: ("parquet", "parquet-memory"),
+    parquet_rows: ("parquet",),
+    parquet_memory_rows: ("parquet-memory",),
 }
 EVALUATE: Mapping[Measure, tuple[str, ...]] = {
     **{partial(episode_rows, controller=name): (f"episode-{name}",) for name in CONTROLLERS},

@@ -14,7 +14,7 @@ class Effort:
     speed_steps: the same for each of step_trainings trainings of both sides.
     episode_s: simulated time of an evaluation's episode. label_s: of an episode that is labelled, except four_way's
     hour; label_repetitions: of each side.
-    parquet_samples: that are converted.
+    parquet_samples: that are converted; memory_samples: once, to see the memory.
     """
 
     episodes: int = 5
@@ -37,6 +37,7 @@ class Effort:
     label_s: int = 900
     label_repetitions: int = 3
     parquet_samples: int = 100_000
+    memory_samples: int = 1_000_000
 
 
 FULL = Effort()
@@ -63,4 +64,5 @@ QUICK = Effort(
     label_s=600,
     label_repetitions=1,
     parquet_samples=20_000,
+    memory_samples=40_000,
 )

@@ -226,14 +226,14 @@ def ray_rows(folder: Path, effort: Effort) -> list[Row]:
     return [Row.of_rates("label-ray", what, *costs, unit="1/s", must_reach=Bound(at="least", value=1.7))]
 
 
-def many_samples(folder: Path, effort: Effort) -> Path:
+def many_samples(folder: Path, effort: Effort, count: int) -> Path:
     """A JSON array of many samples: those of four_way again and again, with other ids and episodes."""
     dataset = default_dataset(folder, effort.episodes)
-    path = dataset / f"many-{effort.parquet_samples}.json"
+    path = dataset / f"many-{count}.json"
     if not path.exists():
         samples = json.loads((dataset / "grpo_dataset.json").read_text())
         with write_through(path) as file:
-            for number in range(effort.parquet_samples):
+            for number in range(count):
                 again, index = divmod(number, len(samples))
                 sample = samples[index] | {"id": f"{samples[index]['id']}-{again}", "episode": 1000 * again}
                 file.write(("," if number else "[") + "\n" + json.dumps(sample, separators=(",", ":")))
@@ -261,26 +261,33 @@ def command_cost(command: Sequence[str], num_units: int) -> tuple[Cost, float]:
 
 def parquet_rows(folder: Path, effort: Effort) -> list[Row]:
     """json_to_parquet, with all its checks, compared with pandas, which only reads and writes."""
-    path = many_samples(folder, effort)
+    path = many_samples(folder, effort, effort.parquet_samples)
     out = folder / "parquet"
     out.mkdir(exist_ok=True)
-    ours = [sys.executable, "data_tools/json_to_parquet.py", "--input", str(path), "--output", str(out), "--resplit"]
     pandas = [sys.executable, "-c", PANDAS, str(path), str(out / "pandas.parquet")]
-    memory: list[float] = []
 
     def side(command: Sequence[str]) -> Cost:
-        cost, mebibytes = command_cost(command, effort.parquet_samples)
-        if command is ours:
-            memory.append(mebibytes)
-        return cost
+        return command_cost(command, effort.parquet_samples)[0]
 
-    costs = in_turn(effort.label_repetitions, partial(side, ours), partial(side, pandas))
-    number = f"{effort.parquet_samples:,} samples"
-    return [
-        Row.of_rates("parquet", f"json_to_parquet of {number}; pandas.read_json and to_parquet", *costs, by_cpu=True,
-                     unit="1/s of CPU", must_reach=Bound(at="least", value=2)),
-        Row(name="parquet-memory", what=f"json_to_parquet of {number}", value=max(memory), unit="MiB"),
-    ]  # fmt: skip
+    costs = in_turn(effort.label_repetitions, partial(side, conversion(path, out)), partial(side, pandas))
+    what = f"json_to_parquet of {effort.parquet_samples:,} samples; pandas.read_json and to_parquet"
+    bound = Bound(at="least", value=2)
+    return [Row.of_rates("parquet", what, *costs, by_cpu=True, unit="1/s of CPU", must_reach=bound)]
+
+
+def conversion(path: Path, out: Path) -> list[str]:
+    return [sys.executable, "data_tools/json_to_parquet.py", "--input", str(path), "--output", str(out), "--resplit"]
+
+
+def parquet_memory_rows(folder: Path, effort: Effort) -> list[Row]:
+    path = many_samples(folder, effort, effort.memory_samples)
+    try:
+        _, mebibytes = command_cost(conversion(path, folder / "parquet"), effort.memory_samples)
+    finally:
+        path.unlink()  # large
+    bound = Bound(at="most", value=600e6 / 2**20)
+    what = f"json_to_parquet of {effort.memory_samples:,} samples"
+    return [Row(name="parquet-memory", what=what, value=mebibytes, unit="MiB", must_reach=bound)]
 
 
 def size_rows(folder: Path, effort: Effort) -> list[Row]:
