@@ -47,7 +47,9 @@ SUMO_SEED = 1
 DEMAND_NAME = "demand.rou.xml"
 SAMPLES_NAME = "samples.jsonl.gz"
 
-Behaviour = Literal["static", "gap_out", "max_pressure", "longest_queue", "actuated", "lookahead", "random"]
+Behaviour = Literal[
+    "static", "gap_out", "max_pressure", "longest_queue", "actuated", "delay_based", "lookahead", "random"
+]
 
 
 class DatasetConfig(BaseModel):

@@ -12,7 +12,7 @@ import pytest
 
 from reward.settings import load_settings
 from tsc.controllers.registry import CLASSICAL
-from tsc.cost.outcome import OutcomeSettings, load_outcome_settings
+from tsc.cost.outcome import TAILS, OutcomeSettings, load_outcome_settings
 
 
 def run(repo_root: Path, scenario: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,7 @@ def test_the_settings_are_those_of_the_best_lookahead(calibrated: tuple[Path, st
 
 
 def test_every_tail_runs_alone_at_decision_points_and_every_second(delays_s: dict[str, float]) -> None:
-    for tail in ("static", "gap_out", "max_pressure", "longest_queue", "actuated"):
+    for tail in TAILS:
         for step in ("5", "1"):
             assert f"{tail} every {step} s" in delays_s
     # at its decision points, a tail alone is the controller of that name

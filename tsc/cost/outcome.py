@@ -16,7 +16,7 @@ from tsc.junction.decision import Decision
 from tsc.user_code import USER_PREFIX, source_sha256
 from tsc.yaml_file import load_yaml
 
-TAILS = ("static", "gap_out", "max_pressure", "longest_queue", "actuated")
+TAILS = ("static", "gap_out", "max_pressure", "longest_queue", "actuated", "delay_based")
 # a tail that is a student's file: student:/its/absolute/path
 STUDENT_TAIL = "student:"
 MAX_HORIZON_S = 600

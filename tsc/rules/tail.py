@@ -12,6 +12,7 @@ from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
 from tsc.rules.actuated import Actuated
 from tsc.rules.controller import Rule
+from tsc.rules.delay_based import DelayBased
 from tsc.rules.gap_out import GapOut
 from tsc.rules.longest_queue import LongestQueue
 from tsc.rules.max_pressure import MaxPressure
@@ -24,6 +25,7 @@ _TAILS: dict[str, Callable[[], Rule]] = {
     "max_pressure": MaxPressure,
     "longest_queue": LongestQueue,
     "actuated": Actuated,
+    "delay_based": DelayBased,
 }
 
 

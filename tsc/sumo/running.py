@@ -72,6 +72,17 @@ class Approaching:
     waiting_time_s: float
 
 
+class Delayed(NamedTuple):
+    """A vehicle on a lane: distance to the lane's end (m), speed (m/s), how long it stood in the last 100 s (s, SUMO's
+    accumulated waiting time), and its time loss since it departed (s)."""
+
+    name: str
+    distance_m: float
+    speed_m_per_s: float
+    stood_s: float
+    time_loss_s: float
+
+
 class Pose(NamedTuple):
     """Where a vehicle is: the middle of its front bumper in m, its angle (degrees, clockwise from north), its speed."""
 
@@ -286,6 +297,21 @@ class RunningSumo(ABC):
                 distance_m=length_m - vehicle.getLanePosition(name),
                 speed_m_per_s=vehicle.getSpeed(name),
                 waiting_time_s=vehicle.getWaitingTime(name),
+            )
+            for name in self._sumo.lane.getLastStepVehicleIDs(lane)
+        ]
+
+    def delayed(self, lane: str) -> list[Delayed]:
+        """The vehicles on a lane, in SUMO's order (from the lane's begin)."""
+        length_m = self._sumo.lane.getLength(lane)
+        vehicle = self._sumo.vehicle
+        return [
+            Delayed(
+                name=name,
+                distance_m=length_m - vehicle.getLanePosition(name),
+                speed_m_per_s=vehicle.getSpeed(name),
+                stood_s=vehicle.getAccumulatedWaitingTime(name),
+                time_loss_s=vehicle.getTimeLoss(name),
             )
             for name in self._sumo.lane.getLastStepVehicleIDs(lane)
         ]

@@ -70,8 +70,9 @@ def test_a_later_decision_of_a_lone_junction_is_known_from_an_earlier_one(
     assert decisions <= forks < 2 * decisions
 
 
-def test_a_tail_that_remembers_begins_anew_at_each_decision(files: SumoFiles) -> None:
-    settings = OutcomeSettings(horizon_s=30, tail="actuated", tail_step_s=1)
+@pytest.mark.parametrize("tail", ["actuated", "delay_based"])
+def test_a_tail_that_remembers_begins_anew_at_each_decision(files: SumoFiles, tail: str) -> None:
+    settings = OutcomeSettings(horizon_s=30, tail=tail, tail_step_s=1)
     forks, decisions = in_new_process(_forks_and_decisions, files, settings, 1)
     assert forks == 2 * decisions
 
@@ -85,7 +86,7 @@ def arterial(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SumoF
     return SumoFiles(net_file=folder / "net.xml", route_files=(folder / "rou.xml",), seed=1)
 
 
-@pytest.mark.parametrize(("tail", "step_s"), [("max_pressure", None), ("longest_queue", 1), ("actuated", 1)])
+@pytest.mark.parametrize(("tail", "step_s"), [("max_pressure", None), ("actuated", 1), ("delay_based", 1)])
 def test_junctions_that_are_due_together_share_the_tails_continuation(
     arterial: SumoFiles, tail: str, step_s: int | None
 ) -> None:
