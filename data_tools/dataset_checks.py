@@ -163,6 +163,7 @@ class DatasetChecker:
         self.num_read = 0
         self.num_with_sumocfg = 0
         self.num_lost: Counter[str] = Counter()  # states without a label, by what they were saved without
+        self._known_lost: set[bytes] = set()  # of states that were counted
         self._files: list[Path] = []
         # where each id was first: file number and index in one number, by a hash, because there are many
         self._place_of_id: dict[bytes, int] = {}
@@ -381,7 +382,9 @@ class DatasetChecker:
             text = state_text(state_bytes(path), path)
         except (OSError, StateError):
             return {}, frozenset()
-        self.num_lost.update(lost_in(text))
+        if _hash_of(str(path)) not in self._known_lost:
+            self._known_lost.add(_hash_of(str(path)))
+            self.num_lost.update(lost_in(text))
         return running_phases(text), frozenset(lanes_in(text))
 
     def _with_digests(self, sample: Sample, folder: Path, state: str) -> Sample:

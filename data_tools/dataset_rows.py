@@ -49,7 +49,7 @@ class Rows:
         self._number_of_kind: dict[Kind, int] = {}
         self._kinds: list[Kind] = []
         self._kind = array("L")
-        self._time_s = array("d")
+        self._time_s = array("d")  # -1: unknown
         self._state = array("Q")
         self._drawn = array("Q")
 

@@ -54,7 +54,6 @@ def joined_groups(samples: Iterable[Placed], block_s: float) -> list[Group]:
     """Return the group of each sample, in order. Groups that share a state get the name of the smallest of them."""
     parent: dict[Group, Group] = {}
     group_of_state: dict[str | int, Group] = {}
-
     kept_once: dict[Group, Group] = {}
 
     def root(group: Group) -> Group:

@@ -42,14 +42,12 @@ class RowSpool:
         self._uncounted: list[Prompt] = []
         self._num_tokens = array("L")
 
-    def add(self, texts: Texts) -> int:
-        """Returns the row's number."""
+    def add(self, texts: Texts) -> None:
         prompt, sample_id = (json.dumps(each, ensure_ascii=False) for each in (texts.prompt, texts.sample_id))
         self._packed.write(f"{prompt}\n{texts.ground_truth}\n{sample_id}\n".encode())
         self._uncounted.append(texts.prompt)
         if len(self._uncounted) == _BATCH:
             self._count()
-        return len(self._num_tokens) + len(self._uncounted) - 1
 
     def _count(self) -> None:
         self._num_tokens.extend(prompt_tokens(self._uncounted, self._tokenizer))

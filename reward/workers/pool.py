@@ -213,8 +213,7 @@ os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
 def replays_under_way() -> list[tuple[float, str]]:
-    """The age (s) and the state file of each replay that this machine's server has not finished. The oldest comes
-    first."""
+    """For each unfinished replay of this machine's server, its age (s) and its state file. The oldest comes first."""
     return [(age_s, state_file) for age_s, state_file in _told_by_server(b"replays")]
 
 

@@ -18,7 +18,7 @@ from tsc.sumo.simulation import detach_outputs_of_fork
 
 Result = TypeVar("Result")
 
-# A fork goes on to so many of the next decision points. Episodes follow the tail's answers longer than the others.
+# How many of the following decisions a fork also serves. Episodes more often follow the answers that the tail gives.
 NEXT_WITH_TAILS_ANSWER = 4
 NEXT_WITH_OTHER_ANSWER = 1
 

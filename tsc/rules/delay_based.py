@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from tsc.junction.decision import Decision
 from tsc.junction.signal_control import SignalControl
 from tsc.rules.controller import Rule
 from tsc.sumo.running import Delayed
-from tsc.sumo.signal_program import Stage
+from tsc.sumo.signal_program import ApproachLane
 
 # SUMO's defaults: detectorRange and minTimeLoss
 RANGE_M = 100.0
@@ -34,43 +36,51 @@ class DelayBased(Rule):
     def __init__(self) -> None:
         # s, by vehicle; None before it was first asked
         self._lost_before_s: dict[str, float] | None = None
+        # now, by junction
+        self._near: dict[str, dict[ApproachLane, list[_Near]]] = {}
 
     def decide(self, control: SignalControl, junction_ids: Sequence[str]) -> dict[str, Decision]:
+        self._near = {name: _near(control, name) for name in control.clocks}
         known, now = self._lost_before_s, {}
-        for name in control.clocks:
-            for stage in control.program(name).stages:
-                for limit_m_per_s, _, vehicle in _in_range(control, stage):
-                    if known is not None:
-                        lost_before_s = known.get(vehicle.name, vehicle.time_loss_s)
-                    else:
-                        is_slow = vehicle.speed_m_per_s < SLOW * limit_m_per_s
-                        lost_before_s = 0.0 if is_slow or vehicle.stood_s >= STOOD_S else vehicle.time_loss_s
-                    now[vehicle.name] = lost_before_s
+        for near in itertools.chain.from_iterable(lanes for of in self._near.values() for lanes in of.values()):
+            vehicle = near.vehicle
+            if known is not None:
+                now[vehicle.name] = known.get(vehicle.name, vehicle.time_loss_s)
+            else:
+                is_slow = vehicle.speed_m_per_s < SLOW * near.limit_m_per_s
+                now[vehicle.name] = 0.0 if is_slow or vehicle.stood_s >= STOOD_S else vehicle.time_loss_s
         self._lost_before_s = now
         return super().decide(control, junction_ids)
 
     def extends(self, control: SignalControl, junction_id: str) -> bool:
         assert self._lost_before_s is not None
-        program, clock = control.program(junction_id), control.clocks[junction_id]
-        stage = program.stages[clock.stage]
+        clock, near = control.clocks[junction_id], self._near[junction_id]
+        stage = control.program(junction_id).stages[clock.stage]
         left_s = control.timing_of(junction_id).max_green_s - clock.elapsed_green_s
-        for limit_m_per_s, distance_m, vehicle in _in_range(control, stage):
+        for limit_m_per_s, distance_m, vehicle in itertools.chain.from_iterable(map(near.__getitem__, stage.approach)):
             lost_s = vehicle.time_loss_s - self._lost_before_s[vehicle.name]
             if lost_s > MIN_TIME_LOSS_S and distance_m <= left_s * limit_m_per_s:
                 return True
         green = set(stage.approach_lanes)
-        return not any(True for other in program.stages for _ in _in_range(control, other, but=green))
+        return not any(vehicles for part, vehicles in near.items() if part.lane not in green)
 
 
-def _in_range(
-    control: SignalControl, stage: Stage, *, but: Collection[str] = ()
-) -> Iterator[tuple[float, float, Delayed]]:
-    """The lane's speed limit (m/s), the distance to the stop line (m) and the vehicle. but: lanes to leave out."""
+class _Near(NamedTuple):
+    """A vehicle in range: the speed limit of its lane (m/s), and its distance to the stop line (m)."""
+
+    limit_m_per_s: float
+    distance_m: float
+    vehicle: Delayed
+
+
+def _near(control: SignalControl, junction_id: str) -> dict[ApproachLane, list[_Near]]:
+    """The vehicles in range, for each lane of the approaches."""
     simulation = control.simulation
-    for part in stage.approach:
-        if part.lane not in but and part.distance_m <= RANGE_M:
+    found: dict[ApproachLane, list[_Near]] = {}
+    for part in itertools.chain.from_iterable(stage.approach for stage in control.program(junction_id).stages):
+        if part not in found:
             limit_m_per_s = simulation.speed_limit_m_per_s(part.lane)
-            for vehicle in simulation.delayed(part.lane):
-                distance_m = part.distance_m + vehicle.distance_m
-                if distance_m <= RANGE_M:
-                    yield limit_m_per_s, distance_m, vehicle
+            vehicles = simulation.delayed(part.lane) if part.distance_m <= RANGE_M else []
+            near = (_Near(limit_m_per_s, part.distance_m + vehicle.distance_m, vehicle) for vehicle in vehicles)
+            found[part] = [each for each in near if each.distance_m <= RANGE_M]
+    return found

@@ -91,7 +91,7 @@ def test_a_worker_killed_between_two_replays_costs_no_attempt(make_pool: MakePoo
     # A process that is a zombie may still have threads that end, and the server cannot know of its death before.
     deadline = time.monotonic() + 10
     while psutil.pid_exists(pid):
-        assert time.monotonic() < deadline, f"the server has not collected {pid}"
+        assert time.monotonic() < deadline, f"process {pid} is still there"
         time.sleep(0.02)
     assert pool.replay(make_request("second"), SETTINGS).outcomes == outcomes_here(make_request, "second")
 

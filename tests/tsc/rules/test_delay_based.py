@@ -1,4 +1,4 @@
-"""The rule of delay-based control: whom it holds a green for."""
+"""Which vehicles hold a green under delay-based control."""
 
 from __future__ import annotations
 
