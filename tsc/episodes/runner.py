@@ -184,8 +184,8 @@ def _work(connection: Connection) -> None:
                 connection.send(("failed", str(error), ""))
             except Exception as error:
                 connection.send(("failed", repr(error), traceback.format_exc()))
-    except KeyboardInterrupt:
-        pass  # Ctrl-C interrupts the parent as well, which reports it
+    except (KeyboardInterrupt, EOFError, ConnectionError):
+        pass  # the parent was stopped, or has ended, and reports it
 
 
 def run_jobs(jobs: Sequence[EpisodeJob], workers: int, ask: Ask | None = None) -> Iterator[dict[str, Any]]:
