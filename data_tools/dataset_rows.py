@@ -23,7 +23,6 @@ class Kind:
 
     episode, side: as in Placed.
     answer: the better one; None on a tie, or if the outcomes are unknown.
-    taught: the answer that SFT learns: the same, or a student's.
     is_faithful: the mark of verify_states; None for a sample without a mark.
     num_stages: of the junction; None for a sample without an observation.
     """
@@ -32,7 +31,6 @@ class Kind:
     episode: str
     side: str | None
     answer: Decision | None
-    taught: Decision | None
     is_tie: bool
     is_faithful: bool | None
     junction_id: str

@@ -5,7 +5,7 @@ Example:
 
 Writes to the output folder:
     train.parquet, val.parquet          for GRPO: the prompt, and `ground_truth`, which the reward needs
-    sft_train.parquet, sft_val.parquet  for SFT: the prompt with the better answer, or with a student's (--sft-student)
+    sft_train.parquet, sft_val.parquet  for SFT: the prompt with the better answer
 The files for validation are left out if they would be empty.
     summary.json                        the figures that are printed
 A folder that has train.parquet is complete, and all its files come from the same conversion.
@@ -49,12 +49,10 @@ from data_tools.state_causes import CAUSES
 from tsc.errors import ConfigError, SampleError, run_main
 from tsc.files import folder_lock, write_atomically
 from tsc.junction.decision import Decision
-from tsc.junction.observation import Observation
 from tsc.junction.seen_decisions import SeenDecisions
 from tsc.replays.embedded_files import MAX_SCENARIO_BYTES, FileEmbedder
 from tsc.replays.request import ReplayRequest
 from tsc.replays.sample import find_dataset_files
-from tsc.rules.student import Student, load_student
 from tsc.scenarios.by_word import sumo_config_of
 from tsc.sumo.version import installed_sumo_version
 
@@ -109,9 +107,8 @@ def _json_text(values: dict[str, Any]) -> str:
     return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
 
 
-def add_row(checked: CheckedSample, student: Student | None, rows: Rows, spool: RowSpool) -> None:
-    """Add a sample to the rows and its texts to the spool. Raises SampleError for a sample without the observation that
-    a student needs."""
+def add_row(checked: CheckedSample, rows: Rows, spool: RowSpool) -> None:
+    """Add a sample to the rows and its texts to the spool."""
     sample = checked.sample
     request = ReplayRequest.from_sample(sample, _folder_of(checked.file))
     outcomes = sample.outcomes
@@ -130,7 +127,6 @@ def add_row(checked: CheckedSample, student: Student | None, rows: Rows, spool: 
         episode=episode_key(sample),
         side=sample.split,
         answer=answer,
-        taught=answer if student is None else student.decision(Observation.from_dict(sample.observation)),
         is_tie=outcomes is not None and better is None,
         is_faithful=sample.replay.is_faithful if sample.replay is not None else None,
         junction_id=sample.junction_id,
@@ -149,25 +145,18 @@ def _folder_of(file: Path) -> Path:
 
 
 def read_rows(
-    files: Mapping[Path, str], checker: DatasetChecker, student: Student | None, spool: RowSpool, *, seed: int
+    files: Mapping[Path, str], checker: DatasetChecker, spool: RowSpool, *, seed: int
 ) -> tuple[Rows, list[range]]:
     """The rows that have no fault, and the numbers of those of each file. `checker` collects the faults of the others.
 
-    files: with their names in messages. student: who teaches; None for the better answers. seed: of Rows. Raises
-    SampleError for a sample that a student cannot answer.
+    files: with their names in messages. seed: of Rows.
     """
     rows, of_files = Rows(seed=seed), []
     with tqdm(unit=" samples", desc="checking", disable=None) as progress:
         for file, name in files.items():
             begin = len(rows)
             for checked in checker.check_file(file, name):
-                try:
-                    add_row(checked, student, rows, spool)
-                except SampleError as error:
-                    raise SampleError(
-                        f"{name}: sample {checked.index}: {error}: --sft-student is for datasets of "
-                        "data_tools/generate_dataset.py"
-                    ) from error
+                add_row(checked, rows, spool)
                 progress.update(checker.num_read - progress.n)
             of_files.append(range(begin, len(rows)))
     return rows, of_files
@@ -324,7 +313,7 @@ def write_files(
                 next_grpo[side] = next(in_grpo[side], None)
             if next_sft[side] == i:
                 # validation is on the better answers, whoever teaches
-                sft[side].add(sft_row(texts.prompt, kind.taught if side == TRAIN else kind.answer))
+                sft[side].add(sft_row(texts.prompt, kind.answer))
                 next_sft[side] = next(in_sft[side], None)
         for file in (*grpo.values(), *sft.values()):
             file.close()
@@ -458,9 +447,8 @@ def convert(files: Mapping[Path, str], options: argparse.Namespace) -> None:
     checker = DatasetChecker(
         installed_sumo=installed_sumo_version(), check_states=options.check_states, sumocfg=sumocfg
     )
-    student = Student(load_student(options.sft_student)) if options.sft_student else None
     spool = RowSpool(options.output, tokenizer)
-    rows, of_files = read_rows(files, checker, student, spool, seed=options.seed)
+    rows, of_files = read_rows(files, checker, spool, seed=options.seed)
     report_faults(checker, options.output, skipping=options.on_error == "skip")
     checker.forget_ids()
     split_is_given = False
@@ -560,13 +548,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=0.5,
         metavar="F",
         help="share of the training groups whose better answers go to sft_train.parquet (default 0.5); GRPO gets all",
-    )
-    parser.add_argument(
-        "--sft-student",
-        type=Path,
-        metavar="FILE",
-        help="sft_train.parquet gets the answers of this student (scripts/fit_student.py --teacher labels) instead of "
-        "the better answers: they hold less noise",
     )
     parser.add_argument(
         "--block-s",

@@ -194,6 +194,8 @@ class Pipeline:
         """Overrides that choose hardware and start, and the configuration, its numbers checked. Raises ConfigError."""
         all_weights = any(override.endswith("lora_rank=0") for override in asked)
         chosen = [*self._hardware(), f"start={self._start(all_weights)}"]
+        if algorithm == "sft" and self.run.learns_of_student:
+            chosen.append("trainer.total_epochs=${start.sft_student_epochs}")
         config = compose(algorithm, [*chosen, *asked])
         check_numbers(algorithm, config)
         model = _model(config)
@@ -290,7 +292,7 @@ class Pipeline:
         derived = [
             *derived,
             *shared,
-            f"data.train_files={_hydra(str(run.parquet / 'sft_train.parquet'))}",
+            f"data.train_files={_hydra(str(run.chats / 'sft_train.parquet'))}",
             f"model.path={_hydra(str(self.base))}",
             f"data.micro_batch_size_per_gpu={min(config.hardware.micro_batch_size, max(batch // devices, 1))}",
         ]
@@ -397,18 +399,28 @@ class Pipeline:
                 )  # fmt: skip
         if (run.parquet / "train.parquet").is_file():
             skipped("Parquet", run.parquet)
+        else:
+            with self.stages.stage("Parquet: verl's format", run.parquet):
+                self.stages.python(
+                    "data_tools/json_to_parquet.py", "--input", dataset, "--output", run.parquet,
+                    "--balance", self.main.config.start.balance, "--sft-fraction", 1,
+                )  # fmt: skip
+        if run.learns_of_student and self.sft:
+            self._make_chats(dataset)
+
+    def _make_chats(self, dataset: Path) -> None:
+        """What a student of the labels answers in many more states."""
+        run = self.run
+        if (run.chats / "sft_train.parquet").is_file():
+            skipped("Chats", run.chats)
             return
-        teacher: list[object] = []
-        if run.learns_of_student:
-            student = run.parquet.parent / "student.json"
-            student.parent.mkdir(parents=True, exist_ok=True)
-            with self.stages.stage(f"Student: a small network learns the labels of {dataset}", student):
-                self.stages.python("scripts/fit_student.py", "--data", dataset, "--teacher", "labels", "--out", student)
-            teacher = ["--sft-student", student]
-        with self.stages.stage("Parquet: verl's format", run.parquet):
+        run.student.parent.mkdir(parents=True, exist_ok=True)
+        with self.stages.stage(f"Student: a small network learns the labels of {dataset}", run.student):
+            self.stages.python("scripts/fit_student.py", "--data", dataset, "--teacher", "labels", "--out", run.student)
+        with self.stages.stage(f"Chats: the student runs the signals of {run.scenario}", run.chats):
             self.stages.python(
-                "data_tools/json_to_parquet.py", "--input", dataset, "--output", run.parquet,
-                "--balance", self.main.config.start.balance, "--sft-fraction", 1, *teacher,
+                "data_tools/student_chats.py", "--scenario", *run.scenarios, "--student", run.student,
+                "--out", run.chats, "--chats", run.sft_chats, "--prompt", run.prompt, "--workers", run.num_workers,
             )  # fmt: skip
 
     def _calibrate(self, dataset: Path) -> None:
@@ -479,7 +491,7 @@ class Pipeline:
                 skipped("Model", self.base)
                 return
             with self.stages.stage("Model: a tiny one with random weights", self.base):
-                texts = self.run.parquet / "sft_train.parquet"
+                texts = self.run.chats / "sft_train.parquet"
                 self.stages.python("recipes/models/tiny_model.py", "--texts", texts, "--out", self.base)
         elif self.run.model_path == SMOLLM2:
             with self.stages.stage("Model: SmolLM2-135M-Instruct", self.base):
@@ -496,7 +508,7 @@ class Pipeline:
         sft = self.sft
         if sft is None:
             return
-        file = self.run.parquet / "sft_train.parquet"
+        file = self.run.chats / "sft_train.parquet"
         batch = sft.config.data.train_batch_size
         epochs = sft.config.trainer.total_epochs
         num_chats = check_parquet(file, "sft", batch)
@@ -504,7 +516,7 @@ class Pipeline:
         if (sft.folder / "exported_step").is_file():
             skipped("SFT", f"model in {sft.folder / 'merged'}")
             return
-        val_file = self.run.parquet / "sft_val.parquet"
+        val_file = self.run.chats / "sft_val.parquet"
         now = [
             f"data.val_files={_hydra(str(val_file)) if val_file.is_file() else 'null'}",
             f"trainer.total_training_steps={steps}",

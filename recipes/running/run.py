@@ -48,8 +48,9 @@ class Run(BaseModel):
     rounds: of data and training; from the second on, the data are states that the policy of the round before meets.
     calibrate: whether the reward settings that suit each network are searched before its data are made; auto: for
         networks of SUMO's own files with few signals.
-    sft_answers: what the SFT learns: the better answers, or those of a student of them; auto: of a student for the
-        tiny model on data made from SUMO's own files.
+    sft_answers: what the SFT learns: the better answers, or those of a student of them in more states; auto: of a
+        student for the tiny model on data made from SUMO's own files.
+    sft_chats: how many answers of the student.
     reward: FILE.py:FUNCTION, called in place of reward.compute_score; empty: none.
     workers: processes for simulation; None: one for each core.
     loggers: those of verl's trackers that get the metrics. wandb also needs WANDB other than off.
@@ -74,6 +75,7 @@ class Run(BaseModel):
     fit: Literal["check", "ignore"]
     sft: Literal["yes", "no", "auto"]
     sft_answers: Literal["labels", "student", "auto"]
+    sft_chats: int = Field(ge=1)
     eval_seeds: int = Field(ge=0)
     eval_controllers: str
     run_name: str = Field(min_length=1)
@@ -197,17 +199,31 @@ class Run(BaseModel):
         The tiny model learns the labels' noise by heart. On real networks it runs the signals better with a student's
         answers, on a drawn junction such as four_way it does not (docs/lab_log.md).
         """
+        if self.sft == "no":
+            return False
         if self.sft_answers == "auto":
-            is_tiny = not self.model_path and not self.data and self.sft != "no"
+            is_tiny = not self.model_path and not self.data
             return is_tiny and all(map(is_network, self.scenarios))
         return self.sft_answers == "student"
 
     @property
     def parquet(self) -> Path:
-        if self.has_parquet:
-            return Path(self.data)
-        name = "parquet_student" if self.learns_of_student else "parquet"
-        return (self.out if self.data else self._made_data) / name
+        return Path(self.data) if self.has_parquet else self._converted / "parquet"
+
+    @property
+    def chats(self) -> Path:
+        """Folder of what the SFT learns."""
+        return self._converted / "student_chats" if self.learns_of_student else self.parquet
+
+    @property
+    def student(self) -> Path:
+        """The file of the student whose answers the SFT learns."""
+        return self._converted / "student.json"
+
+    @property
+    def _converted(self) -> Path:
+        """Where the files lie that are made of the dataset."""
+        return self.out if self.data else self._made_data
 
     def check_files(self) -> None:
         """That what the knobs name is there, and what is to be written can be. Raises ConfigError."""

@@ -13,7 +13,6 @@ KIND = Kind(
     episode="0 (seed 1, demand 0)",
     side="train",
     answer=Decision.YES,
-    taught=Decision.NO,
     is_tie=False,
     is_faithful=None,
     junction_id="A0",

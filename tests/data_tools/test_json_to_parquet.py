@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,16 +21,13 @@ from hypothesis import strategies as st
 from data_tools import json_to_parquet
 from data_tools.dataset_split import Placed, joined_groups, split
 from tests.data_tools.nets import two_signals
-from tests.hand_made_student import write_longest_queue_student
 from tsc.cost.outcome import OutcomeSettings
 from tsc.errors import ConfigError, SampleError, ScenarioError
 from tsc.junction.clock import Clock
 from tsc.junction.decision import Decision, parse_answer
-from tsc.junction.observation import Observation
 from tsc.replays.embedded_files import MAX_SCENARIO_BYTES, UnpackedFiles
 from tsc.replays.request import ReplayRequest
 from tsc.replays.state_archive import state_bytes
-from tsc.rules.student import Student, load_student
 from tsc.sumo.version import installed_sumo_version
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -325,32 +321,6 @@ def test_balance_leaves_each_answer_equally_often_the_better_one_in_training_alo
     assert taught == {decision.answer: balanced[decision.value] for decision in Decision}
     for name in ("val.parquet", "sft_val.parquet"):
         assert rows(tmp_path / "balanced", name) == rows(tmp_path / "all", name)
-
-
-def test_a_student_teaches_sft_and_validation_stays_on_the_better_answers(small_dataset, tmp_path):
-    file = write_longest_queue_student(tmp_path / "student.json")
-    student = Student(load_student(file))
-    for name, more in (("labels", ()), ("taught", ("--sft-student", str(file)))):
-        convert(small_dataset, tmp_path / name, "--sft-fraction", "1", *more)
-    samples = json.loads((small_dataset / "grpo_dataset.json").read_text())
-    of_student = {
-        sample["prompt"][-1]["content"]: student.decision(Observation.from_dict(sample["observation"]))
-        for sample in samples
-    }
-    taught, labels = (rows(tmp_path / name, "sft_train.parquet") for name in ("taught", "labels"))
-    answers = [parse_answer(row["messages"][-1]["content"]).decision for row in taught]
-    assert answers == [of_student[row["messages"][-2]["content"]] for row in taught]
-    assert [row["messages"][:-1] for row in taught] == [row["messages"][:-1] for row in labels]
-    assert taught != labels
-    assert rows(tmp_path / "taught", "sft_val.parquet") == rows(tmp_path / "labels", "sft_val.parquet")
-    assert rows(tmp_path / "taught", "train.parquet") == rows(tmp_path / "labels", "train.parquet")
-
-    for sample in samples:
-        sample.pop("observation")
-    other = shutil.copytree(small_dataset, tmp_path / "other")
-    (other / "grpo_dataset.json").write_text(json.dumps(samples))
-    with pytest.raises(SampleError, match=r"sample 0: observation .*: --sft-student is for datasets of"):
-        convert(other, tmp_path / "refused", "--sft-student", str(file))
 
 
 def test_sft_can_be_balanced_alone(small_dataset, tmp_path):

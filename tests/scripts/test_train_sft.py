@@ -1,9 +1,10 @@
-"""SFT of an adapter through scripts/train_sft.sh: killed, gone on with, and exported."""
+"""SFT through scripts/train_sft.sh: of an adapter, killed, gone on with, and exported; of a student's answers."""
 
 from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -45,3 +46,17 @@ def test_the_same_command_goes_on_after_the_last_checkpoint(project: Any, sft: t
 
 def test_its_adapter_on_the_base_answers_as_the_merged_model(project: Any, sft: tuple[list[dict], list[dict]]) -> None:
     check_exported(project.runs / "sft-adapter/sft", project.run / "tiny", least_change=1e-3)
+
+
+def test_a_student_s_answers_are_learned(project: Any, short_scenario: Path) -> None:
+    import pyarrow.parquet
+
+    knobs = {"RUN_NAME": "sft-student", "SCENARIO": str(short_scenario), "SFT_ANSWERS": "student", "SFT_CHATS": "64"}
+    launch = project.train(0, "sft", **knobs, BATCH_CHATS="16", EPOCHS="1")
+    losses = [record["data"]["train/loss"] for record in launch.records() if "train/loss" in record["data"]]
+    assert len(losses) == 4
+    run = project.runs / "sft-student"
+    assert pyarrow.parquet.ParquetFile(run / "student_chats/sft_train.parquet").metadata.num_rows == 64
+    assert (run / "sft/merged/config.json").is_file()
+    again = project.train(0, "sft", **knobs, BATCH_CHATS="16", EPOCHS="1").output.read_text()
+    assert f"== Chats: already done, {run / 'student_chats'}" in again

@@ -176,11 +176,18 @@ def test_what_looks_like_a_knob_and_is_none_is_told() -> None:
     assert told.startswith("SFT_EPOCHS=3 is not a knob of train_sft.sh")
 
 
-def test_parquet_of_a_student_s_answers_lies_apart_and_needs_a_dataset(tmp_path: Path) -> None:
+def test_a_student_s_chats_lie_apart_and_need_a_dataset(tmp_path: Path) -> None:
     knobs = {"RUNS": str(tmp_path), "SFT_ANSWERS": "student"}
     taught = Run.from_environment("grpo", knobs)
     labels = Run.from_environment("grpo", knobs | {"SFT_ANSWERS": "labels"})
-    assert taught.parquet.parent == labels.parquet.parent and taught.parquet != labels.parquet
+    assert taught.parquet == labels.parquet == labels.chats
+    assert taught.chats.parent == labels.chats.parent and taught.chats != labels.chats
+    # a student has many more answers than there are labels
+    passes = [
+        pipeline("grpo", SFT_ANSWERS=answers).sft.config.trainer.total_epochs for answers in ("labels", "student")
+    ]
+    assert passes == [6, 4]
+    assert pipeline("grpo", sft=("trainer.total_epochs=3",), SFT_ANSWERS="student").sft.config.trainer.total_epochs == 3
     # the tiny model's default on SUMO's own files
     sumos = {"SCENARIO": "sumo:rilsa1"}
     knobs_of = {
