@@ -135,6 +135,13 @@ def check_parquet(file: Path, kind: str, batch: int) -> int:
     return rows
 
 
+def num_rows(file: Path) -> int:
+    """Of a Parquet file."""
+    import pyarrow.parquet
+
+    return int(pyarrow.parquet.read_metadata(file).num_rows)
+
+
 def check_decisions(number: int, train: Path) -> None:
     """That `number` decisions in a row can be played from the state of each row of `train`. Raises ConfigError."""
     if number == 1:

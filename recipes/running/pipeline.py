@@ -33,6 +33,7 @@ from recipes.preflight.check_run import (
     check_decisions,
     check_numbers,
     check_parquet,
+    num_rows,
     prompts_of_update,
 )
 from recipes.preflight.compose import POLICY_GRADIENT, compose
@@ -517,8 +518,10 @@ class Pipeline:
             skipped("SFT", f"model in {sft.folder / 'merged'}")
             return
         val_file = self.run.chats / "sft_val.parquet"
+        # of fewer chats than a batch, verl's loss is not a number
+        validates = val_file.is_file() and num_rows(val_file) >= batch
         now = [
-            f"data.val_files={_hydra(str(val_file)) if val_file.is_file() else 'null'}",
+            f"data.val_files={_hydra(str(val_file)) if validates else 'null'}",
             f"trainer.total_training_steps={steps}",
         ]
         # The steps end the training. Resumed exactly at an epoch's end, verl passes over one epoch without a step.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import os
 import re
 import shutil
@@ -225,7 +226,9 @@ class Progress:
                 self._file.seek(start)
                 break
             record = json.loads(line)
-            self._waiting = progress_line(record["step"], record["data"]) or self._waiting
+            # JSON has no word for a loss that is not a number
+            metrics = {name: math.nan if value is None else value for name, value in record["data"].items()}
+            self._waiting = progress_line(record["step"], metrics) or self._waiting
         if self._waiting and (last or now_s - self._printed_s >= self._every_s):
             print(f"  {self._waiting}", flush=True)
             self._waiting = None

@@ -232,6 +232,16 @@ def test_progress_warns_of_a_policy_that_gives_one_answer_only() -> None:
     assert "WARNING: nearly all answers are the same" in str(progress_line(4, metrics | {"reward/one_sided_steps": 5}))
 
 
+def test_a_loss_that_is_not_a_number_is_shown_and_ends_nothing(repo_root: Path, tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "data": {"train/loss": null}}\n')
+    options = ["--log", str(tmp_path / "log"), "--metrics", str(metrics), "--name", "verl"]
+    supervisor = start(repo_root, *options, command=["true"])
+    output, _ = supervisor.communicate(timeout=30)
+    assert supervisor.returncode == 0
+    assert output == "  step 1  loss nan\n"
+
+
 def test_a_record_without_training_metrics_is_not_progress() -> None:
     assert progress_line(0, {"val-core/tsc/four_way/reward/mean@1": 0.2}) is None
 
