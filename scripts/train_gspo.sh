@@ -53,7 +53,7 @@ VALIDATE_EVERY=${VALIDATE_EVERY:-}      # [-1] steps between validations; -1: no
 # ---- SFT before it
 SFT=${SFT:-}                            # [auto] yes, no; auto: yes for the tiny model and smollm2, which do not know the answer format
 SFT_ANSWERS=${SFT_ANSWERS:-}            # [auto] what it learns: labels, the better answers; student, what a small network that was fitted to them answers in more states of SCENARIO; auto: student for the tiny model on SUMO's own files
-SFT_CHATS=${SFT_CHATS:-}                # [20000] answers of the student to learn
+SFT_CHATS=${SFT_CHATS:-}                # answers of the student to learn; empty: 2500 for each of EPISODES, at most 20000
 SFT_LEARNING_RATE=${SFT_LEARNING_RATE:-} # [2e-3, 2e-4] of all weights; of an adapter, with LORA_RANK=0 2e-5
 SFT_EPOCHS=${SFT_EPOCHS:-}              # [6, 1] passes over the labels: the tiny model has all to learn; over a student's answers it makes 4
 SFT_BATCH_CHATS=${SFT_BATCH_CHATS:-}    # [64] chats a step

@@ -31,7 +31,7 @@ DRY_RUN=${DRY_RUN:-}                    # 1: compose and check the configuration
 FIT=${FIT:-}                            # [check] stop where the plan says that the run does not fit; ignore: try it all the same
 # ---- SFT
 SFT_ANSWERS=${SFT_ANSWERS:-}            # [auto] what it learns: labels, the better answers; student, what a small network that was fitted to them answers in more states of SCENARIO; auto: student for the tiny model on SUMO's own files
-SFT_CHATS=${SFT_CHATS:-}                # [20000] answers of the student to learn
+SFT_CHATS=${SFT_CHATS:-}                # answers of the student to learn; empty: 2500 for each of EPISODES, at most 20000
 LEARNING_RATE=${LEARNING_RATE:-}        # [2e-3, 2e-4] of all weights; of an adapter, with LORA_RANK=0 2e-5. At its peak, cosine decay to 0
 EPOCHS=${EPOCHS:-}                      # [6, 1] passes over the data; the tiny model makes 4 over a student's answers
 BATCH_CHATS=${BATCH_CHATS:-}            # [64] chats a step

@@ -421,7 +421,7 @@ class Pipeline:
         with self.stages.stage(f"Chats: the student runs the signals of {run.scenario}", run.chats):
             self.stages.python(
                 "data_tools/student_chats.py", "--scenario", *run.scenarios, "--student", run.student,
-                "--out", run.chats, "--chats", run.sft_chats, "--prompt", run.prompt, "--workers", run.num_workers,
+                "--out", run.chats, "--chats", run.num_chats, "--prompt", run.prompt, "--workers", run.num_workers,
             )  # fmt: skip
 
     def _calibrate(self, dataset: Path) -> None:

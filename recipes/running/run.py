@@ -29,6 +29,10 @@ FILE = REPO_ROOT / "recipes" / "run.yaml"
 SMOLLM2 = "smollm2"
 SMOLLM2_FOLDER = Path("models/smollm2")
 
+# Answers of a student for each hour of labels. Of 20,000, the tiny model learns all that the student knows
+# (docs/lab_log.md).
+CHATS_OF_EPISODE, MAX_CHATS = 2500, 20_000
+
 # verl's trackers that a run can have, and the package that each needs
 TRACKERS = {
     "console": "", "file": "", "tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio",
@@ -50,7 +54,7 @@ class Run(BaseModel):
         networks of SUMO's own files with few signals.
     sft_answers: what the SFT learns: the better answers, or those of a student of them in more states; auto: of a
         student for the tiny model on data made from SUMO's own files.
-    sft_chats: how many answers of the student.
+    sft_chats: how many answers of the student; None: in proportion to the data.
     reward: FILE.py:FUNCTION, called in place of reward.compute_score; empty: none.
     workers: processes for simulation; None: one for each core.
     loggers: those of verl's trackers that get the metrics. wandb also needs WANDB other than off.
@@ -75,7 +79,7 @@ class Run(BaseModel):
     fit: Literal["check", "ignore"]
     sft: Literal["yes", "no", "auto"]
     sft_answers: Literal["labels", "student", "auto"]
-    sft_chats: int = Field(ge=1)
+    sft_chats: int | None = Field(ge=1)
     eval_seeds: int = Field(ge=0)
     eval_controllers: str
     run_name: str = Field(min_length=1)
@@ -214,6 +218,11 @@ class Run(BaseModel):
     def chats(self) -> Path:
         """Folder of what the SFT learns."""
         return self._converted / "student_chats" if self.learns_of_student else self.parquet
+
+    @property
+    def num_chats(self) -> int:
+        """Answers of a student to learn: the number that was asked for, or in proportion to the data."""
+        return self.sft_chats or min(CHATS_OF_EPISODE * self.episodes, MAX_CHATS)
 
     @property
     def student(self) -> Path:

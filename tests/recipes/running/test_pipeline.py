@@ -182,6 +182,9 @@ def test_a_student_s_chats_lie_apart_and_need_a_dataset(tmp_path: Path) -> None:
     labels = Run.from_environment("grpo", knobs | {"SFT_ANSWERS": "labels"})
     assert taught.parquet == labels.parquet == labels.chats
     assert taught.chats.parent == labels.chats.parent and taught.chats != labels.chats
+    assert taught.num_chats == 20_000
+    assert Run.from_environment("grpo", knobs | {"EPISODES": "2"}).num_chats == 5000
+    assert Run.from_environment("grpo", knobs | {"SFT_CHATS": "64"}).num_chats == 64
     # a student has many more answers than there are labels
     passes = [
         pipeline("grpo", SFT_ANSWERS=answers).sft.config.trainer.total_epochs for answers in ("labels", "student")
