@@ -20,7 +20,7 @@ import math
 import multiprocessing
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from data_tools.json_to_parquet import SFT_SCHEMA, sft_row
 from tsc.controllers.opening import DECIDES, opened
 from tsc.controllers.signal_plans import plan_signals
 from tsc.episodes.episode import run_episode
-from tsc.errors import ConfigError, run_main
+from tsc.errors import ConfigError, ScenarioError, run_main
 from tsc.files import write_atomically
 from tsc.junction.decision import Decision
 from tsc.junction.observation import observe
@@ -130,23 +130,19 @@ def make_chats(
     min_episodes: int,
     workers: int,
 ) -> tuple[list[Chat], int]:
-    """num_chats of them, and the number of their episodes. Fewer chats if MAX_EPISODES of each scenario do not have so
-    many. The number of workers changes nothing but the time.
-
-    Raises ScenarioError if the split does not have seeds for the episodes that it takes.
-    """
+    """num_chats of them, and the number of their episodes. Fewer chats if MAX_EPISODES of each scenario, or all that
+    its seeds allow, do not have so many. The number of workers changes nothing but the time."""
     max_chats = -(-num_chats // max(min_episodes, len(scenarios)))
     hours = (
         Hour(
-            number=episode * len(scenarios) + number,
+            number=number,
             scenario=scenario,
-            seed=scenario.episode_seed(split, episode),
+            seed=seed,
             student=student,
             prompt=prompt,
             max_chats=max_chats,
         )
-        for episode in range(MAX_EPISODES)
-        for number, scenario in enumerate(scenarios)
+        for number, (scenario, seed) in enumerate(_in_turn(scenarios, split))
     )
     chats: list[Chat] = []
     num_episodes = 0
@@ -159,6 +155,16 @@ def make_chats(
                     num_episodes += 1
             bar.update(min(len(chats), num_chats) - bar.n)
     return chats[:num_chats], num_episodes
+
+
+def _in_turn(scenarios: Sequence[TrafficScenario], split: Split) -> Iterator[tuple[TrafficScenario, int]]:
+    """The first episode of each scenario, then the second of each, and so on: scenario and seed."""
+    for episode in range(MAX_EPISODES):
+        for scenario in scenarios:
+            try:
+                yield scenario, scenario.episode_seed(split, episode)
+            except ScenarioError:  # it has no seeds for more
+                continue
 
 
 def write_chats(chats: list[Chat], file: Path) -> None:

@@ -80,6 +80,18 @@ def test_the_number_of_workers_changes_nothing(repo_root: Path, short_scenario: 
         assert (made / "again" / name).read_bytes() == (made / "out" / name).read_bytes()
 
 
+def test_a_scenario_with_seeds_for_few_episodes_gives_the_chats_that_it_has(
+    repo_root: Path, short_scenario: Path, made: Path
+) -> None:
+    few = made / "few.yaml"
+    few.write_text(short_scenario.read_text().replace("validation: 501", "validation: 2").replace("1001", "3"))
+    options = ("--scenario", few, "--student", made / "student.json", "--chats", "4000", "--out", made / "fewer")
+    done = make(repo_root, made, *options)
+    assert done.returncode == 0, done.stderr
+    assert all(" chats of 1 episodes, " in line for line in done.stdout.splitlines())
+    assert 10 < len(chats_in(made / "fewer", "sft_train.parquet")) < 60
+
+
 def test_a_file_that_is_no_student_is_told_before_a_net_is_built(repo_root: Path, tmp_path: Path) -> None:
     file = tmp_path / "student.json"
     file.write_text("{}")
