@@ -160,7 +160,7 @@ class DatasetSummary:
         return [(float(elapsed_s), int(count), float(share)) for elapsed_s, count, share in is_yes.itertuples()]
 
     def on_both_sides(self) -> dict[str, int] | None:
-        """The numbers of episodes, states and prompts that both sides of the split have. None if there is no split."""
+        """Counts of the episodes, states and prompts that are on both sides of the split; None without a split."""
         placed = self.samples[self.samples["side"].isin(["train", "val"])]
         if placed["side"].nunique() < 2:
             return None

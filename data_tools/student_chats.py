@@ -209,9 +209,8 @@ def main() -> None:
     for (chats, num_episodes), file_name in ((val, "sft_val.parquet"), (train, "sft_train.parquet")):
         write_chats(chats, arguments.out / file_name)
         says_yes = np.mean([chat["messages"][-1]["content"] == Decision.YES.answer for chat in chats])
-        print(
-            f"{arguments.out / file_name}: {len(chats):,} chats of {num_episodes} episodes, {says_yes:.0%} of them yes"
-        )
+        number = f"{len(chats):,} chats of {num_episodes} episode(s)"
+        print(f"{arguments.out / file_name}: {number}, {says_yes:.0%} of them yes")
 
 
 if __name__ == "__main__":

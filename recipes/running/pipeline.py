@@ -290,6 +290,8 @@ class Pipeline:
         derived, config = self._composed("sft", [*shared, *asked]) if shared else self._asked_for
         # A pass holds no more chats than a step gives each worker.
         batch, devices = config.data.train_batch_size, config.hardware.num_devices
+        if run.learns_of_student and run.num_chats < batch:
+            raise ConfigError(f"SFT_CHATS={run.num_chats} is less than one batch of {batch}: choose {batch} or more")
         derived = [
             *derived,
             *shared,

@@ -50,8 +50,8 @@ def made(repo_root: Path, short_scenario: Path, tmp_path_factory: pytest.TempPat
     assert done.returncode == 0, done.stderr
     # an episode has 20 decisions and more, of which each of eight gives 10
     assert [line.split(": ")[1] for line in done.stdout.splitlines()] == [
-        f"4 chats of 1 episodes, {share_of_yes(folder, 'sft_val.parquet'):.0%} of them yes",
-        f"80 chats of 8 episodes, {share_of_yes(folder, 'sft_train.parquet'):.0%} of them yes",
+        f"4 chats of 1 episode(s), {share_of_yes(folder, 'sft_val.parquet'):.0%} of them yes",
+        f"80 chats of 8 episode(s), {share_of_yes(folder, 'sft_train.parquet'):.0%} of them yes",
     ]
     return folder
 
@@ -88,7 +88,7 @@ def test_a_scenario_with_seeds_for_few_episodes_gives_the_chats_that_it_has(
     options = ("--scenario", few, "--student", made / "student.json", "--chats", "4000", "--out", made / "fewer")
     done = make(repo_root, made, *options)
     assert done.returncode == 0, done.stderr
-    assert all(" chats of 1 episodes, " in line for line in done.stdout.splitlines())
+    assert all(" chats of 1 episode(s), " in line for line in done.stdout.splitlines())
     assert 10 < len(chats_in(made / "fewer", "sft_train.parquet")) < 60
 
 

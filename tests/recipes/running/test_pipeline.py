@@ -185,6 +185,8 @@ def test_a_student_s_chats_lie_apart_and_need_a_dataset(tmp_path: Path) -> None:
     assert taught.num_chats == 20_000
     assert Run.from_environment("grpo", knobs | {"EPISODES": "2"}).num_chats == 5000
     assert Run.from_environment("grpo", knobs | {"SFT_CHATS": "64"}).num_chats == 64
+    with pytest.raises(ConfigError, match="SFT_CHATS=63 is less than one batch of 64: choose 64 or more"):
+        pipeline("grpo", SFT_ANSWERS="student", SFT_CHATS="63")
     # a student has many more answers than there are labels
     passes = [
         pipeline("grpo", SFT_ANSWERS=answers).sft.config.trainer.total_epochs for answers in ("labels", "student")
