@@ -1,13 +1,11 @@
 """Measure this project against the usual alternatives, on this machine. docs/benchmarks.md defines the rows.
 
 Examples:
-    python scripts/benchmark.py reward --json runs/benchmark/reward.json
+    python scripts/benchmark.py all --json runs/benchmark/all.json
     python scripts/benchmark.py reward --only replay-bare replay-city --quick
-    python scripts/benchmark.py data --json runs/benchmark/data.json
-    python scripts/benchmark.py step --json runs/benchmark/step.json
-    python scripts/benchmark.py evaluate --json runs/benchmark/evaluate.json
 
 Both sides of a ratio are measured several times in turn, in the same run. The ratio is that of their medians.
+The file of --json has the rows measured so far after each of them.
 Exit status: 0; 1 if a row misses its bound; 2 if something cannot be measured.
 """
 
@@ -65,17 +63,25 @@ EVALUATE: Mapping[Measure, tuple[str, ...]] = {
     smollm2_rows: ("llm-decisions",),
     tiny_rows: ("llm-decisions-tiny",),
 }
+ALL: Mapping[Measure, tuple[str, ...]] = {**REWARD, **DATA, **STEP, **EVALUATE}
 
 
 def measure(
-    measures: Mapping[Measure, tuple[str, ...]], only: Sequence[str], folder: Path, effort: Effort
+    measures: Mapping[Measure, tuple[str, ...]],
+    only: Sequence[str],
+    folder: Path,
+    effort: Effort,
+    json_file: Path | None = None,
 ) -> list[Row]:
-    """Measure the rows that `only` names, or all if it is empty, and print the progress. Raises ConfigError."""
+    """Measure the rows that `only` names, or all if it is empty, and print the progress. Raises ConfigError.
+
+    json_file: has the rows measured so far, so that a later failure loses none.
+    """
     known = [name for names in measures.values() for name in names]
     for name in only:
         if name not in known:
             raise ConfigError(f"--only {name!r} is unknown: {did_you_mean(name, known)}choose from {', '.join(known)}")
-    rows = []
+    rows: list[Row] = []
     for function, names in measures.items():
         wanted = [name for name in names if not only or name in only]
         if not wanted:
@@ -83,6 +89,8 @@ def measure(
         print(f"measuring {', '.join(wanted)} …", end="", flush=True)
         begin = time.monotonic()
         rows += [row for row in function(folder, effort) if row.name in wanted]
+        if json_file is not None:
+            write_rows(rows, json_file)
         print(f" {time.monotonic() - begin:.0f} s", flush=True)
     return rows
 
@@ -91,6 +99,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     for name, measures, help_text in (
+        ("all", ALL, "the rows of all other subjects"),
         ("reward", REWARD, "replays and scores"),
         ("data", DATA, "making a dataset: labels, and their size on disk"),
         ("step", STEP, "a GRPO step beside verl's own engine and agent loops"),
@@ -112,11 +121,9 @@ def main() -> int:
 
     effort = QUICK if arguments.quick else FULL
     print("\n".join(machine_lines(os.getloadavg()[0])))
-    rows = measure(arguments.measures, arguments.only, arguments.folder.resolve(), effort)
+    rows = measure(arguments.measures, arguments.only, arguments.folder.resolve(), effort, arguments.json)
     print()
     print(table(rows))
-    if arguments.json is not None:
-        write_rows(rows, arguments.json)
     return 1 if any(row.ok is False for row in rows) else 0
 
 

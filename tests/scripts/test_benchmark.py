@@ -30,7 +30,7 @@ from benchmarks.warm_process import WarmProcess, warm_processes
 from reward.ground_truth import parse_ground_truth
 from tests.tsc.sumo_process import in_new_process
 from tsc.cost.outcome import OutcomeSettings
-from tsc.errors import ReplayProcessDied
+from tsc.errors import ReplayProcessDied, TscError
 from tsc.junction.decision import Decision
 from tsc.replays.request import ReplayRequest
 from tsc.sumo.simulation import Simulation
@@ -327,6 +327,23 @@ def test_only_the_named_rows_are_measured(repo_root: Path, monkeypatch: pytest.M
     assert [row.name for row in measured] == ["b", "d"]
     assert called == [("a", "b"), ("d",)]
     assert [row.name for row in benchmark.measure(measures, [], tmp_path, QUICK)] == ["a", "b", "c", "d"]
+
+
+def test_a_failure_leaves_the_rows_before_it(repo_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(repo_root / "scripts"))
+    import benchmark
+
+    def measured(folder: Path, effort: Effort) -> list[Row]:
+        return [_row(1)]
+
+    def failing(folder: Path, effort: Effort) -> list[Row]:
+        raise TscError("no measurement")
+
+    file = tmp_path / "rows.json"
+    name = _row(1).name
+    with pytest.raises(TscError, match="no measurement"):
+        benchmark.measure({measured: (name,), failing: ("b",)}, [], tmp_path, QUICK, file)
+    assert [row["name"] for row in json.loads(file.read_text())] == [name]
 
 
 @pytest.mark.parametrize(("value", "status"), [(3.0, 0), (1.0, 1)])
