@@ -2,17 +2,19 @@
 
 Examples:
     python data_tools/calibrate_reward.py --scenario mine.sumocfg --out data/mine
-    python data_tools/calibrate_reward.py --scenario resco:cologne1 sumo:rilsa3 --out data/both --seeds 3
+    python data_tools/calibrate_reward.py --scenario resco:cologne1 sumo:rilsa3 --out data/both --seeds 8
 
 No tail, horizon and measure is best everywhere. So for each scenario this runs the classical controllers, the tails
 alone, and lookahead with a small set of settings, on the same validation seeds. What is compared is the mean delay of a
 vehicle: its time loss and its wait to enter. The rounds:
     tails    every tail alone, at decision points and every second; the best three go on
-    tail     lookahead with these tails over 90 s, on one seed; the best two go on
-    horizon  45, 90, 180 and 400 s, on one seed; the best two go on
+    tail     lookahead with these tails over 90 s; the best two go on
+    horizon  45, 90, 180 and 400 s; the best of each of the two best horizons goes on
     measure  queue, waiting time and time loss, of the junction, and in nets of several signals of the whole net, too;
-             on one seed; the best two go on
-    final    these two and the settings of configs/reward.yaml, or of --reward, on all seeds
+             the best of each horizon goes on
+    final    these two and the settings of configs/reward.yaml, or of --reward. Of those within 2 % of the best, the one
+             with the longest horizon is taken, because only a long horizon sees that a jam clears
+Tails, classical controllers and the final round have an hour of each seed. The others have half an hour of one seed.
 
 Writes OUT/reward.yaml for generate_dataset.py, train_*.sh and evaluate.py: a section of `scenarios` for each network,
 with the tables as a comment. OUT/calibration.jsonl keeps the episodes, so a second call continues. If no lookahead
@@ -28,7 +30,7 @@ import math
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -63,7 +65,9 @@ FIRST_HORIZON_S = 90
 HORIZONS_S = (45, FIRST_HORIZON_S, 180, 400)
 MEASURES = ("queue_veh_s", "waiting_time_s", "time_loss_s")
 KEPT_TAILS, KEPT = 3, 2
-MAX_DURATION_S = 1800
+TIE = 1.02  # delays of lookahead that differ by less are taken as equal
+DEFAULT_SEEDS = 4
+FINAL_DURATION_S, SEARCH_DURATION_S = 3600, 1800
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,16 +169,16 @@ def mean_delay_s(records: Sequence[Mapping[str, Any]]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """The candidates of a round with their mean delays (s), the best first. kept: how many of them go on."""
+    """The candidates of a round with their mean delays (s), the best first. kept: those that go on.
+
+    duration_s: of an episode.
+    """
 
     name: str
     num_seeds: int
+    duration_s: int
     delays_s: Mapping[Candidate, float]
-    kept: int
-
-    @property
-    def best(self) -> list[Candidate]:
-        return list(self.delays_s)[: self.kept]
+    kept: Sequence[Candidate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,10 +201,10 @@ class Calibration:
         lines = []
         for each in self.rounds:
             seeds = f"{each.num_seeds} seed{'s' if each.num_seeds > 1 else ''}"
-            lines += ["", f"{self.scenario}, {each.name} ({seeds}), delay in s per vehicle"]
-            for number, (candidate, delay_s) in enumerate(each.delays_s.items()):
+            lines += ["", f"{self.scenario}, {each.name} ({seeds}, {each.duration_s} s), delay in s per vehicle"]
+            for candidate, delay_s in each.delays_s.items():
                 shown = "does not apply" if math.isinf(delay_s) else f"{delay_s:8.1f}"
-                lines.append(f"  {shown}  {candidate.name}{'  *' if number < each.kept else ''}")
+                lines.append(f"  {shown}  {candidate.name}{'  *' if candidate in each.kept else ''}")
         by_seed = ", ".join(
             f"{one / other:.2f}" for one, other in zip(self.chosen_delays_s, self.classical_delays_s, strict=True)
         )
@@ -229,7 +233,8 @@ class _Search:
     ) -> None:
         self.extension_s = scenario.timing.green_extension_s
         self.rounds: list[Round] = []
-        self.records: dict[Candidate, list[dict[str, Any]]] = {}
+        self.records: dict[Candidate, list[dict[str, Any]]] = {}  # of the rounds on all seeds
+        self.searched_s: dict[Candidate, float] = {}  # the delay in the rounds on one seed
         self._scenario, self._base, self._file, self._workers = scenario, base, file, workers
         self._seeds = [scenario.episode_seed("validation", number) for number in range(num_seeds)]
 
@@ -244,15 +249,61 @@ class _Search:
         combinations = [dict(zip(values, each, strict=True)) for each in product(*values.values())]
         return [self.lookahead(**{**vars(each.settings), **changes}) for each in candidates for changes in combinations]
 
-    def round(self, name: str, candidates: Sequence[Candidate], *, kept: int, all_seeds: bool) -> list[Candidate]:
-        """The best candidates. Prints the best one."""
+    def round(
+        self,
+        name: str,
+        candidates: Sequence[Candidate],
+        choose: Callable[[Mapping[Candidate, float]], list[Candidate]],
+        *,
+        all_seeds: bool,
+    ) -> list[Candidate]:
+        """What `choose` takes of the mean delays (s), the best first. Prints the first one.
+
+        all_seeds: an hour of each instead of half an hour of one.
+        """
         seeds = self._seeds if all_seeds else self._seeds[:1]
-        ran = run_episodes(self._scenario, candidates, seeds, file=self._file, workers=self._workers)
-        self.records |= {each: records for each, records in ran.items() if all_seeds or each not in self.records}
-        delays_s = sorted(((each, mean_delay_s(records)) for each, records in ran.items()), key=lambda pair: pair[1])
-        self.rounds.append(Round(name=name, num_seeds=len(seeds), delays_s=dict(delays_s), kept=kept))
-        print(f"{self._scenario.name}, {name}: best of {len(candidates)} is {delays_s[0][0].name}", flush=True)
-        return self.rounds[-1].best
+        duration_s = min(self._scenario.duration_s, FINAL_DURATION_S if all_seeds else SEARCH_DURATION_S)
+        scenario = replace(self._scenario, end_s=self._scenario.begin_s + duration_s)
+        ran = run_episodes(scenario, candidates, seeds, file=self._file, workers=self._workers)
+        means_s = {each: mean_delay_s(records) for each, records in ran.items()}
+        if all_seeds:
+            self.records |= ran
+        else:
+            self.searched_s |= means_s
+        delays_s = dict(sorted(means_s.items(), key=lambda pair: pair[1]))
+        kept = choose(delays_s)
+        self.rounds.append(Round(name=name, num_seeds=len(seeds), duration_s=duration_s, delays_s=delays_s, kept=kept))
+        print(f"{self._scenario.name}, {name}: best of {len(candidates)} is {kept[0].name}", flush=True)
+        return kept
+
+
+def best(number: int) -> Callable[[Mapping[Candidate, float]], list[Candidate]]:
+    """Takes as many of the best."""
+    return lambda delays_s: list(delays_s)[:number]
+
+
+def best_of_horizons(delays_s: Mapping[Candidate, float]) -> list[Candidate]:
+    """The best of each horizon; of as many horizons as go on."""
+    of_horizon: dict[int, Candidate] = {}
+    for each in delays_s:
+        of_horizon.setdefault(horizon_s(each), each)
+    return list(of_horizon.values())[:KEPT]
+
+
+def longest_of_the_best(below_s: float) -> Callable[[Mapping[Candidate, float]], list[Candidate]]:
+    """Takes the best, or of those that tie with it and have a delay below below_s, the one with the longest horizon."""
+
+    def choose(delays_s: Mapping[Candidate, float]) -> list[Candidate]:
+        first, *others = delays_s
+        limit_s = min(delays_s[first] * TIE, below_s)
+        return [max([first, *(each for each in others if delays_s[each] < limit_s)], key=horizon_s)]
+
+    return choose
+
+
+def horizon_s(candidate: Candidate) -> int:
+    assert candidate.settings is not None
+    return candidate.settings.horizon_s
 
 
 def calibrate(
@@ -262,8 +313,9 @@ def calibrate(
     search = _Search(scenario, num_seeds, base=base, file=file, workers=workers)
     extension_s = search.extension_s
     controllers = [Candidate(name=name, step_s=extension_s, controller=name) for name in CLASSICAL]
-    (classical,) = search.round("classical controllers", controllers, kept=1, all_seeds=True)
-    if not 0 < mean_delay_s(search.records[classical]) < math.inf:
+    (classical,) = search.round("classical controllers", controllers, best(1), all_seeds=True)
+    classical_s = mean_delay_s(search.records[classical])
+    if not 0 < classical_s < math.inf:
         raise ScenarioError(
             f"scenario {scenario.name}: no vehicle is delayed from {scenario.begin_s} to {scenario.end_s} s, so "
             "nothing can be compared: choose another --begin or a longer --duration"
@@ -276,18 +328,20 @@ def calibrate(
             tail_step_s=None if each.step_s == extension_s else each.step_s,
             horizon_s=FIRST_HORIZON_S,
         )
-        for each in search.round("tails alone", tails, kept=KEPT_TAILS, all_seeds=True)
+        for each in search.round("tails alone", tails, best(KEPT_TAILS), all_seeds=True)
     ]
-    kept = search.round("lookahead, tail", first, kept=KEPT, all_seeds=False)
-    kept = search.round("lookahead, horizon", search.changed(kept, horizon_s=HORIZONS_S), kept=KEPT, all_seeds=False)
+    kept = search.round("lookahead, tail", first, best(KEPT), all_seeds=False)
+    over = search.changed(kept, horizon_s=HORIZONS_S)
+    kept = search.round("lookahead, horizon", over, best_of_horizons, all_seeds=False)
     scopes = ("junction",) if num_signals == 1 else ("junction", "network")
     measured = search.changed(kept, measure=MEASURES, scope=scopes)
-    kept = search.round("lookahead, measure", measured, kept=KEPT, all_seeds=False)
-    final = list(dict.fromkeys([*kept, search.lookahead()]))
-    (chosen,) = search.round("lookahead, final", final, kept=1, all_seeds=True)
-    if mean_delay_s(search.records[chosen]) >= mean_delay_s(search.records[classical]):
-        longest = [each for each in search.records if each.settings and each.settings.horizon_s == max(HORIZONS_S)]
-        (chosen,) = search.round("lookahead, longest horizon", longest, kept=1, all_seeds=True)
+    finalists = search.round("lookahead, measure", measured, best_of_horizons, all_seeds=False)
+    final = list(dict.fromkeys([*finalists, search.lookahead()]))
+    (chosen,) = search.round("lookahead, final", final, longest_of_the_best(classical_s), all_seeds=True)
+    if mean_delay_s(search.records[chosen]) >= classical_s:
+        longest = [each for each in search.searched_s if horizon_s(each) == max(HORIZONS_S)]
+        chosen = min(longest, key=search.searched_s.__getitem__)
+        search.round("lookahead, longest horizon", [chosen], best(1), all_seeds=True)
     return Calibration(
         scenario=scenario.name,
         rounds=search.rounds,
@@ -319,7 +373,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of reward.yaml: that of the dataset")
     parser.add_argument(
-        "--seeds", type=at_least(1), default=2, metavar="N", help="validation seeds (default: %(default)s)"
+        "--seeds",
+        type=at_least(1),
+        metavar="N",
+        help=f"validation seeds (default: {DEFAULT_SEEDS}; {DEFAULT_SEEDS // 2} for a net with several signals)",
     )
     parser.add_argument(
         "--workers", type=at_least(1), default=multiprocessing.cpu_count(), help="episodes at once (default: cores)"
@@ -330,7 +387,7 @@ def main() -> None:
     parser.add_argument(
         "--max-signals", type=at_least(1), metavar="N", help="leave out networks with more signals (default: none)"
     )
-    add_scenario_options(parser, source=f"the scenario's own, of which the first {MAX_DURATION_S} s are used")
+    add_scenario_options(parser, source=f"the scenario's own; at most {FINAL_DURATION_S} s of it are used")
     arguments = parser.parse_args()
     base: Any = read_yaml(arguments.reward) if arguments.reward else {}
     settings = load_outcome_settings(arguments.reward or DEFAULT_REWARD).without_terms()
@@ -346,13 +403,11 @@ def main() -> None:
                 continue
             for line in skipped_lines(signals[scenario.name].skipped):
                 print(f"{scenario.name}: {line}")
-            if arguments.duration_s is None and arguments.end_s is None and scenario.duration_s > MAX_DURATION_S:
-                scenario = replace(scenario, end_s=scenario.begin_s + MAX_DURATION_S)
             calibrations.append(
                 calibrate(
                     scenario,
                     num_signals,
-                    arguments.seeds,
+                    arguments.seeds or (DEFAULT_SEEDS if num_signals == 1 else DEFAULT_SEEDS // 2),
                     base=settings,
                     file=out / "calibration.jsonl",
                     workers=arguments.workers,

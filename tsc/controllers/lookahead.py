@@ -1,5 +1,4 @@
-"""Lookahead: try both answers in forked simulations and take the better one. It is the ceiling for a policy that is
-trained with this reward."""
+"""Lookahead: try both answers in forked simulations and take the better one, which is what the reward calls best."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ _KINDS = (
     ControllerKind(
         name="lookahead",
         description="Tries both decisions in copies of the running simulation and takes the better one. It knows the "
-        "future demand, so it is a ceiling and not a competitor.",
+        "future demand, so it is not a competitor, but shows what the reward's own answers reach.",
     ),
 )
 

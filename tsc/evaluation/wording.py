@@ -249,7 +249,7 @@ def _of_delay(row: Row | None, of_reference: Row | None) -> str:
 def _of_the_gap(row: Row) -> str:
     low, high = row["gap_closed_ci95_low"], row["gap_closed_ci95_high"]
     interval = f"95 % interval {percent_range(low, high)}"
-    gap = f"the gap between {row['reference']} and {GAP_TO}, a ceiling that knows the future demand"
+    gap = f"the gap between {row['reference']} and {GAP_TO}, which knows the future demand"
     if low <= 0:
         shown = "It closes none" if high <= 0 else "It is not shown to close any"
         return f"{shown} of {gap} ({percent(row['gap_closed'])}, {interval})."

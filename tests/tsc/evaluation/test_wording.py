@@ -110,7 +110,7 @@ def test_a_controller_alone_is_compared_with_nothing() -> None:
     assert said({}) == "No episode was run."
 
 
-def test_without_a_model_the_best_that_could_be_built_is_told_and_not_the_ceiling() -> None:
+def test_without_a_model_the_best_that_could_be_built_is_told_and_not_lookahead() -> None:
     queues = {"static": lower(3), "gap_out": lower(0.8), "lookahead": lower(0.5), "random": lower(0.7)}
     text = said({"max_pressure": SIX, **queues})
     assert text.startswith("gap_out had a mean queue of 1.65 vehicles, 20 % shorter than max_pressure")

@@ -78,4 +78,4 @@ def test_a_display_that_is_not_there_is_told_at_once(files: SumoFiles, tmp_path:
 def test_lookahead_is_refused() -> None:
     check_kinds(dict.fromkeys(KINDS, "static"))
     with pytest.raises(ConfigError, match="make a page"):
-        check_kinds({"ceiling": "lookahead"})
+        check_kinds({"mine": "lookahead"})
