@@ -38,7 +38,10 @@ ATTENTION_BACKENDS = ("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "TRITON_ATTN
 # The largest of vLLM's LoRA kernels (vLLM: config/lora.py).
 MAX_LORA_RANK = 512
 # Sections that hand their keys on to something else. Any key may stand there; known keys are checked separately.
-OPEN_SECTIONS = ("override_config", "engine_kwargs", "ray_init", "trl", "sampler_kwargs", "custom", "kw_args")
+OPEN_SECTIONS = (
+    *("override_config", "engine_kwargs", "ray_init", "trl", "sampler_kwargs", "custom", "kw_args"),
+    "reward_kwargs",  # checked with the reward's settings
+)
 WORKER = "actor_rollout_ref"
 # what verl's own checks raise
 REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, ValueError, TypeError, NotImplementedError)
