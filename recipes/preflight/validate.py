@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recipes.preflight.compose import POLICY_GRADIENT, leaves, meant_key, usual_config
 from recipes.preflight.hardware import BF16_CAPABILITY, Hardware, check_layout
 from recipes.preflight.run_settings import has_critic
+from reward.compute_score import settings_for
 from tsc.errors import ConfigError, did_you_mean
 from tsc.yaml_file import validate_values
 
@@ -40,9 +41,10 @@ MAX_LORA_RANK = 512
 # Sections that hand their keys on to something else. Any key may stand there; known keys are checked separately.
 OPEN_SECTIONS = (
     *("override_config", "engine_kwargs", "ray_init", "trl", "sampler_kwargs", "custom", "kw_args"),
-    "reward_kwargs",  # checked with the reward's settings
+    "reward_kwargs",  # settings of the reward, which checks them
 )
 WORKER = "actor_rollout_ref"
+OWN_REWARD = "pkg://reward.compute_score"
 # what verl's own checks raise
 REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, ValueError, TypeError, NotImplementedError)
 # Sections of dataclasses. Their fields are checked with them, because a dataclass has more fields than verl's files.
@@ -325,7 +327,8 @@ def vllm_arguments() -> list[str]:
 
 
 def _check_code(config: DictConfig) -> None:
-    """Refuse a path to our own code at which there is nothing. verl would look for it later."""
+    """Refuse a path to code at which there is nothing, and wrong settings of our reward. verl would look for them
+    later."""
     rollout = config[WORKER].rollout
     for key, path in (
         ("reward.custom_reward_function.path", config.reward.custom_reward_function.path),
@@ -338,6 +341,9 @@ def _check_code(config: DictConfig) -> None:
         found = importlib.util.find_spec(package) if package != path else Path(path).is_file() or None
         if found is None:
             raise ConfigError(f"{key}={path} does not exist: give a file, or pkg:// and a module that can be imported")
+    function = config.reward.custom_reward_function
+    if function.path == OWN_REWARD:
+        settings_for(OmegaConf.to_container(function.reward_kwargs, resolve=True))
 
 
 def _check_section(key: str, section: DictConfig) -> None:

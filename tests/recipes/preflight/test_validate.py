@@ -14,6 +14,8 @@ from recipes.preflight.validate import MAX_LORA_RANK, validate, vllm_arguments
 from tests.recipes.preflight.composed import MODELS, W, composed, with_model
 from tsc.errors import ConfigError
 
+R = "reward.custom_reward_function.reward_kwargs"
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -72,6 +74,7 @@ def test_checking_changes_nothing_in_the_configuration() -> None:
         ("grpo", [f"{W}.rollout.temperature=0"], r"temperature=0 samples nothing"),
         ("grpo", [f"{W}.rollout.name=sglang"], r"rollout.name=sglang is unknown: choose vllm"),
         ("grpo", ["reward.custom_reward_function.path=pkg://reward.no"], r"pkg://reward.no does not exist"),
+        ("grpo", [f"+{R}.normalisaton=sign"], r"unknown key 'normalisaton': did you mean 'normalisation'"),
         # a T4 has no bfloat16, by whichever key it is asked for
         ("grpo", ["hardware.param_dtype=bf16"], r"compute capability 7.5\) cannot compute in bfloat16.*choose fp16"),
         ("grpo", [f"{W}.rollout.dtype=bfloat16"], rf"{W}.rollout.dtype=bfloat16: NVIDIA T4.*choose float16"),
@@ -101,6 +104,7 @@ def test_float16_without_an_nvidia_gpu_is_refused_because_verl_would_not_scale_t
         ("grpo", [f"{W}.actor.use_dynamic_bsz=true", "hardware.micro_batch_size=3"]),
         ("ppo", ["hardware.num_devices=8", "hardware.tensor_parallel=2", "trainer.nnodes=2"]),
         ("sft", ["trainer.save_freq=after_each_epoch", "model.lora_rank=8"]),
+        ("grpo", [f"+{R}.normalisation=sign", f"+{R}.weights.format=0.1"]),
         # verl's own switch for other accelerators stays within reach; nothing is promised for them
         ("grpo", ["trainer.device=npu"]),
         (
