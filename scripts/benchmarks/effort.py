@@ -32,7 +32,7 @@ class Effort:
     worker_episodes: int = 48
     model_episodes: int = 16
     smollm2_episodes: int = 16
-    smollm2_episode_s: int = 150
+    smollm2_episode_s: int = 75
     smollm2_repetitions: int = 3
     label_s: int = 900
     label_repetitions: int = 3
