@@ -104,7 +104,7 @@ def test_float16_without_an_nvidia_gpu_is_refused_because_verl_would_not_scale_t
         ("grpo", [f"{W}.actor.use_dynamic_bsz=true", "hardware.micro_batch_size=3"]),
         ("ppo", ["hardware.num_devices=8", "hardware.tensor_parallel=2", "trainer.nnodes=2"]),
         ("sft", ["trainer.save_freq=after_each_epoch", "model.lora_rank=8"]),
-        ("grpo", [f"+{R}.normalisation=sign", f"+{R}.weights.format=0.1"]),
+        ("grpo", [f"+{R}.normalisation=sign", f"+{R}.weights.format=2"]),
         # verl's own switch for other accelerators stays within reach; nothing is promised for them
         ("grpo", ["trainer.device=npu"]),
         (
