@@ -66,7 +66,7 @@ def test_two_horizons_go_on_and_of_a_tie_the_longer_is_taken() -> None:
     choose = longest_of_the_best(below_s=25)
     assert choose({short: 20.0, long: 20.3, longest: 20.5}) == [long]
     assert choose({short: 20.0, long: 20.5}) == [short]
-    # a tie is no reason to take settings that do not beat the best classical controller
+    # settings that do not beat the best classical controller are not taken, even if they tie with the best
     assert longest_of_the_best(below_s=20.2)({short: 20.0, long: 20.3}) == [short]
     assert longest_of_the_best(below_s=19.0)({short: 20.0, long: 20.3}) == [short]
 
