@@ -4,7 +4,8 @@ Examples:
     python scripts/benchmark.py all --json runs/benchmark/all.json
     python scripts/benchmark.py reward --only replay-bare replay-city --quick
 
-Both sides of a ratio are measured several times in turn, in the same run. The ratio is that of their medians.
+Both sides of a ratio are measured several times in turn, in the same run. The ratio is that of their fastest
+repetitions.
 The file of --json has the rows measured so far after each of them.
 Exit status: 0; 1 if a row misses its bound; 2 if something cannot be measured.
 """
@@ -34,6 +35,7 @@ from benchmarks.label_speed import (
 from benchmarks.replay_speed import bare_rows, city_rows, memory_rows, stretch_rows, traci_rows
 from benchmarks.rows import Row, machine_lines, table, write_rows
 from benchmarks.score_rate import score_rows
+from benchmarks.stopwatch import loop_s
 from tsc.errors import ConfigError, did_you_mean, run_main
 
 Measure = Callable[[Path, Effort], list[Row]]
@@ -121,8 +123,10 @@ def main() -> int:
 
     effort = QUICK if arguments.quick else FULL
     print("\n".join(machine_lines(os.getloadavg()[0])))
+    loops_s = [loop_s()]
     rows = measure(arguments.measures, arguments.only, arguments.folder.resolve(), effort, arguments.json)
-    print()
+    loops_s.append(loop_s())
+    print("a loop of five million additions took {:.2f} s at the start and {:.2f} s at the end\n".format(*loops_s))
     print(table(rows))
     return 1 if any(row.ok is False for row in rows) else 0
 

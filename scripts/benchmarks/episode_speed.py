@@ -47,7 +47,7 @@ def episode_rows(folder: Path, effort: Effort, *, controller: str) -> list[Row]:
         ours.call(episode_cost, job)
         bare.call(bare_cost, script)
         costs = in_turn(
-            effort.repetitions, partial(ours.call, episode_cost, job), partial(bare.call, bare_cost, script)
+            effort.short_repetitions, partial(ours.call, episode_cost, job), partial(bare.call, bare_cost, script)
         )
     what = f"an evaluation's episode under {controller}; a bare libsumo loop, same signals, reads and outputs"
     bound = Bound(at="least", value=0.8)

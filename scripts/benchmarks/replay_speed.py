@@ -17,7 +17,7 @@ from benchmarks.benchmark_datasets import (
 )
 from benchmarks.effort import Effort
 from benchmarks.live_replay import live_cost, replay_in_circles, start_cost, stretch_cost
-from benchmarks.rows import Bound, Row
+from benchmarks.rows import Bound, Row, fastest
 from benchmarks.stopwatch import Cost, in_turn
 from benchmarks.traci_replay import traci_cost
 from benchmarks.warm_process import warm_processes
@@ -73,8 +73,8 @@ def bare_rows(folder: Path, effort: Effort) -> list[Row]:
 def start_row(name: str, starts: Sequence[Cost], replays: Sequence[Cost]) -> Row:
     """CPU time before the first second, of all that a replay takes."""
     what = "CPU time of a replay before its first second: files, copies of the process, the state; the whole replay"
-    times_ms = ([1e3 / cost.rate_per_core_s for cost in side] for side in (starts, replays))
-    return Row.of_medians(name, what, *times_ms, unit="ms")
+    start_ms, replay_ms = (1e3 / fastest(side, by_cpu=True) for side in (starts, replays))
+    return Row(name=name, what=what, value=start_ms, beside=replay_ms, unit="ms")
 
 
 def traci_rows(folder: Path, effort: Effort) -> list[Row]:

@@ -43,3 +43,12 @@ def in_turn(repetitions: int, *sides: Callable[[], Cost]) -> list[list[Cost]]:
     """The costs of each side, measured as A B A B …, so that a slower machine slows both."""
     rounds = [[side() for side in sides] for _ in range(repetitions)]
     return [list(costs) for costs in zip(*rounds, strict=True)]
+
+
+def loop_s() -> float:
+    """The real time of a loop of five million additions: how fast a core is just now."""
+    begin = time.perf_counter()
+    total = 0
+    for number in range(5_000_000):
+        total += number
+    return time.perf_counter() - begin

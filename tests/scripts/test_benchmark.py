@@ -51,7 +51,16 @@ def _row(value: float, beside: float | None = None, must_reach: Bound | None = N
 # Rows
 
 
-def test_a_row_is_the_ratio_of_the_medians_of_its_repetitions() -> None:
+def test_a_row_of_rates_is_the_ratio_of_the_fastest_repetitions() -> None:
+    walls_s = ([3, 2, 6], [4, 1, 5])
+    costs = [[Cost(num_units=60, wall_s=wall_s, cpu_s=2 * wall_s) for wall_s in side] for side in walls_s]
+    by_clock = Row.of_rates("speed", "a thing; another", *costs, unit="1/s")
+    by_cpu = Row.of_rates("speed", "a thing; another", *costs, by_cpu=True, unit="1/s of CPU")
+    assert (by_clock.value, by_clock.beside, by_clock.ratio) == (30, 60, 0.5)
+    assert (by_cpu.value, by_cpu.beside, by_cpu.ratio) == (15, 30, 0.5)
+
+
+def test_a_row_of_steps_is_the_ratio_of_their_medians() -> None:
     row = Row.of_medians(
         name="speed", what="a thing; another", values=[30, 10, 20], beside=[4, 5, 100], unit="1/s",
         must_reach=Bound(at="least", value=4),
