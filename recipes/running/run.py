@@ -8,9 +8,11 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import json
 import os
 import re
 import shlex
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,7 +23,7 @@ from reward.settings import DEFAULT_SETTINGS_FILE
 from tsc.errors import ConfigError, did_you_mean
 from tsc.files import REPO_ROOT
 from tsc.junction.prompt import prompt_maker
-from tsc.scenarios.by_word import WORDS_HELP, is_network, is_scenario_file
+from tsc.scenarios.by_word import WORDS_HELP, is_network, is_scenario_file, traffic_scenarios
 from tsc.scenarios.packaged import PACKAGED_WORDS
 from tsc.yaml_file import read_yaml
 
@@ -261,6 +263,8 @@ class Run(BaseModel):
             raise ConfigError(
                 f"DATA={self.data} does not exist: give a dataset, a folder with train.parquet, or nothing"
             )
+        if self.data and (self.learns_of_student or self.rounds > 1):
+            self._check_networks_of_data()
         folders = [self.out]
         if not self.data and not (self.parquet / "train.parquet").is_file():
             folders.append(self.parquet.parent)
@@ -268,6 +272,25 @@ class Run(BaseModel):
             folders.append(SMOLLM2_FOLDER)
         for folder in folders:
             check_writable(folder)
+
+    def _check_networks_of_data(self) -> None:
+        """That SCENARIO, of which more states are made, names only networks that DATA is of. Raises ConfigError.
+
+        Nothing is checked where generation.json does not lie beside the data.
+        """
+        data = Path(self.data)
+        generation = (data if data.is_dir() else data.parent) / "generation.json"
+        if not generation.is_file():
+            return
+        of_data = list(json.loads(generation.read_bytes())["outcomes"])
+        with tempfile.TemporaryDirectory(prefix="tsc-scenarios-") as scratch:
+            names = [each.name for each in traffic_scenarios(self.scenarios, Path(scratch))]
+        if others := [name for name in names if name not in of_data]:
+            knob = "SFT_ANSWERS=student" if self.learns_of_student else f"ROUNDS={self.rounds}"
+            raise ConfigError(
+                f"{knob} makes more states of SCENARIO={self.scenario}, but DATA={self.data} is of "
+                f"{', '.join(of_data)}, not of {', '.join(others)}: give the SCENARIO that the data were made of"
+            )
 
 
 def unknown_knobs(algorithm: str, environment: Mapping[str, str]) -> list[str]:

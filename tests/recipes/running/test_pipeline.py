@@ -511,6 +511,21 @@ def test_a_round_starts_from_the_model_of_the_round_before_on_the_states_of_all(
     assert pipeline("grpo", RUN_NAME="mine").main == first
 
 
+@pytest.mark.parametrize("asked", [{"SFT_ANSWERS": "student"}, {"ROUNDS": "2"}])
+def test_more_states_are_made_of_the_networks_of_the_data(asked: dict[str, str], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "generation.json").write_text('{"outcomes": {"rilsa1": {}, "cross": {}}}')
+    (data / "grpo_dataset.json").write_text("[]")
+    knobs = asked | {"RUNS": str(tmp_path), "HARDWARE": "cpu"}
+    (knob,) = [f"{name}={value}" for name, value in asked.items()]
+    for given in (data, data / "grpo_dataset.json"):
+        Run.from_environment("grpo", knobs | {"DATA": str(given), "SCENARIO": "sumo:rilsa1"}).check_files()
+        told = rf"^{knob} makes more states of .*four_way\.yaml, .* is of rilsa1, cross, not of four_way: give"
+        with pytest.raises(ConfigError, match=told):
+            Run.from_environment("grpo", knobs | {"DATA": str(given)}).check_files()
+
+
 @pytest.mark.parametrize("algorithm", ["gspo", "dpo"])
 def test_rounds_are_for_grpo(algorithm: str) -> None:
     with pytest.raises(ConfigError, match=r"ROUNDS=2 makes more data .* use scripts/train_grpo.sh"):
