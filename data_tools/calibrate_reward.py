@@ -11,7 +11,7 @@ vehicle: its time loss and its wait to enter. The rounds:
     tail     lookahead with these tails over 90 s; the best two go on
     horizon  these two over 45, 90, 180 and 400 s; the two best horizons go on, each with its best tail
     measure  queue, waiting time and time loss, of the junction, and in nets of several signals of the whole net, too;
-             each of the two horizons goes on with its best measure and scope
+             the two horizons go on, each with its best measure and scope
     final    these two and the settings of configs/reward.yaml, or of --reward. Of those within 2 % of the best, the one
              with the longest horizon is taken, because only a long horizon sees that a jam clears
 Tails, classical controllers and the final round have an hour of each seed. The others have half an hour of one seed.
