@@ -60,7 +60,7 @@ def test_one_worker_writes_the_same_bytes_as_two(
     assert_same_tree(tmp_path / "one", small_dataset)
 
 
-def test_a_killed_generation_resumes_to_the_same_bytes(
+def test_a_second_generation_is_refused_and_a_killed_one_resumes_to_the_same_bytes(
     repo_root: Path, short_scenario: Path, small_dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
