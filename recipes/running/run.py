@@ -276,7 +276,7 @@ class Run(BaseModel):
     def _check_networks_of_data(self) -> None:
         """That SCENARIO, of which more states are made, names only networks that DATA is of. Raises ConfigError.
 
-        Data without a generation.json beside them are not checked.
+        If no generation.json lies beside the data, nothing is checked.
         """
         data = Path(self.data)
         generation = (data if data.is_dir() else data.parent) / "generation.json"
