@@ -3,6 +3,7 @@
 Examples:
     python data_tools/calibrate_reward.py --scenario mine.sumocfg --out data/mine
     python data_tools/calibrate_reward.py --scenario resco:cologne1 sumo:rilsa3 --out data/both --seeds 8
+    python data_tools/calibrate_reward.py --scenario resco:ingolstadt7 --out data/ingolstadt7 --minutes 20
 
 No tail, horizon and measure is best everywhere. So for each scenario this runs the classical controllers, the tails
 alone, and lookahead with a small set of settings, on the same validation seeds. What is compared is the mean delay of a
@@ -15,10 +16,12 @@ vehicle: its time loss and its wait to enter. The rounds:
     final    these two and the settings of configs/reward.yaml, or of --reward. Of those within 2 % of the best, the one
              with the longest horizon is taken, because only a long horizon sees that a jam clears
 Tails, classical controllers and the final round have an hour of each seed. The others have half an hour of one seed.
+With --minutes, the rounds horizon and measure begin no episode after this time, short horizons first. The tables say
+what was left out. How far the search comes then depends on the machine.
 
 Writes OUT/reward.yaml for generate_dataset.py, train_*.sh and evaluate.py: a section of `scenarios` for each network,
 with the tables as a comment. OUT/calibration.jsonl keeps the episodes, so a second call continues. If no lookahead
-beats the best classical controller, it says so, and takes the best settings with the longest horizon.
+beats the best classical controller, it says so, and takes the best settings with the longest horizon that was tried.
 """
 
 from __future__ import annotations
@@ -142,9 +145,18 @@ def run_job(job: Job) -> dict[str, Any]:
 
 
 def run_episodes(
-    scenario: TrafficScenario, candidates: Sequence[Candidate], seeds: Sequence[int], *, file: Path, workers: int
+    scenario: TrafficScenario,
+    candidates: Sequence[Candidate],
+    seeds: Sequence[int],
+    *,
+    file: Path,
+    workers: int,
+    until: float = math.inf,
 ) -> dict[Candidate, list[dict[str, Any]]]:
-    """By candidate, one record a seed. Runs the episodes that the file does not have."""
+    """By candidate, one record a seed. Runs the episodes that the file does not have, in the order of the candidates.
+
+    until: in time.monotonic(); no episode begins after it. Candidates that lack one are left out.
+    """
     jobs = {
         (candidate, seed): Job(scenario=scenario, candidate=candidate, seed=seed)
         for candidate in candidates
@@ -155,10 +167,18 @@ def run_episodes(
     stored = EpisodesFile(file, {job.fingerprint for job in jobs.values()})
     records = {record["fingerprint"]: record for record in stored.episodes}
     missing = [job for job in jobs.values() if job.fingerprint not in records]
-    for record in tqdm(each_in_a_process(run_job, missing, workers), total=len(missing), disable=None, leave=False):
-        stored.append(record)
-        records[record["fingerprint"]] = record
-    return {each: [records[jobs[each, seed].fingerprint] for seed in seeds] for each in candidates}
+    at_once = len(missing) if math.isinf(until) else workers
+    with tqdm(total=len(missing), disable=None, leave=False) as progress:
+        while missing and time.monotonic() < until:
+            for record in each_in_a_process(run_job, missing[:at_once], workers):
+                stored.append(record)
+                records[record["fingerprint"]] = record
+                progress.update()
+            del missing[:at_once]
+    left_out = {job.candidate for job in missing}
+    return {
+        each: [records[jobs[each, seed].fingerprint] for seed in seeds] for each in candidates if each not in left_out
+    }
 
 
 def mean_delay_s(records: Sequence[Mapping[str, Any]]) -> float:
@@ -171,7 +191,7 @@ def mean_delay_s(records: Sequence[Mapping[str, Any]]) -> float:
 class Round:
     """The candidates of a round with their mean delays (s), the best first. kept: those that go on.
 
-    duration_s: of an episode.
+    duration_s: of an episode. left_out: candidates for which there was no time.
     """
 
     name: str
@@ -179,6 +199,7 @@ class Round:
     duration_s: int
     delays_s: Mapping[Candidate, float]
     kept: Sequence[Candidate]
+    left_out: Sequence[Candidate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +226,7 @@ class Calibration:
             for candidate, delay_s in each.delays_s.items():
                 shown = "does not apply" if math.isinf(delay_s) else f"{delay_s:8.1f}"
                 lines.append(f"  {shown}  {candidate.name}{'  *' if candidate in each.kept else ''}")
+            lines += [f"  left out  {candidate.name}" for candidate in each.left_out]
         by_seed = ", ".join(
             f"{one / other:.2f}" for one, other in zip(self.chosen_delays_s, self.classical_delays_s, strict=True)
         )
@@ -225,17 +247,24 @@ class Calibration:
 class _Search:
     """Runs the rounds of one scenario, and keeps what they found.
 
-    base: the settings of which only what is searched changes.
+    base: the settings of which only what is searched changes. until: in time.monotonic(), for rounds that may stop.
     """
 
     def __init__(
-        self, scenario: TrafficScenario, num_seeds: int, *, base: OutcomeSettings, file: Path, workers: int
+        self,
+        scenario: TrafficScenario,
+        num_seeds: int,
+        *,
+        base: OutcomeSettings,
+        file: Path,
+        workers: int,
+        until: float,
     ) -> None:
         self.extension_s = scenario.timing.green_extension_s
         self.rounds: list[Round] = []
         self.records: dict[Candidate, list[dict[str, Any]]] = {}  # of the rounds on all seeds
         self.searched_s: dict[Candidate, float] = {}  # the delay in the rounds on one seed
-        self._scenario, self._base, self._file, self._workers = scenario, base, file, workers
+        self._scenario, self._base, self._file, self._workers, self._until = scenario, base, file, workers, until
         self._seeds = [scenario.episode_seed("validation", number) for number in range(num_seeds)]
 
     def lookahead(self, **changes: Any) -> Candidate:
@@ -256,15 +285,18 @@ class _Search:
         choose: Callable[[Mapping[Candidate, float]], list[Candidate]],
         *,
         all_seeds: bool,
+        may_stop: bool = False,
     ) -> list[Candidate]:
         """What `choose` takes of the mean delays (s), the best first. Prints the first one.
 
-        all_seeds: an hour of each instead of half an hour of one.
+        all_seeds: an hour of each instead of half an hour of one. may_stop: when the time is over; some of the
+        candidates have their episodes from a round before.
         """
         seeds = self._seeds if all_seeds else self._seeds[:1]
         duration_s = min(self._scenario.duration_s, FINAL_DURATION_S if all_seeds else SEARCH_DURATION_S)
         scenario = replace(self._scenario, end_s=self._scenario.begin_s + duration_s)
-        ran = run_episodes(scenario, candidates, seeds, file=self._file, workers=self._workers)
+        until = self._until if may_stop else math.inf
+        ran = run_episodes(scenario, candidates, seeds, file=self._file, workers=self._workers, until=until)
         means_s = {each: mean_delay_s(records) for each, records in ran.items()}
         if all_seeds:
             self.records |= ran
@@ -272,8 +304,19 @@ class _Search:
             self.searched_s |= means_s
         delays_s = dict(sorted(means_s.items(), key=lambda pair: pair[1]))
         kept = choose(delays_s)
-        self.rounds.append(Round(name=name, num_seeds=len(seeds), duration_s=duration_s, delays_s=delays_s, kept=kept))
-        print(f"{self._scenario.name}, {name}: best of {len(candidates)} is {kept[0].name}", flush=True)
+        left_out = [each for each in candidates if each not in ran]
+        self.rounds.append(
+            Round(
+                name=name,
+                num_seeds=len(seeds),
+                duration_s=duration_s,
+                delays_s=delays_s,
+                kept=kept,
+                left_out=left_out,
+            )
+        )
+        no_time = f" (no time for {len(left_out)} more)" if left_out else ""
+        print(f"{self._scenario.name}, {name}: best of {len(ran)} is {kept[0].name}{no_time}", flush=True)
         return kept
 
 
@@ -307,10 +350,19 @@ def horizon_s(candidate: Candidate) -> int:
 
 
 def calibrate(
-    scenario: TrafficScenario, num_signals: int, num_seeds: int, *, base: OutcomeSettings, file: Path, workers: int
+    scenario: TrafficScenario,
+    num_signals: int,
+    num_seeds: int,
+    *,
+    base: OutcomeSettings,
+    file: Path,
+    workers: int,
+    minutes: float = math.inf,
 ) -> Calibration:
-    """Run all rounds. base: the settings of which only what is searched changes."""
-    search = _Search(scenario, num_seeds, base=base, file=file, workers=workers)
+    """Run all rounds. base: the settings of which only what is searched changes. minutes: after which the rounds
+    horizon and measure begin no episode."""
+    until = time.monotonic() + 60 * minutes
+    search = _Search(scenario, num_seeds, base=base, file=file, workers=workers, until=until)
     extension_s = search.extension_s
     controllers = [Candidate(name=name, step_s=extension_s, controller=name) for name in CLASSICAL]
     (classical,) = search.round("classical controllers", controllers, best(1), all_seeds=True)
@@ -331,16 +383,16 @@ def calibrate(
         for each in search.round("tails alone", tails, best(KEPT_TAILS), all_seeds=True)
     ]
     kept = search.round("lookahead, tail", first, best(KEPT), all_seeds=False)
-    over = search.changed(kept, horizon_s=HORIZONS_S)
-    kept = search.round("lookahead, horizon", over, best_of_horizons, all_seeds=False)
+    over = sorted(search.changed(kept, horizon_s=HORIZONS_S), key=horizon_s)
+    kept = search.round("lookahead, horizon", over, best_of_horizons, all_seeds=False, may_stop=True)
     scopes = ("junction",) if num_signals == 1 else ("junction", "network")
-    measured = search.changed(kept, measure=MEASURES, scope=scopes)
-    finalists = search.round("lookahead, measure", measured, best_of_horizons, all_seeds=False)
+    measured = [*kept, *search.changed(kept, measure=MEASURES, scope=scopes)]
+    measured = sorted(dict.fromkeys(measured), key=horizon_s)
+    finalists = search.round("lookahead, measure", measured, best_of_horizons, all_seeds=False, may_stop=True)
     final = list(dict.fromkeys([*finalists, search.lookahead()]))
     (chosen,) = search.round("lookahead, final", final, longest_of_the_best(classical_s), all_seeds=True)
     if mean_delay_s(search.records[chosen]) >= classical_s:
-        longest = [each for each in search.searched_s if horizon_s(each) == max(HORIZONS_S)]
-        chosen = min(longest, key=search.searched_s.__getitem__)
+        chosen = min(search.searched_s, key=lambda each: (-horizon_s(each), search.searched_s[each]))
         search.round("lookahead, longest horizon", [chosen], best(1), all_seeds=True)
     return Calibration(
         scenario=scenario.name,
@@ -385,6 +437,13 @@ def main() -> None:
         "--reward", type=Path, help="a reward file of your own, whose other settings are kept (default: none)"
     )
     parser.add_argument(
+        "--minutes",
+        type=at_least(0),
+        default=math.inf,
+        metavar="N",
+        help="time of a network for the rounds up to measure; the final round comes after it (default: no limit)",
+    )
+    parser.add_argument(
         "--max-signals", type=at_least(1), metavar="N", help="leave out networks with more signals (default: none)"
     )
     add_scenario_options(parser, source=f"the scenario's own; at most {FINAL_DURATION_S} s of it are used")
@@ -411,6 +470,7 @@ def main() -> None:
                     base=settings,
                     file=out / "calibration.jsonl",
                     workers=arguments.workers,
+                    minutes=arguments.minutes,
                 )
             )
         write_atomically(out / "reward.yaml", reward_text(calibrations, base).encode())

@@ -101,6 +101,26 @@ def test_a_second_call_runs_nothing_and_writes_the_same(
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
+def test_when_the_time_is_over_the_best_so_far_is_taken(
+    repo_root: Path, short_scenario: Path, calibrated: tuple[Path, str], tmp_path: Path
+) -> None:
+    stored = (calibrated[0] / "calibration.jsonl").read_text().splitlines(keepends=True)
+    own = tmp_path / "calibration.jsonl"
+    own.write_text("".join(line for line in stored if not any(f", {each} s, " in line for each in (180, 400))))
+    done = run(repo_root, short_scenario, tmp_path, "--duration", "60", "--minutes", "0")
+    assert done.returncode == 0, done.stderr
+    assert not any(", 400 s, " in line for line in own.read_text().splitlines())
+    text = (tmp_path / "reward.yaml").read_text()
+    assert text.count("left out") == 4  # two tails, 180 and 400 s
+    assert "#   left out  " in text
+    assert "(no time for 4 more)" in done.stdout
+    assert load_outcome_settings(tmp_path / "reward.yaml", "four_way").horizon_s <= 90
+    # a call with time goes on from there
+    done = run(repo_root, short_scenario, tmp_path, "--duration", "60")
+    assert done.stdout == calibrated[1].replace(str(calibrated[0]), str(tmp_path))
+    assert "left out" not in (tmp_path / "reward.yaml").read_text()
+
+
 def test_the_rest_of_a_reward_file_is_kept(
     repo_root: Path, short_scenario: Path, calibrated: tuple[Path, str], tmp_path: Path
 ) -> None:
